@@ -1,0 +1,1 @@
+"""Callbacks: one behaviour a file, found by the file's name."""

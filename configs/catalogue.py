@@ -1,0 +1,92 @@
+"""What a config can name: a new file in a folder is a new name, nothing is registered."""
+
+import difflib
+import importlib.util
+from collections.abc import Iterable
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+
+from configs import schema
+from configs.nodes import ConfigError
+from configs.signatures import PROJECT, REQUIRED, Component, component, functions, subclasses
+
+FOLDERS = {  # section -> (folder, base class)
+    "data": ("datamodules", "ClassificationDataModule"),
+    "model": ("lit_models", "LitClassifier"),
+    "callbacks": ("callbacks", "Callback"),
+}
+FUNCTIONS = {"optimizer": PROJECT / "lit_models/optimizers.py", "schedule": PROJECT / "lit_models/schedules.py"}
+CLOSED = {"trainer", "run"}
+SECTIONS = ("data", "model", "optimizer", "schedule", "trainer", "callbacks", "run")
+
+
+def names(section: str) -> list[str]:
+    """Every name that `section` accepts: files with a component, Lightning's callbacks, functions."""
+    if section in FUNCTIONS:
+        return functions(FUNCTIONS[section])
+    folder, base = FOLDERS[section]
+    files = [path for path in sorted((PROJECT / folder).glob("*.py")) if base in path.read_text(encoding="utf-8")]
+    found = [path.stem for path in files if any(_from_yaml(path, name) for name in subclasses(path, base))]
+    return sorted([*found, *schema.LIGHTNING_CALLBACKS]) if section == "callbacks" else found
+
+
+def _from_yaml(path: Path, name: str) -> bool:
+    """Whether YAML can give all that this class requires; `RunRecord` wants a folder, which is `train.py`'s to give."""
+    return all(one.type is not None for one in component(path, name).parameters.values() if one.default is REQUIRED)
+
+
+def named(section: str, name: str, where: str, key: str) -> Component:
+    """The component that `name` means in `section`.
+
+    Raises:
+        ConfigError: if there is none, or its file has more than one.
+    """
+    if name not in names(section):
+        raise ConfigError(where, key, f"unknown name {name!r}", nearest(name, names(section), "available"))
+    if section in FUNCTIONS:
+        return component(FUNCTIONS[section], name)
+    folder, base = FOLDERS[section]
+    path = PROJECT / folder / f"{name}.py"
+    if not path.is_file():
+        file, class_name = schema.LIGHTNING_CALLBACKS[name]
+        return component(lightning_folder() / "callbacks" / f"{file}.py", class_name)
+    classes = subclasses(path, base)
+    if len(classes) > 1:
+        raise ConfigError(
+            where, key, f"{folder}/{name}.py has {len(classes)} classes that derive from {base}", "one a file"
+        )
+    found = component(path, classes[0])
+    own = {key: one for key, one in found.parameters.items() if key not in schema.HANDED_OVER}
+    return replace(found, parameters=own)
+
+
+@lru_cache
+def closed(section: str) -> Component:
+    """The section `trainer`, `run` or, at the top of a file, ``""``."""
+    path = PROJECT / "configs/schema.py"
+    if section == "trainer":
+        ours = component(path, "Trainer")
+        theirs = component(lightning_folder() / "trainer" / "trainer.py", "Trainer")
+        merged = dict(theirs.parameters)
+        for name, parameter in ours.parameters.items():
+            meaning = parameter.meaning or theirs.parameters[name].meaning
+            merged[name] = replace(parameter, meaning=meaning)
+        return replace(theirs, parameters=merged)
+    return component(path, {"run": "Run", "": "Experiment"}[section])
+
+
+@lru_cache
+def lightning_folder() -> Path:
+    """Where `lightning.pytorch` is installed, found without importing it."""
+    spec = importlib.util.find_spec("lightning")
+    if spec is None or spec.origin is None:
+        raise ConfigError("", "", "lightning is not installed", "run: pip install -e . -c constraints.txt")
+    return Path(spec.origin).parent / "pytorch"
+
+
+def nearest(word: str, choices: Iterable[str], title: str) -> str:
+    """``did you mean X?`` if something is close to `word`, else all choices."""
+    choices = sorted(choices)
+    close = difflib.get_close_matches(word, choices, 1, 0.6)
+    return f"did you mean {close[0]}?" if close else f"{title}: {', '.join(choices)}"

@@ -1,0 +1,44 @@
+"""``argv`` -> the experiment to train, or the answer to what was asked about it."""
+
+import argparse
+from pathlib import Path
+from typing import NoReturn
+
+from configs.config import Config
+from configs.explain import explain, help_text
+from configs.loading import load_config
+from configs.nodes import COMMAND_LINE, ConfigError
+
+
+class Parser(argparse.ArgumentParser):
+    """Answers a wrong command line like a wrong config: in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(COMMAND_LINE, "", message, "python train.py --help")
+
+
+def parse(argv: list[str], description: str) -> Config | None:
+    """The experiment to train, or None if it was only to be shown.
+
+    Raises:
+        ConfigError: whatever is wrong with the command line or the config.
+    """
+    parser = Parser(prog="python train.py", description=description, add_help=False, allow_abbrev=False)
+    parser.add_argument("--config", metavar="FILE", type=Path, help="the experiment, a YAML file of configs/")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="set a key of it, as in optimizer.lr=0.1")
+    parser.add_argument("--print-config", action="store_true", help="print the resolved config, train nothing")
+    parser.add_argument("--explain", metavar="KEY", help="where KEY's value comes from, what it means and accepts")
+    parser.add_argument("-h", "--help", action="store_true", help="this; with --config, every key of the experiment")
+    arguments, rest = parser.parse_known_args(argv)
+    if arguments.config is None and not arguments.help:
+        raise ConfigError(COMMAND_LINE, "--config", "is missing", "python train.py --config configs/iris_mlp.yaml")
+    config = load_config(arguments.config, [*arguments.overrides, *rest]) if arguments.config else None
+    if arguments.help:
+        print(parser.format_help() + "\n" + help_text(config))
+    elif config and arguments.explain:
+        print(explain(config, arguments.explain))
+    elif config and arguments.print_config:
+        print(config.to_yaml(), end="")
+    else:
+        return config
+    return None

@@ -1,0 +1,57 @@
+"""One experiment, checked and complete."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from configs.signatures import Component, Parameter
+
+
+@dataclass(frozen=True)
+class Config:
+    """Every key of every section, with where it comes from.
+
+    Attributes:
+        path: the YAML file.
+        values: plain nested data, complete: what is silent in the file has its default.
+        components: what each section configures; those of callbacks as ``callbacks.NAME``.
+        parameters: the declaration of each dotted key.
+        origins: file and line, or command line, of each dotted key that was written.
+    """
+
+    path: Path
+    values: dict[str, Any]
+    components: dict[str, Component]
+    parameters: dict[str, Parameter]
+    origins: dict[str, str]
+
+    def __getitem__(self, key: str) -> Any:
+        """The value of a dotted key, or a whole section."""
+        value: Any = self.values
+        for name in key.split("."):
+            value = value[name]
+        return value
+
+    def where(self, key: str) -> str:
+        """File and line, or command line, of `key`; the file where it was not written."""
+        return self.origins.get(key, str(self.path))
+
+    def options(self, section: str) -> dict[str, Any]:
+        """The section without its name: the arguments of its component."""
+        return {name: value for name, value in self[section].items() if name != "name"}
+
+    def flat(self) -> dict[str, bool | int | float | str]:
+        """``section.key`` -> scalar, without what is null: the shape that TensorBoard wants."""
+        return {
+            key: value if isinstance(value, bool | int | float | str) else str(value) for key, value in self._leaves()
+        }
+
+    def to_yaml(self) -> str:
+        """YAML that `load_config` reads back to the same values."""
+        return OmegaConf.to_yaml(OmegaConf.create(self.values))
+
+    def _leaves(self) -> list[tuple[str, Any]]:
+        named = [f"{section}.name" for section in ("data", "model", "optimizer", "schedule")]
+        return [(key, self[key]) for key in sorted([*self.parameters, *named]) if self[key] is not None]

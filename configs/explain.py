@@ -1,0 +1,84 @@
+"""What a person asks of a config before running it: ``--help`` and ``--explain KEY``."""
+
+import shutil
+import textwrap
+from typing import Any
+
+from configs.catalogue import SECTIONS, names, nearest
+from configs.config import Config
+from configs.nodes import COMMAND_LINE, ConfigError
+from configs.signatures import PROJECT, REQUIRED, Parameter
+
+
+def explain(config: Config, key: str) -> str:
+    """Where the value of `key` comes from, what it means and what it accepts.
+
+    Raises:
+        ConfigError: if the config has no such key.
+    """
+    if key.endswith(".name") and key.removesuffix(".name") in config.components and key not in config.parameters:
+        section = key.removesuffix(".name")
+        part = config.components[section]
+        rows = [("value", config[section]["name"]), ("from", config.origins[key]), ("means", part.summary)]
+        rows.append(("accepts", ", ".join(names(section))))
+        return _rows(key, rows)
+    if key not in config.parameters:
+        keys = [*config.parameters, *(f"{s}.name" for s in ("data", "model", "optimizer", "schedule"))]
+        raise ConfigError(COMMAND_LINE, "--explain", f"no key {key!r} in {config.path}", nearest(key, keys, "keys"))
+    parameter, value = config.parameters[key], config[key]
+    default = "none, it must be written" if parameter.default is REQUIRED else _yaml(parameter.default)
+    return _rows(
+        key,
+        [
+            ("value", _yaml(value)),
+            ("from", config.origins.get(key, f"default ({parameter.where})")),
+            ("means", parameter.meaning),
+            ("accepts", parameter.accepts),
+            ("default", default),
+        ],
+    )
+
+
+def help_text(config: Config | None) -> str:
+    """The lines below the usage: what can be named and, with a config, every key with its value and meaning."""
+    if config is None:
+        experiments = sorted(path.name for path in (PROJECT / "configs").glob("*.yaml"))
+        rows = [("configs/", ", ".join(experiments))] + [(f"{s}.name", ", ".join(names(s))) for s in ("data", "model")]
+        rows += [(f"{s}.name", ", ".join(names(s))) for s in ("optimizer", "schedule")]
+        rows += [("callbacks", ", ".join(names("callbacks")))]
+        return _rows("what a config can name (add --config FILE to this for every key of it):", rows)
+    blocks = []
+    for section in ("", *SECTIONS):
+        keys = {
+            k: one
+            for k, one in config.parameters.items()
+            if k.startswith(f"{section}.") or (not section and "." not in k)
+        }
+        if keys:
+            blocks.append("\n".join(_line(config, key, one) for key, one in keys.items()))
+    return f"keys of {config.path}, with their values:\n\n" + "\n\n".join(blocks)
+
+
+def _line(config: Config, key: str, parameter: Parameter) -> str:
+    head = f"  {key}={_yaml(config[key])}"
+    text = parameter.meaning.split(". ")[0].rstrip(".")
+    return _wrapped(f"{head}  ({parameter.accepts})  ", text)
+
+
+def _rows(title: str, rows: list[tuple[str, str]]) -> str:
+    width = max(len(name) for name, _ in rows) + 2
+    return "\n".join([title, *(_wrapped(f"  {name:<{width}}", text) for name, text in rows if text)])
+
+
+def _wrapped(head: str, text: str) -> str:
+    width = max(60, shutil.get_terminal_size((100, 24)).columns)
+    indent = " " * (len(head) if len(head) < 24 else 6)
+    return textwrap.fill(text, width, initial_indent=head, subsequent_indent=indent, break_on_hyphens=False)
+
+
+def _yaml(value: Any) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"[{', '.join(map(_yaml, value))}]" if isinstance(value, list) else str(value)

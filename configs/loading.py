@@ -1,0 +1,173 @@
+"""A YAML file and ``key=value`` overrides -> one checked, complete, plain config.
+
+Constructors are the schema: each key becomes an OmegaConf structured config made from its signature, which checks the
+type; what OmegaConf would silently convert, ranges, names and impossible pairs are checked here. Every error is a
+`ConfigError`.
+"""
+
+from dataclasses import field, make_dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+from omegaconf import MISSING, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from configs import schema
+from configs.catalogue import CLOSED, FUNCTIONS, SECTIONS, closed, named, names, nearest
+from configs.config import Config
+from configs.nodes import ConfigError, Section, Value, ambiguity, plain, read_override, read_yaml
+from configs.pairs import check_pairs
+from configs.references import resolve_references
+from configs.signatures import REQUIRED, Component, Parameter
+
+
+def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Config:
+    """Read, check and complete one experiment.
+
+    Args:
+        path: a YAML file.
+        overrides: ``section.key=value``, with YAML's values; the last one wins.
+
+    Raises:
+        ConfigError: whatever is wrong with either, in one line.
+    """
+    path = Path(path)
+    tree = read_yaml(path)
+    for argument in overrides:
+        key, node = read_override(argument)
+        _put(tree, key, node)
+    resolve_references(tree)
+    config = Config(path, {}, {}, {}, {})
+    top = {name: node for name, node in tree.items.items() if name not in SECTIONS}
+    config.values.update(_filled(config, "", closed(""), Section(tree.where, top)))
+    for name in SECTIONS:
+        node = tree.items.get(name, Section(str(path)))
+        if isinstance(node, Value):
+            if node.data is not None:
+                hint = f"write {name}.name={node.data}" if name in ("data", "model", *FUNCTIONS) else ""
+                raise ConfigError(node.where, name, f"is a section, not {_shown(node.data)}", hint)
+            node = Section(node.where)
+        config.values[name] = _section(config, name, node)
+    check_pairs(config)
+    return config
+
+
+def _put(tree: Section, key: str, node: Section | Value) -> None:
+    """Set the dotted `key` in `tree`; a mapping is merged into a mapping."""
+    *parents, last = key.split(".")
+    for depth, name in enumerate(parents):
+        child = tree.items.get(name)
+        if isinstance(child, Value) and child.data is not None:
+            above = ".".join(parents[: depth + 1])
+            raise ConfigError(node.where, key, f"{above} is {_shown(child.data)} ({child.where}), not a section")
+        if not isinstance(child, Section):
+            child = tree.items[name] = Section(node.where)
+        tree = child
+    there = tree.items.get(last)
+    if isinstance(there, Section) and isinstance(node, Section):
+        for name, child in node.items.items():
+            _put(there, name, child)
+    else:
+        tree.items[last] = node
+
+
+def _section(config: Config, name: str, section: Section) -> dict[str, Any]:
+    """The values of a section; what it configures and where its keys were written is noted in `config`."""
+    if name in CLOSED:
+        return _filled(config, name, closed(name), section)
+    if name == "callbacks":
+        return _callbacks(config, section)
+    key = f"{name}.name"
+    node = section.items.get("name")
+    available = f"available: {', '.join(names(name))}"
+    if node is None:
+        raise ConfigError(section.where, key, "is missing", available)
+    if not isinstance(node, Value) or not isinstance(node.data, str):
+        raise ConfigError(node.where, key, "is not a name", available)
+    part = named(name, node.data, node.where, key)
+    config.origins[key] = node.where
+    rest = {child: one for child, one in section.items.items() if child != "name"}
+    return {"name": node.data, **_filled(config, name, part, Section(section.where, rest))}
+
+
+def _callbacks(config: Config, section: Section) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    defaults = {name: Section(section.where) for name in schema.DEFAULT_CALLBACKS}
+    for name, node in {**defaults, **section.items}.items():
+        key = f"callbacks.{name}"
+        part = named("callbacks", name, node.where, key)
+        if isinstance(node, Section):
+            values[name] = _filled(config, key, part, node)
+        elif node.data is None:  # switched off; a later reading of the resolved config must see that, too
+            values[name] = None
+        else:
+            raise ConfigError(node.where, key, f"is a section, not {_shown(node.data)}", f"write {name}: {{}}, or null")
+    return values
+
+
+def _filled(config: Config, prefix: str, part: Component, section: Section) -> dict[str, Any]:
+    """The section's values, of the types that the signature of `part` declares, with defaults for what is not written."""
+    dot = f"{prefix}." if prefix else ""
+    usable = {name: parameter for name, parameter in part.parameters.items() if parameter.type is not None}
+    for name, node in section.items.items():
+        if name not in usable:
+            raise _unknown_key(f"{dot}{name}", name, part, usable, node.where)
+        config.origins[dot + name] = node.where
+    values = {}
+    for name, parameter in usable.items():
+        if name in section.items:
+            values[name] = _value(dot + name, parameter, section.items[name])
+        elif parameter.default is REQUIRED:
+            raise ConfigError(section.where, dot + name, "is missing", f"accepts {parameter.accepts}")
+        else:
+            values[name] = parameter.default
+        config.parameters[dot + name] = parameter
+    if prefix:
+        config.components[prefix] = part
+    return values
+
+
+def _unknown_key(key: str, name: str, part: Component, usable: dict[str, Parameter], where: str) -> ConfigError:
+    if name in part.parameters:
+        hint = "write it under callbacks:" if name == "callbacks" else "it takes a Python object"
+        return ConfigError(where, key, "cannot be set in a config", hint)
+    choices = [*usable, *SECTIONS] if key == name else list(usable)
+    hint = nearest(name, choices, "known keys") if choices else f"{part.name} has no keys"
+    return ConfigError(where, key, "unknown key", hint)
+
+
+def _value(key: str, parameter: Parameter, node: Section | Value) -> Any:
+    """What was written for `parameter`, as its type, or why it is refused."""
+    kinds = get_args(parameter.type) or (parameter.type,)
+    if isinstance(node, Value):
+        if node.ambiguous and not (isinstance(node.data, bool) and bool in kinds):
+            raise ambiguity(node, key)
+        as_written = node.text is not None and str in kinds and not {int, float} & set(kinds)
+        given = node.text if as_written else node.data  # a name such as 7 is wanted as it was written
+    else:
+        given = plain(node, key)
+    shape = OmegaConf.structured(make_dataclass("Shape", [("value", parameter.type, field(default=MISSING))]))
+    try:
+        read = OmegaConf.to_container(OmegaConf.merge(shape, {"value": given}))["value"]  # type: ignore[index, call-overload]
+    except OmegaConfBaseException:
+        read = REQUIRED
+    if not _same(given, read):
+        raise ConfigError(node.where, key, f"{_shown(given)} is not accepted", f"accepts {parameter.accepts}")
+    if not parameter.inside(read):
+        raise ConfigError(node.where, key, f"{_shown(given)} is out of range", f"accepts {parameter.accepts}")
+    return list(read) if isinstance(read, tuple) else read
+
+
+def _same(given: Any, read: Any) -> bool:
+    """Whether OmegaConf kept what was written; an int may become a float, nothing else may change."""
+    if isinstance(given, list):
+        return isinstance(read, list | tuple) and len(given) == len(read) and all(map(_same, given, read))
+    if isinstance(given, dict):
+        return isinstance(read, dict) and given.keys() == read.keys() and all(_same(given[k], read[k]) for k in given)
+    if type(given) is int and type(read) is float:
+        return True
+    return type(given) is type(read) and (given == read or given != given)
+
+
+def _shown(value: Any) -> str:
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else repr(value)

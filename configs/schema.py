@@ -1,0 +1,110 @@
+"""The closed sections: keys that belong to every experiment, whatever its data and model.
+
+Each class is read like a component's constructor (`configs.signatures`): fields are keys, defaults and ranges are here.
+"""
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+# What train.py hands to a component itself, so that no config can contradict it: the numbers of the data, the sections
+# that stand on their own.
+HANDED_OVER = {"input_shape", "num_classes", "class_names", "seed", "optimizer", "schedule"}
+
+# What every model logs, and whether less is better. Own models may log more.
+METRICS: dict[str, Literal["min", "max"]] = {
+    "train/loss": "min",
+    "train/accuracy": "max",
+    "val/loss": "min",
+    "val/accuracy": "max",
+    "val/f1": "max",
+}
+
+# Callbacks of every run, unless it sets them to null.
+DEFAULT_CALLBACKS = ("progress_line", "confusion_matrix")
+
+# Lightning's callbacks by short name: the file below lightning/pytorch/callbacks and the class.
+LIGHTNING_CALLBACKS = {
+    "device_stats_monitor": ("device_stats_monitor", "DeviceStatsMonitor"),
+    "early_stopping": ("early_stopping", "EarlyStopping"),
+    "ema_weight_averaging": ("weight_averaging", "EMAWeightAveraging"),
+    "gradient_accumulation_scheduler": ("gradient_accumulation_scheduler", "GradientAccumulationScheduler"),
+    "learning_rate_monitor": ("lr_monitor", "LearningRateMonitor"),
+    "model_summary": ("model_summary", "ModelSummary"),
+    "stochastic_weight_averaging": ("stochastic_weight_avg", "StochasticWeightAveraging"),
+    "timer": ("timer", "Timer"),
+}
+
+
+@dataclass
+class Experiment:
+    """What stands at the top of a config, outside any section.
+
+    Args:
+        seed: Of weights, order and augmentation. The validation split has its own, `data.split_seed`.
+    """
+
+    seed: Annotated[int, ">= 0, <= 4294967295"] = 0
+
+
+@dataclass
+class Run:
+    """Where a run leaves its files, and which of its epochs is best.
+
+    Args:
+        root: Folder of all runs; a run's own is ROOT/CONFIG/NAME.
+        name: Folder of this run; null for the UTC time with a random tail. It must not exist yet.
+        monitor: Metric by which the best checkpoint is chosen.
+    """
+
+    root: str = "runs"
+    name: str | None = None
+    monitor: Literal["val/accuracy", "val/f1", "val/loss"] = "val/accuracy"
+
+
+@dataclass
+class Trainer:
+    """Where our defaults, choices or ranges differ from what `lightning.Trainer` declares.
+
+    Args:
+        precision: auto picks bf16-mixed where the hardware multiplies bf16 natively (CUDA capability 8 or newer, a CPU
+            with AMX or AVX512-BF16), else 32-true.
+        max_epochs: Passes over the training set; null for no end (then max_steps, max_time or early stopping ends it).
+        max_steps: Optimizer steps; null for no end (then max_epochs ends it).
+        log_every_n_steps: Steps between two points of the training curves.
+        num_sanity_val_steps: Validation batches to try before training.
+        default_root_dir: Where Lightning leaves files of its own; null for the run's folder.
+        deterministic: Refuse ("warn": warn of) operations whose result can differ between two runs.
+        logger: false for no TensorBoard.
+        enable_progress_bar: Show callbacks.progress_line.
+        enable_checkpointing: false keeps no checkpoints; the last epoch's model is tested.
+    """
+
+    precision: Literal[
+        "auto", "32-true", "16-true", "64-true", "bf16-true", "16-mixed", "bf16-mixed",
+        "transformer-engine", "transformer-engine-float16", "64", "32", "16", "bf16", 64, 32, 16,
+    ] = "auto"  # fmt: skip
+    max_epochs: Annotated[int, ">= 1"] | None = 10
+    min_epochs: Annotated[int, ">= 0"] | None = None
+    max_steps: Annotated[int, ">= 1"] | None = None
+    min_steps: Annotated[int, ">= 0"] | None = None
+    num_nodes: Annotated[int, ">= 1"] = 1
+    limit_train_batches: Annotated[int | float, ">= 0"] | None = None
+    limit_val_batches: Annotated[int | float, ">= 0"] | None = None
+    limit_test_batches: Annotated[int | float, ">= 0"] | None = None
+    limit_predict_batches: Annotated[int | float, ">= 0"] | None = None
+    overfit_batches: Annotated[int | float, ">= 0"] = 0.0
+    val_check_interval: Annotated[int | float | str, "> 0"] | None = None
+    check_val_every_n_epoch: Annotated[int, ">= 1"] | None = 1
+    num_sanity_val_steps: Annotated[int, ">= -1"] | None = 0
+    log_every_n_steps: Annotated[int, ">= 1"] | None = 50
+    accumulate_grad_batches: Annotated[int, ">= 1"] = 1
+    gradient_clip_val: Annotated[int | float, "> 0"] | None = None
+    gradient_clip_algorithm: Literal["norm", "value"] | None = None
+    deterministic: bool | Literal["warn"] | None = None
+    reload_dataloaders_every_n_epochs: Annotated[int, ">= 0"] = 0
+    default_root_dir: str | None = None
+    logger: bool = True
+    enable_progress_bar: bool | None = True
+    enable_checkpointing: bool | None = True
+    enable_model_summary: bool | None = False
+    enable_autolog_hparams: bool = False

@@ -1,0 +1,247 @@
+"""A constructor's parameters, read without importing its module.
+
+The constructor is the schema: names, types and defaults come from the signature, ranges from ``Annotated[float, ">= 0"]``,
+help from the docstring's ``Args:``. Reading source with `ast` takes milliseconds; importing it would take torch with it.
+"""
+
+import ast
+import inspect
+import math
+import operator
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from types import NoneType
+from typing import Any, Literal, Union
+
+PROJECT = Path(__file__).resolve().parent.parent
+REQUIRED = object()  # the default of a parameter that has none
+
+_SCALARS: dict[str, Any] = {"int": int, "float": float, "str": str, "bool": bool, "Any": Any, "None": NoneType}
+_LISTS = {"list", "List", "Sequence", "Iterable", "tuple", "Tuple"}  # YAML has one kind of list
+_DICTS = {"dict", "Dict", "Mapping"}
+_COMPARISONS = {">=": operator.ge, ">": operator.gt, "<=": operator.le, "<": operator.lt}
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One key of a section.
+
+    Attributes:
+        name: the key.
+        type: what `typing` calls it, or None where no YAML value could be one (a `Logger`, say).
+        default: its value where the config is silent, or `REQUIRED`.
+        bounds: the range of every number in it, as in ``">= 0, < 1"``, or "".
+        meaning: its lines in the docstring.
+        where: file and line of its declaration.
+    """
+
+    name: str
+    type: Any
+    default: Any
+    bounds: str
+    meaning: str
+    where: str
+
+    @property
+    def accepts(self) -> str:
+        """The type and range, for people."""
+        return describe(self.type) + (f", {self.bounds}" if self.bounds else "")
+
+    def inside(self, value: Any) -> bool:
+        """Whether every number in `value` is finite and within `bounds`."""
+        if isinstance(value, list | tuple):
+            return all(self.inside(item) for item in value)
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            return True
+        if not math.isfinite(value):
+            return False
+        for bound in filter(None, self.bounds.split(",")):
+            symbol, limit = bound.split()
+            if not _COMPARISONS[symbol](value, float(limit)):
+                return False
+        return True
+
+
+@dataclass(frozen=True)
+class Component:
+    """A class or function that a config can name: where it is, what it takes, what it says of itself."""
+
+    name: str
+    path: Path
+    parameters: dict[str, Parameter]
+    constants: dict[str, Any]  # literal class attributes, such as `modality`
+    summary: str  # the docstring's first line
+
+
+def component(path: Path, name: str) -> Component:
+    """The class or function `name` of the file `path`.
+
+    A constructor's ``**options`` stand for the parameters of its first base class.
+    """
+    node = next(
+        item for item in _tree(path).body if isinstance(item, ast.ClassDef | ast.FunctionDef) and item.name == name
+    )
+    docstring = ast.get_docstring(node) or ""
+    constants = dict(_constants(node)) if isinstance(node, ast.ClassDef) else {}
+    return Component(name, path, _parameters(path, node), constants, docstring.partition("\n")[0])
+
+
+def subclasses(path: Path, base: str) -> list[str]:
+    """The classes of the file `path` that derive from a class called `base`."""
+    return [
+        node.name
+        for node in _tree(path).body
+        if isinstance(node, ast.ClassDef) and any(ast.unparse(one).split(".")[-1] == base for one in node.bases)
+    ]
+
+
+def functions(path: Path) -> list[str]:
+    """The public functions of the file `path`."""
+    return [node.name for node in _tree(path).body if isinstance(node, ast.FunctionDef) and node.name[0] != "_"]
+
+
+def describe(annotation: Any) -> str:
+    """A type as a person would write it."""
+    origin = getattr(annotation, "__origin__", None)
+    if origin is Union:
+        return " | ".join(describe(member) for member in annotation.__args__)
+    if origin is Literal:
+        return " | ".join(map(str, annotation.__args__))
+    if origin in (list, dict):
+        return f"{origin.__name__}[{', '.join(describe(member) for member in annotation.__args__)}]"
+    return "null" if annotation is NoneType else getattr(annotation, "__name__", str(annotation))
+
+
+@lru_cache
+def _tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"), str(path))
+
+
+def _constants(node: ast.ClassDef) -> Iterator[tuple[str, Any]]:
+    for item in node.body:
+        target = item.targets[0] if isinstance(item, ast.Assign) else getattr(item, "target", None)
+        value = getattr(item, "value", None)
+        if isinstance(target, ast.Name) and value is not None:
+            literal = _literal(value)
+            if literal is not REQUIRED:
+                yield target.id, literal
+
+
+def _parameters(path: Path, node: ast.ClassDef | ast.FunctionDef) -> dict[str, Parameter]:
+    if isinstance(node, ast.FunctionDef):
+        return _of_function(path, node, ast.get_docstring(node))
+    init = next((item for item in node.body if isinstance(item, ast.FunctionDef) and item.name == "__init__"), None)
+    if init is None and not node.bases:  # a dataclass: its fields are its constructor
+        meanings = _meanings(ast.get_docstring(node))
+        fields = [item for item in node.body if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name)]
+        return {f.target.id: _parameter(path, f.target.id, f, f.annotation, f.value, meanings) for f in fields}  # type: ignore[union-attr]
+    own: dict[str, Parameter] = {}
+    if init is not None:
+        docstring = "\n\n".join(text for owner in (node, init) if (text := ast.get_docstring(owner)))
+        own = _of_function(path, init, docstring)
+        if init.args.kwarg is None:
+            return own
+    inherited = _base(path, node)
+    return {**own, **{name: one for name, one in inherited.items() if name not in own}}
+
+
+def _base(path: Path, node: ast.ClassDef) -> dict[str, Parameter]:
+    """The parameters of the first base class, where its file is in the project."""
+    if not node.bases:
+        return {}
+    base = ast.unparse(node.bases[0])
+    for item in _tree(path).body:
+        if isinstance(item, ast.ClassDef) and item.name == base:
+            return _parameters(path, item)
+        if isinstance(item, ast.ImportFrom) and item.module and base in [alias.name for alias in item.names]:
+            file = PROJECT.joinpath(*item.module.split(".")).with_suffix(".py")
+            return component(file, base).parameters if file.is_file() else {}
+    return {}
+
+
+def _of_function(path: Path, node: ast.FunctionDef, docstring: str | None) -> dict[str, Parameter]:
+    """Keyword-only parameters where there are any (what stands before them is not the user's), else all but self."""
+    arguments = node.args
+    positional = [*arguments.posonlyargs, *arguments.args]
+    padding: list[ast.expr | None] = [None] * (len(positional) - len(arguments.defaults))
+    pairs = list(zip(positional, [*padding, *arguments.defaults], strict=True))
+    pairs = [pair for pair in pairs if pair[0].arg != "self"]
+    if node.name != "__init__":
+        pairs = []
+    pairs += list(zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True))
+    meanings = _meanings(docstring)
+    return {arg.arg: _parameter(path, arg.arg, arg, arg.annotation, value, meanings) for arg, value in pairs}
+
+
+def _parameter(
+    path: Path,
+    name: str,
+    node: ast.arg | ast.AnnAssign,
+    annotation: ast.expr | None,
+    default: ast.expr | None,
+    meanings: dict[str, str],
+) -> Parameter:
+    shown = path.relative_to(PROJECT) if path.is_relative_to(PROJECT) else path.name
+    bounds: list[str] = []
+    kind = _type(annotation, bounds) if annotation is not None else Any
+    value = REQUIRED if default is None else _literal(default)
+    value = list(value) if isinstance(value, tuple) else value
+    return Parameter(name, kind, value, ", ".join(bounds), meanings.get(name, ""), f"{shown}:{node.lineno}")
+
+
+def _literal(node: ast.expr) -> Any:
+    try:
+        return ast.literal_eval(node)
+    except ValueError:
+        return REQUIRED
+
+
+def _type(node: ast.expr, bounds: list[str]) -> Any:
+    """The part of an annotation that YAML can express, or None; ranges are added to `bounds`."""
+    if isinstance(node, ast.Constant):
+        return NoneType if node.value is None else _type(ast.parse(str(node.value), mode="eval").body, bounds)
+    if isinstance(node, ast.BinOp):
+        return _union([node.left, node.right], bounds)
+    if not isinstance(node, ast.Subscript):
+        return _SCALARS.get(ast.unparse(node).split(".")[-1])
+    outer = ast.unparse(node.value).split(".")[-1]
+    inner = list(node.slice.elts) if isinstance(node.slice, ast.Tuple) else [node.slice]
+    if outer == "Literal":
+        return Literal[tuple(ast.literal_eval(item) for item in inner)]
+    if outer == "Annotated":
+        bounds.append(str(ast.literal_eval(inner[1])))
+        return _type(inner[0], bounds)
+    if outer == "Union":
+        return _union(inner, bounds)
+    if outer == "Optional":
+        return _union([inner[0], ast.Constant(None)], bounds)
+    members = [_type(item, bounds) for item in inner if not (isinstance(item, ast.Constant) and item.value is Ellipsis)]
+    if None in members:
+        return None
+    if outer in _LISTS:
+        return list[members[0]]  # type: ignore[valid-type]
+    return dict[members[0], members[1]] if outer in _DICTS else None  # type: ignore[valid-type]
+
+
+def _union(nodes: list[ast.expr], bounds: list[str]) -> Any:
+    members = [member for node in nodes if (member := _type(node, bounds)) is not None]
+    if not members or members == [NoneType]:
+        return None
+    return Union[tuple(members)]  # noqa: UP007  (there is no other way to write it for a computed list)
+
+
+def _meanings(docstring: str | None) -> dict[str, str]:
+    """The entries of a docstring's ``Args:`` (or ``Attributes:``), each on one line."""
+    found: dict[str, str] = {}
+    for block in re.findall(
+        r"^(?:Args|Attributes):\n((?:[ ]+\S.*\n?|\n)+)", inspect.cleandoc(docstring or "") + "\n", re.M
+    ):
+        indent = len(block) - len(block.lstrip(" "))
+        for entry in re.split(rf"^ {{{indent}}}(?=\S)", block, flags=re.M):
+            name, colon, text = entry.partition(":")
+            if colon and re.fullmatch(r"[\w*, ]+( \(.*\))?", name):
+                found[name.split(" ")[0].strip("*")] = " ".join(text.split())
+    return found

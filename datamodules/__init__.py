@@ -1,0 +1,1 @@
+"""LightningDataModules: one dataset family a file, found by the file's name."""

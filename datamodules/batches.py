@@ -1,0 +1,111 @@
+"""Batches straight from tensors: one gather a batch, on the device where the data lies.
+
+A `DataLoader` fetches sample by sample and collates; for data that fits in memory that costs ten to fifty times more than
+indexing (https://github.com/pytorch/pytorch/issues/106704). Nothing here has hidden state: the order is a function of
+(seed, epoch), augmentation of (seed, epoch, batch, rank).
+"""
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+from torch import Generator, Tensor
+
+# N samples, B batch
+Transform = Callable[[Tensor, Generator | None], Tensor]
+
+
+class EpochOrder:
+    """Which samples each batch of an epoch holds, for one of `world_size` processes.
+
+    In training (`shuffle`), all processes cut the same permutation: batch i of the whole group is its i-th piece of
+    ``batch_size * world_size``, shared out evenly, so that every process makes equally many steps. A last piece that
+    cannot be shared, or one of a single sample (batch normalisation could not use it), is left out for this epoch.
+    In evaluation each process takes its own stretch; no sample is left out or repeated.
+    """
+
+    def __init__(
+        self, num_samples: int, batch_size: int, shuffle: bool, seed: int = 0, rank: int = 0, world_size: int = 1
+    ) -> None:
+        self.num_samples, self.batch_size, self.shuffle, self.seed = num_samples, batch_size, shuffle, seed
+        self.rank, self.world_size, self.epoch = rank, world_size, 0
+
+    @property
+    def sampler(self) -> "EpochOrder":
+        """Itself: Lightning tells the epoch to ``loader.batch_sampler.sampler``."""
+        return self
+
+    def set_epoch(self, epoch: int) -> None:
+        """Lightning calls this before every epoch."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        if not self.shuffle:
+            start, end = self._stretch()
+            return -(-(end - start) // self.batch_size)
+        whole, rest = divmod(self.num_samples, self.batch_size * self.world_size)
+        return whole + (self._share(rest) > 0)
+
+    def __iter__(self) -> Iterator[Tensor | slice]:
+        """Indices (B,) of each batch, or a slice where the samples lie side by side."""
+        if not self.shuffle:
+            start, end = self._stretch()
+            for first in range(start, end, self.batch_size):
+                yield slice(first, min(first + self.batch_size, end))
+            return
+        generator = Generator().manual_seed(mixed_seed(self.seed, self.epoch))
+        order = torch.randperm(self.num_samples, generator=generator)
+        group = self.batch_size * self.world_size
+        for first in range(0, self.num_samples, group):
+            size = min(self.batch_size, self._share(self.num_samples - first))
+            if size > 0:
+                begin = first + self.rank * size
+                yield order[begin : begin + size]
+
+    def _stretch(self) -> tuple[int, int]:
+        return self.num_samples * self.rank // self.world_size, self.num_samples * (self.rank + 1) // self.world_size
+
+    def _share(self, samples: int) -> int:
+        share = samples // self.world_size
+        return share if share > 1 or self.batch_size == 1 else 0
+
+
+class TensorBatches:
+    """An iterable of ``(inputs, labels)`` that takes a `DataLoader`'s place.
+
+    Args:
+        inputs: (N, ...) of any type.
+        labels: (N,) of int64, on the same device.
+        order: Which samples each batch holds.
+        transform: From a batch of `inputs` and a generator (None in evaluation) to what the model gets.
+        device: Where the batches go; null for where the data is.
+    """
+
+    def __init__(
+        self,
+        inputs: Tensor,
+        labels: Tensor,
+        order: EpochOrder,
+        transform: Transform,
+        device: torch.device | None = None,
+    ) -> None:
+        self.inputs, self.labels, self.transform = inputs, labels, transform
+        self.batch_sampler = order  # where Lightning looks for `set_epoch`, as in a DataLoader
+        self.device = inputs.device if device is None else device
+
+    def __len__(self) -> int:
+        return len(self.batch_sampler)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        order = self.batch_sampler
+        generator = Generator(self.device) if order.shuffle else None
+        for i, indices in enumerate(order):
+            inputs = self.inputs[indices].to(self.device, non_blocking=True)
+            if generator is not None:
+                generator.manual_seed(mixed_seed(order.seed, order.epoch, i, order.rank))
+            yield self.transform(inputs, generator), self.labels[indices].to(self.device, non_blocking=True)
+
+
+def mixed_seed(*numbers: int) -> int:
+    """One well-mixed seed of several numbers: neighbours give unrelated streams."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))

@@ -1,0 +1,141 @@
+"""CIFAR-10 and CIFAR-100: 50,000 + 10,000 colour images of 32x32 (Krizhevsky 2009).
+
+Source and format: https://www.cs.toronto.edu/~kriz/cifar.html. The binary version is read; the Python version is pickled
+code, and loading it would run whatever is in it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Generator, Tensor
+
+from datamodules.augment import random_crop, random_flip
+from datamodules.classification import ClassificationDataModule, DataError, DataSpec, Labelled
+from datamodules.download import RemoteFile, extract, fetch, locked
+
+SHAPE, PIXEL_BYTES = (3, 32, 32), 3072
+PADDING = 4  # pixels, as in every CIFAR recipe since He et al. 2015 (https://arxiv.org/abs/1512.03385, section 4.2)
+MIRRORS = ("https://www.cs.toronto.edu/~kriz/", "https://cave.cs.toronto.edu/kriz/")
+CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+CIFAR100 = tuple(
+    """apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly camel can castle
+    caterpillar cattle chair chimpanzee clock cloud cockroach couch crab crocodile cup dinosaur dolphin elephant flatfish
+    forest fox girl hamster house kangaroo keyboard lamp lawn_mower leopard lion lizard lobster man maple_tree motorcycle
+    mountain mouse mushroom oak_tree orange orchid otter palm_tree pear pickup_truck pine_tree plain plate poppy porcupine
+    possum rabbit raccoon ray road rocket rose sea seal shark shrew skunk skyscraper snail snake spider squirrel streetcar
+    sunflower sweet_pepper table tank telephone television tiger tractor train trout tulip turtle wardrobe whale
+    willow_tree wolf woman worm""".split()
+)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """Archive and files of one of the two sets; a record is `label_bytes` (the last one counts) and the pixels."""
+
+    archive: RemoteFile
+    folder: str
+    train: tuple[str, ...]
+    test: tuple[str, ...]
+    records: int  # in each file of `train`
+    label_bytes: int
+    class_names: tuple[str, ...]
+
+
+VARIANTS = {
+    "cifar10": Variant(
+        RemoteFile(
+            "cifar-10-binary.tar.gz", 170_052_171, "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd"
+        ),
+        "cifar-10-batches-bin",
+        tuple(f"data_batch_{i}.bin" for i in range(1, 6)),
+        ("test_batch.bin",),
+        10_000,
+        1,
+        CIFAR10,
+    ),
+    "cifar100": Variant(
+        RemoteFile(
+            "cifar-100-binary.tar.gz", 168_513_733, "58a81ae192c23a4be8b1804d68e518ed807d710a4eb253b1f2a199162a40d8ec"
+        ),
+        "cifar-100-binary",
+        ("train.bin",),
+        ("test.bin",),
+        50_000,
+        2,  # coarse, then fine
+        CIFAR100,
+    ),
+}
+TEST_RECORDS = 10_000
+
+
+class CIFAR(ClassificationDataModule):
+    """Colour images of 32x32 in 10 classes, or with variant=cifar100 in 100.
+
+    Args:
+        root: Folder that holds cifar-10-batches-bin (cifar-100-binary) or the archive; what is not there is downloaded.
+        variant: Which of the two sets.
+        augment_images: Shift training images by up to 4 pixels and mirror half of them.
+        mirrors: Addresses of the archive to try before the built-in ones.
+        options: Those of `ClassificationDataModule`.
+    """
+
+    modality = "image"
+
+    def __init__(
+        self,
+        root: str = "data",
+        variant: Literal["cifar10", "cifar100"] = "cifar10",
+        augment_images: bool = True,
+        mirrors: Sequence[str] = (),
+        **options: Any,
+    ) -> None:
+        super().__init__(**options)
+        self.augment_images = augment_images
+        self.source, self.root = VARIANTS[variant], Path(root)
+        self.folder = self.root / self.source.folder
+        self.mirrors = (*mirrors, *MIRRORS)
+
+    @property
+    def spec(self) -> DataSpec:
+        return DataSpec(self.modality, SHAPE, self.source.class_names)
+
+    def prepare_data(self) -> None:
+        sizes = self._sizes()
+        if all((self.folder / name).is_file() for name in sizes):
+            return
+        fetch([self.source.archive], self.root, self.mirrors)
+        with locked(self.root):
+            if not all((self.folder / name).is_file() for name in sizes):
+                extract(self.root / self.source.archive.name, sizes, self.folder)
+
+    def load(self) -> tuple[Labelled, Labelled]:
+        return self._read(self.source.train), self._read(self.source.test)
+
+    def augment(self, inputs: Tensor, generator: Generator) -> Tensor:
+        if not self.augment_images:
+            return inputs
+        return random_flip(random_crop(inputs, PADDING, generator), generator)
+
+    def _sizes(self) -> dict[str, int]:
+        record = self.source.label_bytes + PIXEL_BYTES
+        train = dict.fromkeys(self.source.train, record * self.source.records)
+        return train | dict.fromkeys(self.source.test, record * TEST_RECORDS)
+
+    def _read(self, names: Sequence[str]) -> Labelled:
+        sizes, record = self._sizes(), self.source.label_bytes + PIXEL_BYTES
+        parts = []
+        for name in names:
+            path = self.folder / name
+            if not path.is_file():
+                raise DataError(f"data.root: {name} is not in {self.folder}")
+            part = np.fromfile(path, np.uint8)
+            if part.nbytes != sizes[name]:
+                raise DataError(f"{path}: {part.nbytes:,} bytes; expected {sizes[name]:,}, records of {record}")
+            parts.append(part.reshape(-1, record))
+        records = torch.from_numpy(np.concatenate(parts))
+        pixels = records[:, self.source.label_bytes :].reshape(-1, *SHAPE)
+        return pixels, records[:, self.source.label_bytes - 1].clone()

@@ -1,0 +1,193 @@
+"""What every datamodule shares: the promise of its data, the split, normalisation, the loaders.
+
+A dataset is one file: a subclass of `ClassificationDataModule` with its ``modality``, its `DataSpec` and ``load()``.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, Literal
+
+import torch
+from lightning.pytorch import LightningDataModule
+from torch import Generator, Tensor
+
+from datamodules.batches import EpochOrder, TensorBatches, mixed_seed
+
+# N samples, B batch, C channels, H, W, D features, K classes
+Modality = Literal["features", "image", "tokens"]
+Labelled = tuple[Tensor, Tensor]  # inputs (N, ...), labels (N,) of 0..K-1
+
+_CHUNK = 4096  # samples whose statistics are taken at once: floats of a whole set would take four times its memory
+
+
+class DataError(ValueError):
+    """Files that are missing or broken, or options that do not fit the data: the user's to mend, said in one line."""
+
+
+@dataclass(frozen=True)
+class DataSpec:
+    """What a datamodule promises and a model is built from; it needs no data in memory.
+
+    Attributes:
+        modality: "features" (D,), "image" (C, H, W) or "tokens".
+        input_shape: Shape of one input, without the batch.
+        class_names: K names, in the order of the labels.
+    """
+
+    modality: Modality
+    input_shape: tuple[int, ...]
+    class_names: tuple[str, ...]
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+
+class ClassificationDataModule(LightningDataModule):
+    """Splits, normalises and serves data that fits in memory.
+
+    Validation is cut from the training set, stratified, as a function of `split_seed` alone. Mean and standard deviation
+    come from the remaining training part, per feature or per channel, and are applied to all three sets alike.
+
+    Args:
+        batch_size: Training samples per step and device.
+        eval_batch_size: Samples per validation or test batch; it changes speed and memory, not results.
+        val_fraction: Share of the training set that is held out for validation.
+        split_seed: Of the validation split.
+        normalize: Shift and scale inputs to mean 0 and standard deviation 1.
+        seed: Of the order and the augmentation; `train.py` hands over the experiment's.
+    """
+
+    modality: ClassVar[Modality]
+
+    def __init__(
+        self,
+        batch_size: Annotated[int, ">= 1"] = 128,
+        eval_batch_size: Annotated[int, ">= 1"] = 1000,
+        val_fraction: Annotated[float, "> 0, < 1"] = 0.1,
+        split_seed: Annotated[int, ">= 0"] = 0,
+        normalize: bool = True,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
+        self.val_fraction, self.split_seed, self.normalize, self.seed = val_fraction, split_seed, normalize, seed
+        self.fingerprint = ""  # of the data, once it is loaded
+        self._parts: dict[str, Labelled] = {}
+
+    @property
+    def spec(self) -> DataSpec:
+        """The shape and the classes of the data."""
+        raise NotImplementedError(f"{type(self).__name__} needs a `spec` property that returns a DataSpec")
+
+    def load(self) -> tuple[Labelled, Labelled]:
+        """The training set and the official test set: inputs (N, *input_shape) of any type, labels (N,)."""
+        raise NotImplementedError(f"{type(self).__name__} needs a `load` method that returns (train, test)")
+
+    def augment(self, inputs: Tensor, generator: Generator) -> Tensor:
+        """A training batch (B, *input_shape), before normalisation; the same size comes back."""
+        return inputs
+
+    def setup(self, stage: str | None = None) -> None:
+        """Load, check and split, once."""
+        if self._parts:
+            return
+        train, test = ((inputs, labels.long()) for inputs, labels in self.load())
+        for title, part in (("training", train), ("test", test)):
+            self._check(title, *part)
+        kept, held_out = stratified_split(train[1], self.val_fraction, self.split_seed)
+        if min(len(kept), len(held_out)) == 0:
+            raise DataError(
+                f"data.val_fraction: {self.val_fraction} leaves {len(kept)} training and {len(held_out)} validation samples"
+                f" of {len(train[1])}; choose another"
+            )
+        self.fingerprint = _fingerprint(*train, *test)
+        mean, std = _statistics(train[0], kept) if self.normalize else (torch.zeros(1), torch.ones(1))
+        device = self.trainer.strategy.root_device if self.trainer is not None else torch.device("cpu")
+        self._scale, self._shift = (1 / std).to(device), (-mean / std).to(device)
+        parts = {
+            "train": (train[0][kept], train[1][kept]),
+            "val": (train[0][held_out], train[1][held_out]),
+            "test": test,
+        }
+        self._parts = {name: (inputs.to(device), labels.to(device)) for name, (inputs, labels) in parts.items()}
+
+    def train_dataloader(self) -> TensorBatches:
+        overfits = self.trainer is not None and self.trainer.overfit_batches > 0  # type: ignore[attr-defined]
+        if overfits:  # the same few batches, plain and in the same order, epoch after epoch
+            return self._batches("train", self.batch_size, shuffle=False)
+        return self._batches("train", self.batch_size, shuffle=True)
+
+    def val_dataloader(self) -> TensorBatches:
+        return self._batches("val", self.eval_batch_size, shuffle=False)
+
+    def test_dataloader(self) -> TensorBatches:
+        return self._batches("test", self.eval_batch_size, shuffle=False)
+
+    def num_samples(self, part: Literal["train", "val", "test"]) -> int:
+        """Samples in a part, over all devices."""
+        return len(self._parts[part][1])
+
+    def transform(self, inputs: Tensor, generator: Generator | None) -> Tensor:
+        """A raw batch as the model gets it: augmented if there is a generator, float32, normalised."""
+        if generator is not None:
+            inputs = self.augment(inputs, generator)
+        return torch.addcmul(self._shift, inputs.float(), self._scale)
+
+    def _batches(self, part: str, batch_size: int, shuffle: bool) -> TensorBatches:
+        rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
+        inputs, labels = self._parts[part]
+        order = EpochOrder(len(labels), batch_size, shuffle, self.seed, rank, world_size)
+        return TensorBatches(inputs, labels, order, self.transform)
+
+    def _check(self, title: str, inputs: Tensor, labels: Tensor) -> None:
+        spec = self.spec
+        if len(labels) == 0 or len(labels) != len(inputs):
+            raise DataError(f"{title} set: {len(inputs)} inputs and {len(labels)} labels; there must be one label each")
+        if tuple(inputs.shape[1:]) != spec.input_shape:
+            raise DataError(f"{title} set: inputs of shape {tuple(inputs.shape[1:])}; the spec says {spec.input_shape}")
+        wrong = torch.nonzero((labels < 0) | (labels >= spec.num_classes))
+        if len(wrong):
+            row = int(wrong[0])
+            raise DataError(
+                f"{title} set: label {int(labels[row])} in row {row}; labels go from 0 to {spec.num_classes - 1}"
+            )
+
+
+def stratified_split(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
+    """Indices of what is kept and of what is held out, `fraction` of every class, both in ascending order.
+
+    Args:
+        labels: (N,).
+        fraction: Share that is held out, rounded per class.
+        seed: Of the choice, which depends on nothing else.
+    """
+    held_out = torch.zeros(len(labels), dtype=torch.bool)
+    generator = Generator().manual_seed(mixed_seed(seed))
+    for label in labels.unique():
+        members = torch.nonzero(labels == label).flatten()
+        chosen = torch.randperm(len(members), generator=generator)[: round(fraction * len(members))]
+        held_out[members[chosen]] = True
+    return torch.nonzero(~held_out).flatten(), torch.nonzero(held_out).flatten()
+
+
+def _statistics(inputs: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of `rows`, per feature (D,) or per channel (C, 1, 1); a constant one counts as 1."""
+    axes = (0, *range(2, inputs.ndim))
+    count = len(rows) * inputs[0].numel() // inputs.shape[1]
+    chunks = rows.split(_CHUNK)
+    mean = torch.stack([inputs[chunk].float().sum(axes, dtype=torch.float64) for chunk in chunks]).sum(0) / count
+    shape = (-1, *[1] * (inputs.ndim - 2))
+    deviations = ((inputs[chunk].float() - mean.float().view(shape)).square() for chunk in chunks)
+    variance = torch.stack([one.sum(axes, dtype=torch.float64) for one in deviations]).sum(0) / count
+    std = variance.sqrt()
+    return mean.float().view(shape), torch.where(std > 0, std, 1.0).float().view(shape)
+
+
+def _fingerprint(*tensors: Tensor) -> str:
+    """SHA-256 of the values: two runs with the same one saw the same data."""
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        digest.update(str((tensor.dtype, tuple(tensor.shape))).encode())
+        digest.update(tensor.contiguous().numpy().data)
+    return digest.hexdigest()

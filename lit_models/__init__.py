@@ -1,0 +1,1 @@
+"""LightningModules: one model family a file, found by the file's name."""

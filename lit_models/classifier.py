@@ -1,0 +1,160 @@
+"""What every classifier shares: steps, loss, metrics, optimizer.
+
+A model is one file: a plain `nn.Module`, and a subclass of `LitClassifier` that makes it in its constructor and puts it
+into ``self.network``. It lists the kinds of input it takes in ``accepts``.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch import Tensor, nn
+from torchmetrics import MeanMetric, MetricCollection
+from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
+
+from lit_models import optimizers, schedules
+
+# B batch, K classes
+Batch = tuple[Any, Tensor]  # inputs, labels (B,) of 0..K-1
+
+
+class LitClassifier(LightningModule):
+    """Trains a network of logits (B, K) with cross-entropy; two classes are two logits.
+
+    Validation and test losses are plain cross-entropy, without smoothing, weights or penalty, so that runs can be compared.
+
+    Args:
+        input_shape: Shape of one input, without the batch: (4,) or (1, 28, 28).
+        num_classes: K.
+        class_names: Names for pictures and predictions; kept in the checkpoint.
+        label_smoothing: Share of the target that is spread over all classes.
+        class_weights: One weight per class in the training loss; null for all equal.
+        l1_penalty: Times the sum of absolute weights, without biases and norms, is added to the training loss.
+        compile: Run the network through torch.compile; checkpoints stay the same.
+        optimizer: {"name": ..., **options} of `lit_models.optimizers`; null for Adam.
+        schedule: {"name": ..., **options} of `lit_models.schedules`; null for a constant rate.
+    """
+
+    accepts: ClassVar[tuple[str, ...]] = ()
+    network: nn.Module
+
+    def __init__(
+        self,
+        input_shape: Sequence[int],
+        num_classes: int,
+        class_names: Sequence[str] | None = None,
+        label_smoothing: Annotated[float, ">= 0, < 1"] = 0.0,
+        class_weights: Annotated[Sequence[float], ">= 0"] | None = None,
+        l1_penalty: Annotated[float, ">= 0"] = 0.0,
+        compile: bool = False,
+        optimizer: Mapping[str, Any] | None = None,
+        schedule: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        if class_weights is not None and len(class_weights) != num_classes:
+            raise ValueError(
+                f"model.class_weights: {len(class_weights)} weights for {num_classes} classes; give one per class"
+            )
+        weights = None if class_weights is None else torch.tensor(class_weights, dtype=torch.float32)
+        self.class_weights: Tensor | None
+        self.register_buffer("class_weights", weights, persistent=False)
+        self.train_loss = MeanMetric(nan_strategy="disable")
+        self.train_accuracy = _accuracy(num_classes)
+        self.val_loss, self.val_metrics = MeanMetric(nan_strategy="disable"), _metrics(num_classes)
+        self.test_loss, self.test_metrics = MeanMetric(nan_strategy="disable"), _metrics(num_classes)
+
+    def setup(self, stage: str) -> None:
+        if self.hparams["compile"]:
+            self.network.compile()  # in place: a wrapper would rename every key of the state
+
+    def forward(self, inputs: Any) -> Tensor:
+        """Logits (B, K)."""
+        return self.network(inputs)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        inputs, labels = batch
+        logits = self(inputs).float()
+        loss = F.cross_entropy(logits, labels, self.class_weights, label_smoothing=self.hparams["label_smoothing"])
+        if self.hparams["l1_penalty"] > 0:
+            loss = loss + self.hparams["l1_penalty"] * self._absolute_weights()
+        self.train_loss.update(loss.detach(), len(labels))
+        self.train_accuracy.update(logits.detach(), labels)
+        self._log_step(loss, batch_idx)
+        return loss
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        return self._evaluate(batch, self.val_loss, self.val_metrics)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        return self._evaluate(batch, self.test_loss, self.test_metrics)
+
+    def on_train_epoch_end(self) -> None:
+        self.log_dict({"train/loss": self.train_loss.compute(), "train/accuracy": self.train_accuracy.compute()})
+        self.train_loss.reset()
+        self.train_accuracy.reset()
+
+    def on_validation_epoch_end(self) -> None:
+        self._log_evaluation("val", self.val_loss, self.val_metrics)
+
+    def on_test_epoch_end(self) -> None:
+        self._log_evaluation("test", self.test_loss, self.test_metrics)
+
+    def configure_optimizers(self) -> tuple[list[torch.optim.Optimizer], list[dict[str, Any]]]:  # type: ignore[override]
+        try:
+            make_optimizer, options = _choice(optimizers, self.hparams["optimizer"], "adam")
+            optimizer = make_optimizer(self.network, **options)
+            make_schedule, options = _choice(schedules, self.hparams["schedule"], "constant")
+            return [optimizer], make_schedule(optimizer, self.trainer.estimated_stepping_batches, **options)
+        except ValueError as error:
+            raise MisconfigurationException(str(error)) from error
+
+    def _evaluate(self, batch: Batch, loss: MeanMetric, metrics: MetricCollection) -> Tensor:
+        """Update the metrics of a stage; logits (B, K) are for callbacks."""
+        inputs, labels = batch
+        logits = self(inputs).float()
+        loss.update(F.cross_entropy(logits, labels), len(labels))
+        metrics.update(logits, labels)
+        return logits
+
+    def _log_evaluation(self, stage: Literal["val", "test"], loss: MeanMetric, metrics: MetricCollection) -> None:
+        values = metrics.compute()
+        by_class = values.pop("class_accuracy")
+        self.log_dict({f"{stage}/loss": loss.compute(), **{f"{stage}/{name}": value for name, value in values.items()}})
+        if stage == "test":
+            names = self.hparams["class_names"] or range(len(by_class))
+            self.log_dict({f"test_class_accuracy/{name}": value for name, value in zip(names, by_class, strict=True)})
+        loss.reset()
+        metrics.reset()
+
+    def _log_step(self, loss: Tensor, batch_idx: int) -> None:
+        """A point of the step curves; straight to the logger, because `self.log` costs as much as a small step."""
+        if self.logger is not None and batch_idx % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            rate = self.trainer.optimizers[0].param_groups[0]["lr"]
+            self.logger.log_metrics({"train/loss_step": loss.item(), "train/lr": rate}, step=self.global_step)
+
+    def _absolute_weights(self) -> Tensor:
+        return torch.stack([one.abs().sum() for one in self.network.parameters() if one.ndim > 1]).sum()
+
+
+def _accuracy(num_classes: int) -> MulticlassAccuracy:
+    return MulticlassAccuracy(num_classes, average="micro", validate_args=False)
+
+
+def _metrics(num_classes: int) -> MetricCollection:
+    return MetricCollection(
+        {
+            "accuracy": _accuracy(num_classes),
+            "f1": MulticlassF1Score(num_classes, average="macro", validate_args=False),
+            "class_accuracy": MulticlassAccuracy(num_classes, average="none", validate_args=False),
+        }
+    )
+
+
+def _choice(module: Any, section: Mapping[str, Any] | None, default: str) -> tuple[Any, dict[str, Any]]:
+    """The function that a section names, and its options."""
+    options = dict(section or {"name": default})
+    return getattr(module, options.pop("name")), options

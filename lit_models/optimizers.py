@@ -1,0 +1,121 @@
+"""Optimizers by name: ``optimizer: {name: sgd, lr: 0.1}`` calls `sgd(network, lr=0.1)`.
+
+A function's keyword-only parameters are the keys of the section. Weight decay is left off biases and normalisation
+scales (He et al. 2019, "Bag of Tricks for Image Classification", https://arxiv.org/abs/1812.01187, section 3.1).
+"""
+
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+
+def sgd(
+    network: nn.Module,
+    *,
+    lr: Annotated[float, "> 0"] = 0.01,
+    momentum: Annotated[float, ">= 0, < 1"] = 0.0,
+    nesterov: bool = False,
+    weight_decay: Annotated[float, ">= 0"] = 0.0,
+    fused: bool | None = None,
+) -> Optimizer:
+    """Stochastic gradient descent.
+
+    Args:
+        lr: Learning rate; with a schedule, its peak.
+        momentum: Share of the last update that is kept.
+        nesterov: Look ahead along the momentum; it needs a momentum above 0.
+        weight_decay: L2 penalty on weights, not on biases and norms.
+        fused: One kernel for all parameters; null for yes where the device has it.
+    """
+    if nesterov and momentum == 0:
+        raise ValueError("optimizer.nesterov: needs a momentum; set optimizer.momentum=0.9")
+    groups, fused = _groups(network, weight_decay), _fused(network, fused)
+    return torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=nesterov, fused=fused)
+
+
+def adam(
+    network: nn.Module,
+    *,
+    lr: Annotated[float, "> 0"] = 1e-3,
+    betas: Annotated[Sequence[float], ">= 0, < 1"] = (0.9, 0.999),
+    eps: Annotated[float, "> 0"] = 1e-8,
+    weight_decay: Annotated[float, ">= 0"] = 0.0,
+    fused: bool | None = None,
+) -> Optimizer:
+    """Adam (https://arxiv.org/abs/1412.6980).
+
+    Args:
+        lr: Learning rate; with a schedule, its peak.
+        betas: Decay of the running mean of gradients and of their squares.
+        eps: Added to the denominator.
+        weight_decay: L2 penalty on weights, not on biases and norms.
+        fused: One kernel for all parameters; null for yes where the device has it.
+    """
+    groups, fused = _groups(network, weight_decay), _fused(network, fused)
+    return torch.optim.Adam(groups, lr=lr, betas=_pair(betas), eps=eps, fused=fused)
+
+
+def adamw(
+    network: nn.Module,
+    *,
+    lr: Annotated[float, "> 0"] = 1e-3,
+    betas: Annotated[Sequence[float], ">= 0, < 1"] = (0.9, 0.999),
+    eps: Annotated[float, "> 0"] = 1e-8,
+    weight_decay: Annotated[float, ">= 0"] = 0.01,
+    fused: bool | None = None,
+) -> Optimizer:
+    """Adam with decoupled weight decay (https://arxiv.org/abs/1711.05101).
+
+    Args:
+        lr: Learning rate; with a schedule, its peak.
+        betas: Decay of the running mean of gradients and of their squares.
+        eps: Added to the denominator.
+        weight_decay: Share of a weight that a step at lr=1 removes; not from biases and norms.
+        fused: One kernel for all parameters; null for yes where the device has it.
+    """
+    groups, fused = _groups(network, weight_decay), _fused(network, fused)
+    return torch.optim.AdamW(groups, lr=lr, betas=_pair(betas), eps=eps, fused=fused)
+
+
+def rmsprop(
+    network: nn.Module,
+    *,
+    lr: Annotated[float, "> 0"] = 0.01,
+    alpha: Annotated[float, ">= 0, < 1"] = 0.99,
+    eps: Annotated[float, "> 0"] = 1e-8,
+    momentum: Annotated[float, ">= 0, < 1"] = 0.0,
+    weight_decay: Annotated[float, ">= 0"] = 0.0,
+) -> Optimizer:
+    """RMSprop (Tieleman and Hinton 2012).
+
+    Args:
+        lr: Learning rate; with a schedule, its peak.
+        alpha: Decay of the running mean of squared gradients.
+        eps: Added to the denominator.
+        momentum: Share of the last update that is kept.
+        weight_decay: L2 penalty on weights, not on biases and norms.
+    """
+    return torch.optim.RMSprop(_groups(network, weight_decay), lr=lr, alpha=alpha, eps=eps, momentum=momentum)
+
+
+def _groups(network: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Weights with decay, and biases and normalisation scales without: the latter have one dimension."""
+    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [one for one in trained if one.ndim > 1], "weight_decay": weight_decay},
+        {"params": [one for one in trained if one.ndim <= 1], "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def _fused(network: nn.Module, asked: bool | None) -> bool:
+    return next(network.parameters()).device.type in ("cpu", "cuda") if asked is None else asked
+
+
+def _pair(betas: Sequence[float]) -> tuple[float, float]:
+    if len(betas) != 2:
+        raise ValueError(f"optimizer.betas: {list(betas)} has {len(betas)} values; give two, as in [0.9, 0.999]")
+    return betas[0], betas[1]

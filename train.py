@@ -1,0 +1,151 @@
+#!/usr/bin/env python3
+"""Train, validate and test one experiment.
+
+Reads from top to bottom: parse, make the run's folder, build, fit, test the best checkpoint. Heavy packages are imported
+only when the config is known to be right.
+"""
+
+import importlib
+import logging
+import sys
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from configs import Config, ConfigError, make_run_folder, parse
+from configs.schema import METRICS
+
+if TYPE_CHECKING:
+    from lightning.pytorch import Callback, LightningModule, Trainer
+
+    from callbacks.run_record import RunRecord
+    from datamodules.classification import DataSpec
+
+PROJECT = Path(__file__).resolve().parent
+INTERRUPTED = 130  # 128 + SIGINT, as a shell counts
+
+
+def main(argv: list[str]) -> int:
+    """Run the command line `argv`; the exit code comes back."""
+    try:
+        config = parse(argv, description=__doc__.splitlines()[0])
+        return 0 if config is None else train(config)
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED
+
+
+def train(config: Config) -> int:
+    """Fit, test the best checkpoint, leave everything in the run's folder; the exit code comes back."""
+    folder = make_run_folder(config)
+    print(f"run folder: {folder}", flush=True)
+
+    from lightning.pytorch import seed_everything
+    from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+    from callbacks.run_record import RunRecord
+    from datamodules.classification import DataError
+
+    quieten()
+    record = RunRecord(folder, config.to_yaml(), config.flat())
+    try:
+        seed_everything(config["seed"], verbose=False)
+        datamodule = make(config, "data", seed=config["seed"])
+        model = make_model(config, datamodule.spec)
+        trainer = make_trainer(config, folder, record)
+    except (ValueError, TypeError, RuntimeError, MisconfigurationException) as error:  # options, not yet any training
+        raise ConfigError(str(config.path), "", str(error)) from error
+    try:
+        trainer.fit(model, datamodule)
+        best = folder / "checkpoints/best.ckpt"
+        trainer.test(model, datamodule, ckpt_path=best if best.is_file() else None, weights_only=True, verbose=False)
+    except (DataError, MisconfigurationException) as error:
+        raise ConfigError(str(config.path), "", str(error)) from error
+    except SystemExit:  # Lightning's answer to Ctrl-C
+        if not trainer.interrupted:
+            raise
+        print(f"interrupted; what there is of the run is in {folder}", file=sys.stderr)
+        return INTERRUPTED
+    if trainer.is_global_zero:
+        print(record.report())
+    return 0
+
+
+def make(config: Config, section: str, **given: Any) -> Any:
+    """What `section` (``data``, ``model``, ``callbacks.NAME``) names, made from its options and what is given."""
+    component = config.components[section]
+    ours = component.path.parent.parent == PROJECT
+    module = f"{component.path.parent.name}.{component.path.stem}" if ours else "lightning.pytorch.callbacks"
+    return getattr(importlib.import_module(module), component.name)(**config.options(section), **given)
+
+
+def make_model(config: Config, spec: "DataSpec") -> "LightningModule":
+    """The model for data of `spec`."""
+    return make(
+        config,
+        "model",
+        input_shape=list(spec.input_shape),
+        num_classes=spec.num_classes,
+        class_names=list(spec.class_names),
+        optimizer=config["optimizer"],
+        schedule=config["schedule"],
+    )
+
+
+def make_trainer(config: Config, folder: Path, record: "RunRecord") -> "Trainer":
+    """Lightning's Trainer with our logger, checkpoints and callbacks."""
+    from lightning.pytorch import Trainer
+    from lightning.pytorch.callbacks import ModelCheckpoint
+
+    from callbacks.run_record import RunLogger
+
+    options = config.options("trainer")
+    options["default_root_dir"] = options["default_root_dir"] or str(folder)
+    options["max_epochs"] = options["max_epochs"] or -1
+    options["max_steps"] = options["max_steps"] or -1
+    options["logger"] = RunLogger(folder) if options["logger"] else False
+    if options["precision"] == "auto":
+        options["precision"] = best_precision(options["accelerator"])
+    wanted = {name for name, values in config["callbacks"].items() if values is not None}
+    if not options.pop("enable_progress_bar"):
+        wanted.discard("progress_line")
+    callbacks: list[Callback] = [record, *(make(config, f"callbacks.{name}") for name in sorted(wanted))]
+    if options["enable_checkpointing"]:
+        shared = {"dirpath": folder / "checkpoints", "save_top_k": 1, "enable_version_counter": False}
+        monitor = config["run.monitor"]
+        callbacks.append(ModelCheckpoint(filename="best", monitor=monitor, mode=METRICS[monitor], **shared))
+        callbacks.append(
+            ModelCheckpoint(filename="last", monitor=None, **shared)
+        )  # Lightning's `save_last` is not that
+    return Trainer(**options, callbacks=callbacks, enable_progress_bar=False)
+
+
+def best_precision(accelerator: str) -> str:
+    """bf16-mixed where the hardware that will be used multiplies bf16 natively, else 32-true."""
+    import torch
+
+    if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
+        native = torch.cuda.get_device_capability() >= (8, 0)
+    else:
+        on_cpu = accelerator == "cpu" or (accelerator == "auto" and not torch.backends.mps.is_available())
+        features = torch.cpu.get_capabilities() if on_cpu else {}
+        native = bool(features.get("amx_bf16") or features.get("avx512_bf16"))
+    return "bf16-mixed" if native else "32-true"
+
+
+def quieten() -> None:
+    """Silence what a user of this project cannot act on."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for message in (
+        "The number of training batches .* is smaller than the logging interval",  # epochs are always logged
+        ".*LeafSpec.* is deprecated",  # Lightning's own use of torch
+    ):
+        warnings.filterwarnings("ignore", message=message)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
