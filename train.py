@@ -55,9 +55,9 @@ def train(config: Config) -> int:
         seed_everything(config["seed"], verbose=False)
         datamodule = make(config, "data", seed=config["seed"])
         model = make_model(config, datamodule.spec)
-        trainer = make_trainer(config, folder, record)
-    except (ValueError, TypeError, RuntimeError, MisconfigurationException) as error:  # options, not yet any training
+    except ValueError as error:  # of the options; nothing has been trained
         raise ConfigError(str(config.path), "", str(error)) from error
+    trainer = make_trainer(config, folder, record)
     try:
         trainer.fit(model, datamodule)
         best = folder / "checkpoints/best.ckpt"
@@ -99,8 +99,10 @@ def make_trainer(config: Config, folder: Path, record: "RunRecord") -> "Trainer"
     """Lightning's Trainer with our logger, checkpoints and callbacks."""
     from lightning.pytorch import Trainer
     from lightning.pytorch.callbacks import ModelCheckpoint
+    from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
     from callbacks.run_record import RunLogger
+    from lit_models.hardware import best_precision, hardware
 
     options = config.options("trainer")
     options["default_root_dir"] = options["default_root_dir"] or str(folder)
@@ -120,20 +122,12 @@ def make_trainer(config: Config, folder: Path, record: "RunRecord") -> "Trainer"
         callbacks.append(
             ModelCheckpoint(filename="last", monitor=None, **shared)
         )  # Lightning's `save_last` is not that
-    return Trainer(**options, callbacks=callbacks, enable_progress_bar=False)
-
-
-def best_precision(accelerator: str) -> str:
-    """bf16-mixed where the hardware that will be used multiplies bf16 natively, else 32-true."""
-    import torch
-
-    if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
-        native = torch.cuda.get_device_capability() >= (8, 0)
-    else:
-        on_cpu = accelerator == "cpu" or (accelerator == "auto" and not torch.backends.mps.is_available())
-        features = torch.cpu.get_capabilities() if on_cpu else {}
-        native = bool(features.get("amx_bf16") or features.get("avx512_bf16"))
-    return "bf16-mixed" if native else "32-true"
+    try:
+        return Trainer(**options, callbacks=callbacks, enable_progress_bar=False)
+    except (ValueError, TypeError, RuntimeError, ImportError, MisconfigurationException) as error:
+        asked = {"trainer.accelerator", "trainer.devices", "trainer.strategy"} & set(config.origins)
+        where = config.where(min(asked)) if asked else str(config.path)
+        raise ConfigError(where, min(asked, default="trainer"), str(error), hardware() if asked else "") from error
 
 
 def quieten() -> None:

@@ -17,8 +17,9 @@ FOLDERS = {  # section -> (folder, base class)
     "callbacks": ("callbacks", "Callback"),
 }
 FUNCTIONS = {"optimizer": PROJECT / "lit_models/optimizers.py", "schedule": PROJECT / "lit_models/schedules.py"}
-CLOSED = {"trainer", "run"}
-SECTIONS = ("data", "model", "optimizer", "schedule", "trainer", "callbacks", "run")
+NAMED = ("data", "model", "optimizer", "schedule")  # sections that choose a component by `name`
+CLOSED = ("trainer", "run")
+SECTIONS = (*NAMED, "trainer", "callbacks", "run")
 
 
 def names(section: str) -> list[str]:

@@ -6,6 +6,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from configs.catalogue import NAMED
 from configs.signatures import Component, Parameter
 
 
@@ -53,5 +54,5 @@ class Config:
         return OmegaConf.to_yaml(OmegaConf.create(self.values))
 
     def _leaves(self) -> list[tuple[str, Any]]:
-        named = [f"{section}.name" for section in ("data", "model", "optimizer", "schedule")]
+        named = [f"{section}.name" for section in NAMED]
         return [(key, self[key]) for key in sorted([*self.parameters, *named]) if self[key] is not None]

@@ -4,7 +4,7 @@ import shutil
 import textwrap
 from typing import Any
 
-from configs.catalogue import SECTIONS, names, nearest
+from configs.catalogue import NAMED, SECTIONS, names, nearest
 from configs.config import Config
 from configs.nodes import COMMAND_LINE, ConfigError
 from configs.signatures import PROJECT, REQUIRED, Parameter
@@ -23,7 +23,7 @@ def explain(config: Config, key: str) -> str:
         rows.append(("accepts", ", ".join(names(section))))
         return _rows(key, rows)
     if key not in config.parameters:
-        keys = [*config.parameters, *(f"{s}.name" for s in ("data", "model", "optimizer", "schedule"))]
+        keys = [*config.parameters, *(f"{section}.name" for section in NAMED)]
         raise ConfigError(COMMAND_LINE, "--explain", f"no key {key!r} in {config.path}", nearest(key, keys, "keys"))
     parameter, value = config.parameters[key], config[key]
     default = "none, it must be written" if parameter.default is REQUIRED else _yaml(parameter.default)
@@ -43,8 +43,9 @@ def help_text(config: Config | None) -> str:
     """The lines below the usage: what can be named and, with a config, every key with its value and meaning."""
     if config is None:
         experiments = sorted(path.name for path in (PROJECT / "configs").glob("*.yaml"))
-        rows = [("configs/", ", ".join(experiments))] + [(f"{s}.name", ", ".join(names(s))) for s in ("data", "model")]
-        rows += [(f"{s}.name", ", ".join(names(s))) for s in ("optimizer", "schedule")]
+        rows = [("configs/", ", ".join(experiments))] + [
+            (f"{section}.name", ", ".join(names(section))) for section in NAMED
+        ]
         rows += [("callbacks", ", ".join(names("callbacks")))]
         return _rows("what a config can name (add --config FILE to this for every key of it):", rows)
     blocks = []

@@ -7,16 +7,16 @@ type; what OmegaConf would silently convert, ranges, names and impossible pairs 
 
 from dataclasses import field, make_dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args, get_origin
 
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from configs import schema
-from configs.catalogue import CLOSED, FUNCTIONS, SECTIONS, closed, named, names, nearest
+from configs.catalogue import CLOSED, NAMED, SECTIONS, closed, named, names, nearest
 from configs.config import Config
 from configs.nodes import ConfigError, Section, Value, ambiguity, plain, read_override, read_yaml
-from configs.pairs import check_pairs
+from configs.pairs import check_model_takes_data, check_pairs
 from configs.references import resolve_references
 from configs.signatures import REQUIRED, Component, Parameter
 
@@ -44,7 +44,7 @@ def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
         node = tree.items.get(name, Section(str(path)))
         if isinstance(node, Value):
             if node.data is not None:
-                hint = f"write {name}.name={node.data}" if name in ("data", "model", *FUNCTIONS) else ""
+                hint = f"write {name}.name={node.data}" if name in NAMED else ""
                 raise ConfigError(node.where, name, f"is a section, not {_shown(node.data)}", hint)
             node = Section(node.where)
         config.values[name] = _section(config, name, node)
@@ -86,6 +86,8 @@ def _section(config: Config, name: str, section: Section) -> dict[str, Any]:
         raise ConfigError(node.where, key, "is not a name", available)
     part = named(name, node.data, node.where, key)
     config.origins[key] = node.where
+    if name == "model":  # first of all: a model for other data has other keys, too
+        check_model_takes_data(part, node.data, node.where, config.components["data"], config["data.name"])
     rest = {child: one for child, one in section.items.items() if child != "name"}
     return {"name": node.data, **_filled(config, name, part, Section(section.where, rest))}
 
@@ -131,7 +133,7 @@ def _unknown_key(key: str, name: str, part: Component, usable: dict[str, Paramet
     if name in part.parameters:
         hint = "write it under callbacks:" if name == "callbacks" else "it takes a Python object"
         return ConfigError(where, key, "cannot be set in a config", hint)
-    choices = [*usable, *SECTIONS] if key == name else list(usable)
+    choices = [*usable, *SECTIONS] if key == name else [*usable, *(["name"] if key.split(".")[0] in NAMED else [])]
     hint = nearest(name, choices, "known keys") if choices else f"{part.name} has no keys"
     return ConfigError(where, key, "unknown key", hint)
 
@@ -152,7 +154,9 @@ def _value(key: str, parameter: Parameter, node: Section | Value) -> Any:
     except OmegaConfBaseException:
         read = REQUIRED
     if not _same(given, read):
-        raise ConfigError(node.where, key, f"{_shown(given)} is not accepted", f"accepts {parameter.accepts}")
+        close = nearest(str(given), map(str, kinds), "accepts") if get_origin(parameter.type) is Literal else ""
+        hint = close if close.startswith("did") else f"accepts {parameter.accepts}"
+        raise ConfigError(node.where, key, f"{_shown(given)} is not accepted", hint)
     if not parameter.inside(read):
         raise ConfigError(node.where, key, f"{_shown(given)} is out of range", f"accepts {parameter.accepts}")
     return list(read) if isinstance(read, tuple) else read

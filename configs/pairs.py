@@ -4,6 +4,7 @@ from configs import schema
 from configs.catalogue import named, names, nearest
 from configs.config import Config
 from configs.nodes import ConfigError
+from configs.signatures import Component
 
 
 def check_pairs(config: Config) -> None:
@@ -12,27 +13,26 @@ def check_pairs(config: Config) -> None:
     Raises:
         ConfigError: the first one found.
     """
-    _check_model_takes_data(config)
     _check_monitors(config)
     _check_it_ends(config)
 
 
-def _check_model_takes_data(config: Config) -> None:
-    modality = config.components["data"].constants.get("modality")
+def check_model_takes_data(model: Component, name: str, where: str, data: Component, data_name: str) -> None:
+    """Refuse a model that cannot take the data.
+
+    Raises:
+        ConfigError: it lists the models that can.
+    """
+    modality = data.constants.get("modality")
     if modality is None:
-        path = config.components["data"].path
-        raise ConfigError(path.name, "", "the class has no `modality`", 'write modality = "features" or "image" in it')
-    accepts = config.components["model"].constants.get("accepts", ())
-    if modality in accepts:
-        return
-    models = {name: named("model", name, "", "").constants.get("accepts", ()) for name in names("model")}
-    fitting = [name for name, kinds in models.items() if modality in kinds]
-    raise ConfigError(
-        config.where("model.name"),
-        "model.name",
-        f"{config['model.name']} takes {' or '.join(accepts) or 'nothing yet'}, and {config['data.name']} is {modality}",
-        f"models that fit: {', '.join(fitting) or 'none'}",
-    )
+        path = f"datamodules/{data.path.name}"
+        raise ConfigError(path, "", f"{data.name} has no `modality`", 'write modality = "features" or "image" in it')
+    accepts = model.constants.get("accepts", ())
+    if modality not in accepts:
+        models = {one: named("model", one, "", "").constants.get("accepts", ()) for one in names("model")}
+        fitting = ", ".join(one for one, kinds in models.items() if modality in kinds)
+        problem = f"{name} takes {' or '.join(accepts) or 'nothing yet'}, and {data_name} is {modality}"
+        raise ConfigError(where, "model.name", problem, f"models that fit: {fitting or 'none'}")
 
 
 def _check_monitors(config: Config) -> None:

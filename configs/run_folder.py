@@ -20,6 +20,8 @@ def make_run_folder(config: Config) -> Path:
     if os.environ.get("LOCAL_RANK", "0") != "0" and VARIABLE in os.environ:
         return Path(os.environ[VARIABLE])
     name = config["run.name"] or f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+    if Path(name).name != name:
+        raise ConfigError(config.where("run.name"), "run.name", f"{name!r} is not a folder's name", "leave out slashes")
     path = config.path.resolve()
     experiment = path.parent.parent.name if path.name == "config.yaml" else path.stem  # a run's own config repeats it
     folder = Path(config["run.root"]) / experiment / name

@@ -109,7 +109,7 @@ def describe(annotation: Any) -> str:
     if origin is Union:
         return " | ".join(describe(member) for member in annotation.__args__)
     if origin is Literal:
-        return " | ".join(map(str, annotation.__args__))
+        return " | ".join(dict.fromkeys(map(str, annotation.__args__)))
     if origin in (list, dict):
         return f"{origin.__name__}[{', '.join(describe(member) for member in annotation.__args__)}]"
     return "null" if annotation is NoneType else getattr(annotation, "__name__", str(annotation))

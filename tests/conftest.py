@@ -1,0 +1,48 @@
+"""What every test gets: no network but loopback, threads pinned, small files in the real formats."""
+
+import os
+import socket
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "2")
+
+from tests import files  # noqa: E402  (after the number of threads is set)
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Connections leave this machine in no test."""
+    connect = socket.socket.connect
+
+    def guarded(self: socket.socket, address: object) -> None:
+        if isinstance(address, tuple) and address[0] not in ("127.0.0.1", "localhost", "::1"):
+            raise OSError(f"no network in tests: {address}")
+        connect(self, address)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(socket.socket, "connect", guarded)
+    monkeypatch.setattr(socket, "getaddrinfo", _loopback_only(socket.getaddrinfo))
+
+
+def _loopback_only(resolve):
+    def guarded(host, *args, **kwargs):
+        if host not in ("127.0.0.1", "localhost", "::1", None):
+            raise socket.gaierror(f"no network in tests: {host}")
+        return resolve(host, *args, **kwargs)
+
+    return guarded
+
+
+@pytest.fixture
+def small_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A `data.root` with every dataset in its real format, at a hundredth of its size."""
+    return files.write_all(tmp_path / "data", monkeypatch)
+
+
+@pytest.fixture
+def real_data() -> Path:
+    """The folder of the real files; tests that need it are marked `real_data`."""
+    if "DATA_ROOT" not in os.environ:
+        pytest.skip("DATA_ROOT names no folder with the real files")
+    return Path(os.environ["DATA_ROOT"])

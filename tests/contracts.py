@@ -1,0 +1,193 @@
+"""What any model and any datamodule must do. A new file in the project is covered by these without another line here;
+
+a datamodule that needs files finds them in the fixture `small_data` (`tests/files.py`).
+"""
+
+import importlib
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from lightning.pytorch import Trainer
+from torch import Tensor
+
+from configs.catalogue import named, names
+from datamodules.classification import ClassificationDataModule, DataSpec
+from lit_models.classifier import LitClassifier
+
+SPECS = {
+    "features": [DataSpec("features", (4,), ("a", "b", "c")), DataSpec("features", (20,), ("no", "yes"))],
+    "image": [
+        DataSpec("image", (1, 28, 28), tuple("0123456789")),
+        DataSpec("image", (3, 32, 32), tuple(map(str, range(100)))),
+    ],
+}
+
+
+def model_class(name: str) -> type[LitClassifier]:
+    return getattr(importlib.import_module(f"lit_models.{name}"), named("model", name, "", "").name)
+
+
+def data_class(name: str) -> type[ClassificationDataModule]:
+    return getattr(importlib.import_module(f"datamodules.{name}"), named("data", name, "", "").name)
+
+
+def trainer(folder: Path, **options) -> Trainer:
+    """A quiet Trainer on the CPU."""
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
+    return Trainer(**{"accelerator": "cpu", "default_root_dir": folder, "num_sanity_val_steps": 0, **quiet, **options})
+
+
+class ModelContract:
+    """For a model `name` and data of a `spec`."""
+
+    def make(self, name: str, spec: DataSpec, **options) -> LitClassifier:
+        torch.manual_seed(0)
+        return model_class(name)(list(spec.input_shape), spec.num_classes, class_names=list(spec.class_names), **options)
+
+    def batch(self, spec: DataSpec, size: int = 64) -> tuple[Tensor, Tensor]:
+        generator = torch.Generator().manual_seed(1)
+        labels = torch.arange(size) % spec.num_classes
+        return torch.randn(size, *spec.input_shape, generator=generator), labels
+
+    def test_gives_one_logit_per_class(self, name, spec):
+        inputs, _ = self.batch(spec)
+        assert self.make(name, spec).eval()(inputs).shape == (len(inputs), spec.num_classes)
+
+    def test_loss_before_training_is_near_ln_k(self, name, spec):
+        model = self.make(name, spec).eval()
+        inputs, labels = self.batch(spec, 256)
+        loss = torch.nn.functional.cross_entropy(model(inputs), labels).item()
+        assert loss == pytest.approx(math.log(spec.num_classes), rel=0.35)
+
+    def test_every_parameter_gets_a_gradient(self, name, spec):
+        model = self.make(name, spec)
+        inputs, labels = self.batch(spec)
+        torch.nn.functional.cross_entropy(model(inputs), labels).backward()
+        silent = [key for key, one in model.named_parameters() if one.grad is None or not one.grad.abs().sum() > 0]
+        assert silent == []
+
+    def test_overfits_one_batch(self, name, spec):
+        model = self.make(name, spec)
+        inputs, labels = self.batch(spec, 32)
+        optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+        for _ in range(150):
+            optimizer.zero_grad()
+            loss = torch.nn.functional.cross_entropy(model(inputs), labels)
+            loss.backward()
+            optimizer.step()
+        assert loss.item() < 0.05
+
+    def test_reloads_with_equal_logits(self, name, spec, tmp_path):
+        """From the path alone, with safe loading, also when it was compiled."""
+        inputs, labels = self.batch(spec)
+        model = self.make(name, spec, optimizer={"name": "sgd", "lr": 0.01})
+        fit = trainer(tmp_path, max_steps=2)
+        fit.fit(model, [(inputs, labels)] * 2)
+        fit.save_checkpoint(tmp_path / "model.ckpt")
+        torch.load(tmp_path / "model.ckpt", weights_only=True)
+        again = model_class(name).load_from_checkpoint(tmp_path / "model.ckpt", map_location="cpu").eval()
+        assert torch.equal(again(inputs), model.eval()(inputs))
+        assert again.hparams["class_names"] == list(spec.class_names)
+
+    def test_takes_every_input_it_accepts_and_says_so(self, name, spec):
+        assert spec.modality in model_class(name).accepts
+
+
+class DataModuleContract:
+    """For a datamodule `name` with `options`; `root` holds its files."""
+
+    def make(self, name: str, root: Path, **options) -> ClassificationDataModule:
+        if "root" in named("data", name, "", "").parameters:
+            options["root"] = str(root)
+        datamodule = data_class(name)(**options)
+        datamodule.prepare_data()
+        datamodule.setup()
+        return datamodule
+
+    def everything(self, batches) -> tuple[Tensor, Tensor]:
+        inputs, labels = zip(*batches, strict=True)
+        return torch.cat(inputs), torch.cat(labels)
+
+    def test_batches_are_what_the_spec_promises(self, name, options, small_data):
+        datamodule = self.make(name, small_data, batch_size=16, **options)
+        spec = datamodule.spec
+        assert spec.modality == named("data", name, "", "").constants["modality"]
+        for loader in (datamodule.train_dataloader(), datamodule.val_dataloader(), datamodule.test_dataloader()):
+            inputs, labels = next(iter(loader))
+            assert inputs.shape[1:] == spec.input_shape
+            assert inputs.dtype == torch.float32
+            assert labels.dtype == torch.int64
+            assert 0 <= labels.min() <= labels.max() < spec.num_classes
+            assert len(list(loader)) == len(loader)
+
+    def test_splits_are_disjoint_and_complete(self, name, options, small_data):
+        datamodule = self.make(name, small_data, **options)
+        (inputs, labels), test = datamodule.load()
+        kept, held_out = datamodule._parts["train"], datamodule._parts["val"]
+        assert sorted(_rows(*kept) + _rows(*held_out)) == sorted(_rows(inputs, labels))
+        assert _rows(*datamodule._parts["test"]) == _rows(*test)
+
+    def test_validation_depends_on_split_seed_alone(self, name, options, small_data):
+        def held_out(**more):
+            return _rows(*self.make(name, small_data, **{**options, **more})._parts["val"])
+
+        assert held_out() == held_out(seed=7, batch_size=3)
+        assert held_out() != held_out(split_seed=1)
+
+    def test_every_class_has_its_share_of_validation(self, name, options, small_data):
+        datamodule = self.make(name, small_data, val_fraction=0.25, **options)
+        train, val = (torch.bincount(datamodule._parts[part][1]) for part in ("train", "val"))
+        assert ((val - 0.25 * (train + val)).abs() <= 0.5).all()
+
+    def test_evaluation_sees_every_sample_once_and_as_training_does(self, name, options, small_data):
+        datamodule = self.make(name, small_data, eval_batch_size=7, **options)
+        raw, labels = datamodule._parts["train"]
+        axes = [0, *range(2, raw.ndim)]
+        mean, std = raw.float().mean(axes, keepdim=True), raw.float().std(axes, correction=0, keepdim=True)
+        for part, loader in (("val", datamodule.val_dataloader()), ("test", datamodule.test_dataloader())):
+            inputs, labels = self.everything(loader)
+            assert torch.equal(labels, datamodule._parts[part][1])
+            torch.testing.assert_close(inputs, (datamodule._parts[part][0].float() - mean) / std)
+        datamodule.augment = lambda inputs, generator: inputs  # type: ignore[method-assign]
+        inputs, labels = self.everything(datamodule.train_dataloader())
+        expected = (raw.float() - mean) / std
+        torch.testing.assert_close(inputs.double().sum(0), expected.double().sum(0), atol=1e-2, rtol=1e-4)
+        assert len(labels) == len(raw)
+
+    def test_order_and_augmentation_are_functions_of_seed_and_epoch(self, name, options, small_data):
+        def epoch(number, **more):
+            loader = self.make(name, small_data, **{**options, **more}).train_dataloader()
+            loader.batch_sampler.set_epoch(number)
+            return self.everything(loader)[0]
+
+        assert torch.equal(epoch(3), epoch(3))
+        assert not torch.equal(epoch(3), epoch(4))
+        assert not torch.equal(epoch(3), epoch(3, seed=1))
+
+
+def _rows(inputs: Tensor, labels: Tensor) -> list[bytes]:
+    return [one.numpy().tobytes() + bytes([int(label)]) for one, label in zip(inputs, labels, strict=True)]
+
+
+def model_cases() -> list:
+    """Every model with every spec that it accepts."""
+    return [
+        pytest.param(name, spec, id=f"{name}-{spec.modality}-{spec.num_classes}")
+        for name in names("model")
+        for kind in named("model", name, "", "").constants["accepts"]
+        for spec in SPECS.get(kind, [])
+    ]
+
+
+def data_cases() -> list:
+    """Every datamodule in every variant."""
+    cases = []
+    for name in names("data"):
+        variant = named("data", name, "", "").parameters.get("variant")
+        for choice in variant.type.__args__ if variant else [None]:
+            cases.append(pytest.param(name, {"variant": choice} if choice else {}, id=f"{name}-{choice or 'only'}"))
+    return cases
+
+

@@ -1,0 +1,74 @@
+"""Small files in the real formats: what MNIST's and CIFAR's own look like, with pictures that can be learnt."""
+
+import gzip
+import struct
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from datamodules import cifar, mnist
+
+TRAIN, TEST = 600, 100
+
+
+def pictures(count: int, num_classes: int, shape: tuple[int, ...], seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Noise with a bright bar whose place tells the class; every label occurs."""
+    generator = np.random.default_rng(seed)
+    labels = (np.arange(count) % num_classes).astype(np.uint8)
+    images = generator.integers(0, 100, (count, *shape), dtype=np.uint8)
+    side = shape[-1]
+    for image, label in zip(images, labels, strict=True):
+        start = label % 10 * side // 10
+        image[..., start : start + 3, :] = 255 - label // 10 * 15
+    return images, labels
+
+
+def write_all(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Write every dataset below `root`, and tell the readers of the smaller sizes."""
+    monkeypatch.setattr(mnist, "TRAIN_SIZE", TRAIN)
+    monkeypatch.setattr(mnist, "TEST_SIZE", TEST)
+    monkeypatch.setattr(cifar, "TEST_RECORDS", TEST)
+    for name, variant in list(cifar.VARIANTS.items()):
+        monkeypatch.setitem(cifar.VARIANTS, name, replace(variant, records=TRAIN // len(variant.train)))
+    for variant in mnist.VARIANTS.values():
+        write_mnist(root / variant.folder / "raw")
+    write_cifar(root, "cifar10")
+    write_cifar(root, "cifar100")
+    return root
+
+
+def write_mnist(folder: Path, packed: bool = True) -> None:
+    """The four IDX files."""
+    folder.mkdir(parents=True)
+    for part, count in (("train", TRAIN), ("t10k", TEST)):
+        images, labels = pictures(count, 10, (28, 28), seed=count)
+        for name, array in ((f"{part}-images-idx3-ubyte", images), (f"{part}-labels-idx1-ubyte", labels)):
+            content = idx(array)
+            (folder / f"{name}.gz" if packed else folder / name).write_bytes(
+                gzip.compress(content, mtime=0) if packed else content
+            )
+
+
+def idx(array: np.ndarray) -> bytes:
+    """IDX: magic number, lengths of the axes, bytes."""
+    return struct.pack(f">I{array.ndim}I", 0x800 + array.ndim, *array.shape) + array.tobytes()
+
+
+def write_cifar(root: Path, name: str) -> None:
+    """The binary batches of `cifar.VARIANTS[name]`."""
+    variant = cifar.VARIANTS[name]
+    folder = root / variant.folder
+    folder.mkdir(parents=True)
+    for i, file in enumerate((*variant.train, *variant.test)):
+        count = TEST if file in variant.test else variant.records
+        images, labels = pictures(count, len(variant.class_names), cifar.SHAPE, seed=i)
+        (folder / file).write_bytes(cifar_records(images, labels, variant.label_bytes))
+
+
+def cifar_records(images: np.ndarray, labels: np.ndarray, label_bytes: int) -> bytes:
+    """One or two label bytes (the coarse one is never the fine one's) and 3,072 pixels a record."""
+    coarse = 255 - labels
+    columns = [coarse, labels][-label_bytes:]
+    return np.concatenate([np.stack(columns, axis=1), images.reshape(len(images), -1)], axis=1).tobytes()
