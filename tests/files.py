@@ -19,7 +19,7 @@ def pictures(count: int, num_classes: int, shape: tuple[int, ...], seed: int) ->
     labels = (np.arange(count) % num_classes).astype(np.uint8)
     images = generator.integers(0, 100, (count, *shape), dtype=np.uint8)
     side = shape[-1]
-    for image, label in zip(images, labels, strict=True):
+    for image, label in zip(images, labels.astype(int), strict=True):
         start = label % 10 * side // 10
         image[..., start : start + 3, :] = 255 - label // 10 * 15
     return images, labels
