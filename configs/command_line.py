@@ -7,7 +7,7 @@ from typing import NoReturn
 from configs.config import Config
 from configs.explain import explain, help_text
 from configs.loading import load_config
-from configs.nodes import COMMAND_LINE, ConfigError
+from configs.nodes import COMMAND_LINE, ConfigError, read_override
 
 
 class Parser(argparse.ArgumentParser):
@@ -30,6 +30,9 @@ def parse(argv: list[str], description: str) -> Config | None:
     parser.add_argument("--explain", metavar="KEY", help="where KEY's value comes from, what it means and accepts")
     parser.add_argument("-h", "--help", action="store_true", help="this; with --config, every key of the experiment")
     arguments, rest = parser.parse_known_args(argv)
+    for option in rest:
+        if option.startswith("-"):
+            read_override(option)  # which says why not
     if arguments.config is None and not arguments.help:
         raise ConfigError(COMMAND_LINE, "--config", "is missing", "python train.py --config configs/iris_mlp.yaml")
     config = load_config(arguments.config, [*arguments.overrides, *rest]) if arguments.config else None

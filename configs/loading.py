@@ -151,7 +151,7 @@ def _value(key: str, parameter: Parameter, node: Section | Value) -> Any:
     shape = OmegaConf.structured(make_dataclass("Shape", [("value", parameter.type, field(default=MISSING))]))
     try:
         read = OmegaConf.to_container(OmegaConf.merge(shape, {"value": given}))["value"]  # type: ignore[index, call-overload]
-    except OmegaConfBaseException:
+    except (OmegaConfBaseException, TypeError, ValueError):
         read = REQUIRED
     if not _same(given, read):
         close = nearest(str(given), map(str, kinds), "accepts") if get_origin(parameter.type) is Literal else ""

@@ -122,8 +122,9 @@ def parse(text: str, source: str, key: str = "") -> Value | Section:
     return _convert(node, source, key, set())
 
 
-def _convert(node: yaml.Node, source: str, key: str, seen: set[int]) -> Value | Section:
-    where = source if source == COMMAND_LINE else f"{source}:{node.start_mark.line + 1}"
+def _convert(node: yaml.Node, source: str, key: str, seen: set[int], where: str = "") -> Value | Section:
+    """`node` and what is below it; `where` is the line of its key, if it has one."""
+    where = where or _where(node, source)
     if id(node) in seen:  # aliases copy whole branches: six lines can make a million leaves
         raise ConfigError(where, key, "uses a YAML alias", "write the value out, or refer to a key as ${section.key}")
     seen.add(id(node))
@@ -132,26 +133,25 @@ def _convert(node: yaml.Node, source: str, key: str, seen: set[int]) -> Value | 
     if isinstance(node, yaml.MappingNode):
         section = Section(where)
         for key_node, value_node in node.value:
-            line = where if source == COMMAND_LINE else f"{source}:{key_node.start_mark.line + 1}"
+            line = _where(key_node, source)
             if not isinstance(key_node, yaml.ScalarNode):
                 raise ConfigError(line, key, "has a key that is not a name")
             name = str(key_node.value)
             path = f"{key}.{name}" if key else name
             if name in section.items:
-                raise ConfigError(line, path, "is written twice", f"first on line {_line(section.items[name])}")
-            section.items[name] = _convert(value_node, source, path, seen)
-            section.items[name].where = line
+                first = section.items[name].where.rsplit(":", 1)[-1]
+                raise ConfigError(line, path, "is written twice", f"first on line {first}")
+            section.items[name] = _convert(value_node, source, path, seen, line)
         return section
     if isinstance(node, yaml.SequenceNode):
-        return Value([_item(child, source, key, i, seen) for i, child in enumerate(node.value)], where)
+        items = [_convert(item, source, f"{key}[{i}]", seen) for i, item in enumerate(node.value)]
+        return Value([plain(item, f"{key}[{i}]") for i, item in enumerate(items)], where)
     assert isinstance(node, yaml.ScalarNode)
     return _scalar(node, where)
 
 
-def _item(node: yaml.Node, source: str, key: str, index: int, seen: set[int]) -> Any:
-    """An element of a list, as plain data."""
-    converted = _convert(node, source, f"{key}[{index}]", seen)
-    return plain(converted, f"{key}[{index}]")
+def _where(node: yaml.Node, source: str) -> str:
+    return source if source == COMMAND_LINE else f"{source}:{node.start_mark.line + 1}"
 
 
 def plain(node: Value | Section, key: str) -> Any:
@@ -205,11 +205,9 @@ def _scalar(node: yaml.ScalarNode, where: str) -> Value:
     return Value(text, where)
 
 
-def _line(node: Value | Section) -> str:
-    return node.where.rsplit(":", 1)[-1]
-
-
 def _available(path: Path) -> str:
-    folder = path.parent if path.parent.is_dir() else Path("configs")
-    names = sorted(found.name for found in folder.glob("*.yaml"))
-    return f"{folder} has {', '.join(names)}" if names else ""
+    for folder in (path.parent, Path("configs")):
+        names = sorted(found.name for found in folder.glob("*.yaml"))
+        if names:
+            return f"{folder} has {', '.join(names)}"
+    return ""

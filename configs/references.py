@@ -30,9 +30,9 @@ def resolve_references(tree: Section) -> None:
         written = value.data
         try:
             value.data = OmegaConf.select(whole, key)  # type: ignore[arg-type]
-        except (OmegaConfBaseException, RecursionError) as error:
-            problem = "refers to itself" if isinstance(error, RecursionError) else "refers to a key that is not written"
-            raise ConfigError(value.where, key, f"{written} {problem}") from None
+        except (OmegaConfBaseException, RecursionError):
+            hint = "refer to a key that is written in the file or on the command line"
+            raise ConfigError(value.where, key, f"{written} leads to no value", hint) from None
         if OmegaConf.is_config(value.data):
             value.data = OmegaConf.to_container(value.data, resolve=True)
         if isinstance(value.data, dict):

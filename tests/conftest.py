@@ -8,7 +8,7 @@ import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "2")
 
-from tests import files  # noqa: E402  (after the number of threads is set)
+from tests import files
 
 
 @pytest.fixture(autouse=True)

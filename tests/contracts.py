@@ -36,7 +36,12 @@ def data_class(name: str) -> type[ClassificationDataModule]:
 
 def trainer(folder: Path, **options) -> Trainer:
     """A quiet Trainer on the CPU."""
-    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
+    quiet = {
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    }
     return Trainer(**{"accelerator": "cpu", "default_root_dir": folder, "num_sanity_val_steps": 0, **quiet, **options})
 
 
@@ -45,7 +50,9 @@ class ModelContract:
 
     def make(self, name: str, spec: DataSpec, **options) -> LitClassifier:
         torch.manual_seed(0)
-        return model_class(name)(list(spec.input_shape), spec.num_classes, class_names=list(spec.class_names), **options)
+        return model_class(name)(
+            list(spec.input_shape), spec.num_classes, class_names=list(spec.class_names), **options
+        )
 
     def batch(self, spec: DataSpec, size: int = 64) -> tuple[Tensor, Tensor]:
         generator = torch.Generator().manual_seed(1)
@@ -193,5 +200,3 @@ def data_cases() -> list:
         for choice in variant.type.__args__ if variant else [None]:
             cases.append(pytest.param(name, {"variant": choice} if choice else {}, id=f"{name}-{choice or 'only'}"))
     return cases
-
-
