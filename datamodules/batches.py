@@ -108,4 +108,5 @@ class TensorBatches:
 
 def mixed_seed(*numbers: int) -> int:
     """One well-mixed seed of several numbers: neighbours give unrelated streams."""
-    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))
+    sequence = np.random.SeedSequence((len(numbers), *numbers))  # without the length (1,) and (1, 0) would be the same
+    return int(sequence.generate_state(1, np.uint64)[0] >> np.uint64(1))
