@@ -118,7 +118,8 @@ def make_trainer(config: Config, folder: Path, record: "RunRecord") -> "Trainer"
     if options["enable_checkpointing"]:
         shared = {"dirpath": folder / "checkpoints", "save_top_k": 1, "enable_version_counter": False}
         monitor = config["run.monitor"]
-        callbacks.append(ModelCheckpoint(filename="best", monitor=monitor, mode=METRICS[monitor], **shared))
+        if options["limit_val_batches"] != 0:
+            callbacks.append(ModelCheckpoint(filename="best", monitor=monitor, mode=METRICS[monitor], **shared))
         callbacks.append(
             ModelCheckpoint(filename="last", monitor=None, **shared)
         )  # Lightning's `save_last` is not that

@@ -97,22 +97,14 @@ class RunRecord(Callback):
 
     def report(self) -> str:
         """What a person wants to know at the end."""
-        figures, names = self.figures, ("accuracy", "f1", "loss")
-        rows = {
-            stage: "  ".join(
-                f"{name} {figures[f'{stage}/{name}']:.4f}" for name in names if f"{stage}/{name}" in figures
-            )
-            for stage in ("test", "val")
-        }
-        return "\n".join(
-            [
-                f"test         {rows['test']}",
-                f"validation   {rows['val']}",
-                f"trained      {figures['epochs']} epochs, {figures['steps']} steps in {figures['train_seconds']:.1f} s",
-                f"run folder   {self.folder}",
-                f"TensorBoard  tensorboard --logdir {self.folder.parent.parent}",
-            ]
-        )
+        figures, rows = self.figures, []
+        for title, stage in (("test", "test"), ("validation", "val")):
+            values = {name: figures.get(f"{stage}/{name}") for name in ("accuracy", "f1", "loss")}
+            shown = "  ".join(f"{name} {value:.4f}" for name, value in values.items() if value is not None)
+            rows.append(f"{title:<12} {shown or 'not measured'}")
+        steps = f"{figures['epochs']} epochs, {figures['steps']} steps in {figures['train_seconds']:.1f} s"
+        rows += [f"trained      {steps}", f"run folder   {self.folder}"]
+        return "\n".join([*rows, f"TensorBoard  tensorboard --logdir {self.folder.parent.parent}"])
 
     def _hparams(self, logger: TensorBoardLogger, test: Mapping[str, float]) -> None:
         """The entry under HPARAMS: TensorBoard takes the figures from the scalars of these names."""

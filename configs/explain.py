@@ -7,7 +7,7 @@ from typing import Any
 from configs.catalogue import NAMED, SECTIONS, names, nearest
 from configs.config import Config
 from configs.nodes import COMMAND_LINE, ConfigError
-from configs.signatures import PROJECT, REQUIRED, Parameter
+from configs.signatures import COMPUTED, PROJECT, REQUIRED, Parameter
 
 
 def explain(config: Config, key: str) -> str:
@@ -26,7 +26,10 @@ def explain(config: Config, key: str) -> str:
         keys = [*config.parameters, *(f"{section}.name" for section in NAMED)]
         raise ConfigError(COMMAND_LINE, "--explain", f"no key {key!r} in {config.path}", nearest(key, keys, "keys"))
     parameter, value = config.parameters[key], config[key]
-    default = "none, it must be written" if parameter.default is REQUIRED else _yaml(parameter.default)
+    if parameter.default in (REQUIRED, COMPUTED):
+        default = "none, it must be written" if parameter.default is REQUIRED else "the constructor decides"
+    else:
+        default = _yaml(parameter.default)
     return _rows(
         key,
         [

@@ -18,7 +18,7 @@ from configs.config import Config
 from configs.nodes import ConfigError, Section, Value, ambiguity, plain, read_override, read_yaml
 from configs.pairs import check_model_takes_data, check_pairs
 from configs.references import resolve_references
-from configs.signatures import REQUIRED, Component, Parameter
+from configs.signatures import COMPUTED, REQUIRED, Component, Parameter
 
 
 def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Config:
@@ -121,9 +121,10 @@ def _filled(config: Config, prefix: str, part: Component, section: Section) -> d
             values[name] = _value(dot + name, parameter, section.items[name])
         elif parameter.default is REQUIRED:
             raise ConfigError(section.where, dot + name, "is missing", f"accepts {parameter.accepts}")
-        else:
+        elif parameter.default is not COMPUTED:
             values[name] = parameter.default
-        config.parameters[dot + name] = parameter
+        if name in values:
+            config.parameters[dot + name] = parameter
     if prefix:
         config.components[prefix] = part
     return values

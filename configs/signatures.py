@@ -18,6 +18,7 @@ from typing import Any, Literal, Union
 
 PROJECT = Path(__file__).resolve().parent.parent
 REQUIRED = object()  # the default of a parameter that has none
+COMPUTED = object()  # a default that is no literal: the constructor's own business
 
 _SCALARS: dict[str, Any] = {"int": int, "float": float, "str": str, "bool": bool, "Any": Any, "None": NoneType}
 _LISTS = {"list", "List", "Sequence", "Iterable", "tuple", "Tuple"}  # YAML has one kind of list
@@ -32,7 +33,7 @@ class Parameter:
     Attributes:
         name: the key.
         type: what `typing` calls it, or None where no YAML value could be one (a `Logger`, say).
-        default: its value where the config is silent, or `REQUIRED`.
+        default: its value where the config is silent, or `REQUIRED`, or `COMPUTED`.
         bounds: the range of every number in it, as in ``">= 0, < 1"``, or "".
         meaning: its lines in the docstring.
         where: file and line of its declaration.
@@ -126,7 +127,7 @@ def _constants(node: ast.ClassDef) -> Iterator[tuple[str, Any]]:
         value = getattr(item, "value", None)
         if isinstance(target, ast.Name) and value is not None:
             literal = _literal(value)
-            if literal is not REQUIRED:
+            if literal is not COMPUTED:
                 yield target.id, literal
 
 
@@ -196,7 +197,7 @@ def _literal(node: ast.expr) -> Any:
     try:
         return ast.literal_eval(node)
     except ValueError:
-        return REQUIRED
+        return COMPUTED
 
 
 def _type(node: ast.expr, bounds: list[str]) -> Any:

@@ -1,0 +1,310 @@
+"""The command, from its arguments to what it leaves behind."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import train
+from callbacks.confusion_matrix import draw
+from configs import load_config
+from configs.catalogue import PROJECT
+from lit_models.mlp import LitMLP
+
+SHIPPED = sorted((PROJECT / "configs").glob("*.yaml"))
+IRIS = "configs/iris_mlp.yaml"
+FIGURES = {"epochs", "steps", "train_seconds", "samples_per_second", "best_checkpoint"}
+
+
+@pytest.fixture(autouse=True)
+def in_the_project(monkeypatch):
+    monkeypatch.chdir(PROJECT)
+
+
+def run(root: Path, *argv: str) -> Path:
+    """Train in this process; the run's folder comes back."""
+    assert train.main([*argv, f"run.root={root}"]) == 0
+    (folder,) = root.glob("*/*")
+    return folder
+
+
+def events(folder: Path) -> EventAccumulator:
+    (path,) = folder.glob("events.out.tfevents.*")
+    accumulator = EventAccumulator(str(path), size_guidance={"scalars": 0, "images": 0, "tensors": 0})
+    return accumulator.Reload()
+
+
+def curve(folder: Path, name: str) -> list[float]:
+    return [one.value for one in events(folder).Scalars(name)]
+
+
+def figures(folder: Path) -> dict:
+    return json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def iris(tmp_path_factory) -> Path:
+    """One run of the shipped example, shortened, that several tests look at."""
+    os.chdir(PROJECT)
+    return run(tmp_path_factory.mktemp("iris"), "--config", IRIS, "trainer.max_epochs=5")
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_every_shipped_config_runs(path, small_data, tmp_path):
+    options = [] if "iris" in path.stem else [f"data.root={small_data}"]
+    folder = run(
+        tmp_path / "runs", "--config", str(path), "trainer.max_epochs=1", "trainer.limit_train_batches=1", *options
+    )
+    assert folder.parent.name == path.stem
+    assert figures(folder)["steps"] == 1
+
+
+def test_what_a_run_leaves(iris):
+    left = {str(path.relative_to(iris)) for path in iris.rglob("*") if path.is_file()}
+    (event,) = {name for name in left if name.startswith("events.out.tfevents.")}
+    assert left - {event} == {
+        "config.yaml", "environment.json", "metrics.json", "checkpoints/best.ckpt", "checkpoints/last.ckpt",
+    }  # fmt: skip
+    facts = json.loads((iris / "environment.json").read_text(encoding="utf-8"))
+    assert {"command", "git_commit", "git_dirty", "packages", "device", "threads", "seed", "data_sha256"} <= set(facts)
+    assert len(facts["data_sha256"]) == 64
+    written = figures(iris)
+    assert {f"{stage}/{name}" for stage in ("test", "val") for name in ("loss", "accuracy", "f1")} <= set(written)
+    assert set(written) >= FIGURES
+    assert (written["epochs"], written["steps"], written["best_checkpoint"]) == (5, 15, "checkpoints/best.ckpt")
+
+
+def test_its_own_config_repeats_the_run_to_the_bit(iris, tmp_path):
+    again = run(tmp_path / "runs", "--config", str(iris / "config.yaml"))
+    assert again.parent.name == "iris_mlp"
+    for name in ("train/loss", "val/loss", "val/accuracy", "test/loss"):
+        assert curve(again, name) == curve(iris, name)
+
+
+def test_tensorboard_has_what_a_person_looks_for(iris):
+    seen = events(iris)
+    tags = seen.Tags()
+    assert {
+        "train/loss", "train/accuracy", "train/lr", "train/loss_step", "val/loss", "val/accuracy", "val/f1", "test/accuracy",
+    } <= set(tags["scalars"])  # fmt: skip
+    assert tags["images"] == ["test_confusion_matrix"]
+    assert {"config/text_summary"} <= set(tags["tensors"])
+    assert b"hidden_sizes" in seen.Tensors("config/text_summary")[0].tensor_proto.string_val[0]
+    assert len(seen.Scalars("val/accuracy")) == 5
+    assert [one.step for one in seen.Scalars("val/accuracy")] == [2, 5, 8, 11, 14]
+
+
+def test_hparams_have_every_hyperparameter_and_the_final_metrics(iris):
+    from tensorboard.plugins.hparams import plugin_data_pb2
+
+    content = events(iris).summary_metadata
+    session = plugin_data_pb2.HParamsPluginData()
+    session.ParseFromString(content["_hparams_/session_start_info"].plugin_data.content)
+    assert set(session.session_start_info.hparams) == set(load_config(iris / "config.yaml").flat())
+    experiment = plugin_data_pb2.HParamsPluginData()
+    experiment.ParseFromString(content["_hparams_/experiment"].plugin_data.content)
+    shown = {one.name.tag for one in experiment.experiment.metric_infos}
+    assert {"test/accuracy", "test/f1", "test/loss", "best_val/accuracy", "best_val/loss"} == shown - {"best_val/f1"}
+    assert shown <= set(events(iris).Tags()["scalars"])
+
+
+def test_the_figures_are_those_of_the_best_checkpoint(iris):
+    """Computed again by hand, from the file alone."""
+    from datamodules.iris import Iris
+
+    data = load_config(iris / "config.yaml").options("data")
+    datamodule = Iris(**data)
+    datamodule.setup()
+    model = LitMLP.load_from_checkpoint(iris / "checkpoints/best.ckpt", map_location="cpu").eval()
+    for part, loader in (("test", datamodule.test_dataloader()), ("val", datamodule.val_dataloader())):
+        inputs, labels = next(iter(loader))
+        accuracy = (model(inputs).argmax(1) == labels).float().mean().item()
+        assert figures(iris)[f"{part}/accuracy"] == pytest.approx(accuracy)
+        loss = torch.nn.functional.cross_entropy(model(inputs), labels).item()
+        assert figures(iris)[f"{part}/loss"] == pytest.approx(loss, rel=1e-5)
+
+
+def test_best_is_the_best_and_last_is_the_last(tmp_path):
+    """A rate that makes the validation loss worse after a while."""
+    worse = ["optimizer.lr=0.5", "schedule.name=constant", "trainer.max_epochs=8"]
+    folder = run(tmp_path / "runs", "--config", IRIS, *worse)
+    losses = curve(folder, "val/loss")
+    best, last = (torch.load(folder / f"checkpoints/{name}.ckpt", weights_only=True) for name in ("best", "last"))
+    assert losses.index(min(losses)) < 7  # else this test shows nothing
+    assert best["epoch"] == losses.index(min(losses))
+    assert last["epoch"] == 7
+    assert figures(folder)["val/loss"] == pytest.approx(min(losses))
+
+
+def test_a_checkpoint_loads_in_a_bare_shell(iris):
+    path = str(iris / "checkpoints/best.ckpt")
+    code = f"from lit_models.mlp import LitMLP; print(LitMLP.load_from_checkpoint({path!r}).hparams)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, check=True)
+    assert "hidden_sizes" in done.stdout
+    assert "setosa" in done.stdout
+
+
+def test_losses_of_iris_mlp_are_as_recorded(iris):
+    """Guards refactors; a deliberate change of the model, its data or its order is recorded anew by hand."""
+    recorded = json.loads((PROJECT / "tests/golden/iris_mlp.json").read_text(encoding="utf-8"))
+    for name, values in recorded.items():
+        assert curve(iris, name) == pytest.approx(values, rel=1e-3), name
+
+
+def test_seed_changes_the_run_and_the_progress_line_does_not(tmp_path):
+    short = ["--config", IRIS, "trainer.max_epochs=2", "data.split_seed=0"]
+    one = run(tmp_path / "1", *short)
+    quiet = run(tmp_path / "2", *short, "trainer.enable_progress_bar=false", "trainer.num_sanity_val_steps=2")
+    other = run(tmp_path / "3", *short, "seed=1")
+    assert curve(one, "train/loss") == curve(quiet, "train/loss") != curve(other, "train/loss")
+
+
+def test_early_stopping_clipping_and_rate_monitor_from_yaml(tmp_path, capsys):
+    options = [
+        "callbacks.early_stopping={monitor: val/loss, patience: 1, min_delta: 10.0}",
+        "callbacks.learning_rate_monitor={logging_interval: epoch}",
+        "trainer.gradient_clip_val=0.1", "trainer.accumulate_grad_batches=2",
+    ]  # fmt: skip
+    folder = run(tmp_path / "runs", "--config", IRIS, *options)
+    assert figures(folder)["epochs"] == 2
+    assert any(name.startswith("lr-Adam") for name in events(folder).Tags()["scalars"])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["trainer.fast_dev_run=true"],
+        ["trainer.overfit_batches=1", "trainer.max_epochs=2"],
+        ["trainer.max_epochs=null", "trainer.max_steps=4"],
+        ["trainer.max_epochs=1", "trainer.logger=false"],
+        ["trainer.max_epochs=1", "trainer.enable_checkpointing=false"],
+        ["trainer.max_epochs=1", "trainer.limit_val_batches=0"],
+        ["trainer.max_epochs=1", "trainer.precision=bf16-mixed"],
+        ["trainer.max_epochs=1", "trainer.max_time='00:01:00:00'"],
+        ["trainer.max_epochs=1", "trainer.profiler=simple"],
+        ["trainer.max_epochs=1", "callbacks.confusion_matrix=null", "callbacks.progress_line=null"],
+        ["trainer.max_epochs=2", "trainer.val_check_interval=0.5"],
+        ["trainer.max_epochs=2", "trainer.check_val_every_n_epoch=2"],
+        ["trainer.max_epochs=2", "schedule={name: plateau}"],
+        ["trainer.max_epochs=1", "callbacks.timer={duration: '00:01:00:00'}", "callbacks.model_summary={max_depth: 2}"],
+    ],
+    ids=" ".join,
+)
+def test_trainer_options(options, tmp_path):
+    folder = run(tmp_path / "runs", "--config", IRIS, *options)
+    assert "test/accuracy" in figures(folder)
+
+
+@pytest.mark.filterwarnings("ignore:You are trying to `self.log")
+def test_barebones_measures_nothing_and_says_so(tmp_path, capsys):
+    off = ["trainer.logger=false", "trainer.enable_checkpointing=false", "trainer.log_every_n_steps=null"]
+    run(tmp_path, "--config", IRIS, "trainer.max_epochs=1", "trainer.barebones=true", *off)
+    assert "test         not measured" in capsys.readouterr().out
+
+
+def test_overfitting_one_batch_learns_it_by_heart(tmp_path):
+    options = ["trainer.overfit_batches=1", "trainer.max_epochs=60", "optimizer.lr=0.02"]
+    folder = run(tmp_path / "runs", "--config", IRIS, *options)
+    assert curve(folder, "train/accuracy")[-1] == 1.0
+    assert curve(folder, "train/loss")[-1] < 0.05
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (["trainer.accelerator=gpu"], "command line: trainer.accelerator: No supported gpu backend found!; this machine"),
+        (["trainer.accelerator=tpu"], "command line: trainer.accelerator: "),
+        (["trainer.devices=[0]"], "command line: trainer.devices: `devices` selected with `CPUAccelerator`"),
+        (["trainer.strategy=foo"], "command line: trainer.strategy: You selected an invalid strategy name"),
+        (["trainer.profiler=foo"], "configs/iris_mlp.yaml: trainer: "),
+        (["optimizer={name: sgd, nesterov: true}"], "configs/iris_mlp.yaml: optimizer.nesterov: needs a momentum"),
+        (["model.class_weights=[1]"], "configs/iris_mlp.yaml: model.class_weights: 1 weights for 3 classes"),
+        (["data.val_fraction=0.999"], "configs/iris_mlp.yaml: data.val_fraction: 0.999 leaves 0 training"),
+        (["run.name=a/b"], "command line: run.name: 'a/b' is not a folder's name"),
+    ],
+)  # fmt: skip
+@pytest.mark.skipif(torch.cuda.is_available(), reason="says what a machine without a GPU says")
+def test_what_only_the_machine_or_the_data_can_refuse(options, expected, tmp_path, capsys):
+    assert train.main(["--config", IRIS, f"run.root={tmp_path}", *options]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: {expected}")
+    assert said.count("\n") == 1
+
+
+def test_missing_data_is_one_line(tmp_path, capsys):
+    assert train.main(["--config", "configs/mnist_mlp.yaml", f"run.root={tmp_path}", f"data.root={tmp_path}"]) == 2
+    said = capsys.readouterr().err
+    assert "train-images-idx3-ubyte.gz is not in" in said
+    assert said.count("\n") == 1
+
+
+def test_a_run_folder_is_never_shared(tmp_path, capsys):
+    run(tmp_path, "--config", IRIS, "trainer.max_epochs=1", "run.name=mine")
+    before = (tmp_path / "iris_mlp/mine/metrics.json").read_bytes()
+    assert train.main(["--config", IRIS, f"run.root={tmp_path}", "run.name=mine"]) == 2
+    assert "run.name: " in capsys.readouterr().err
+    assert (tmp_path / "iris_mlp/mine/metrics.json").read_bytes() == before
+    (tmp_path / "file").touch()
+    assert train.main(["--config", IRIS, f"run.root={tmp_path / 'file'}"]) == 2
+    assert "run.root: cannot write to" in capsys.readouterr().err
+
+
+def test_the_end_tells_a_person_what_they_want_to_know(tmp_path, capsys):
+    folder = run(tmp_path, "--config", IRIS, "trainer.max_epochs=2")
+    said = capsys.readouterr().out
+    for part in ("test         accuracy 0.", "validation   accuracy 0.", "2 epochs, 6 steps", str(folder)):
+        assert part in said
+    assert f"tensorboard --logdir {tmp_path}" in said
+    assert "epoch 2/2  train/loss" in said
+
+
+def test_ctrl_c_ends_with_130_and_keeps_the_last_epoch(tmp_path):
+    command = [sys.executable, "train.py", "--config", IRIS, "trainer.max_epochs=100000", f"run.root={tmp_path}"]
+    process = subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("epoch"):
+            break
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in said
+    assert "interrupted" in said
+    (last,) = tmp_path.glob("*/*/checkpoints/last.ckpt")
+    torch.load(last, weights_only=True)
+
+
+@pytest.mark.parametrize("num_classes", [2, 10, 100])
+def test_a_confusion_matrix_can_be_drawn_for_any_number_of_classes(num_classes):
+    counts = np.eye(num_classes, dtype=int) * 90 + 1
+    counts[0] = 0  # a class without samples
+    picture = draw(counts, [f"class {i}" for i in range(num_classes)])
+    assert picture.dtype == np.uint8
+    assert picture.shape[2] == 3
+    assert picture.shape[0] == picture.shape[1] < 1200
+
+
+@pytest.mark.real_data
+def test_mnist_mlp_on_the_real_files(real_data, tmp_path):
+    folder = run(tmp_path, "--config", "configs/mnist_mlp.yaml", f"data.root={real_data}", "trainer.max_epochs=2")
+    assert figures(folder)["test/accuracy"] > 0.965
+
+
+@pytest.mark.real_data
+def test_mnist_cnn_on_the_real_files(real_data, tmp_path):
+    folder = run(tmp_path, "--config", "configs/mnist_cnn.yaml", f"data.root={real_data}", "trainer.max_epochs=1")
+    assert figures(folder)["test/accuracy"] > 0.98
+
+
+@pytest.mark.real_data
+def test_cifar10_cnn_on_the_real_files(real_data, tmp_path):
+    small = ["model.widths=[16, 32, 64]", "trainer.max_epochs=1", "trainer.limit_train_batches=100"]
+    folder = run(tmp_path, "--config", "configs/cifar10_cnn.yaml", f"data.root={real_data}", *small)
+    assert figures(folder)["test/accuracy"] > 0.35
