@@ -11,6 +11,7 @@ import pytest
 from datamodules import cifar, mnist
 
 TRAIN, TEST = 600, 100
+WRITTEN = ("mnist", "cifar")  # the datamodules whose files are written here, below `data.root`
 
 
 def pictures(count: int, num_classes: int, shape: tuple[int, ...], seed: int) -> tuple[np.ndarray, np.ndarray]:
