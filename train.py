@@ -6,9 +6,9 @@ only when the config is known to be right.
 """
 
 import importlib
-import logging
+import os
 import sys
-import warnings
+import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,6 +46,7 @@ def train(config: Config) -> int:
     from lightning.pytorch import seed_everything
     from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+    from callbacks.progress_line import quieten
     from callbacks.run_record import RunRecord
     from datamodules.classification import DataError
 
@@ -55,31 +56,41 @@ def train(config: Config) -> int:
         seed_everything(config["seed"], verbose=False)
         datamodule = make(config, "data", seed=config["seed"])
         model = make_model(config, datamodule.spec)
-    except ValueError as error:  # of the options; nothing has been trained
-        raise ConfigError(str(config.path), "", str(error)) from error
-    trainer = make_trainer(config, folder, record)
-    try:
+        trainer = make_trainer(config, folder, record)
         trainer.fit(model, datamodule)
         best = folder / "checkpoints/best.ckpt"
-        trainer.test(model, datamodule, ckpt_path=best if best.is_file() else None, weights_only=True, verbose=False)
-    except (DataError, MisconfigurationException) as error:
-        raise ConfigError(str(config.path), "", str(error)) from error
+        tested = best if best.is_file() else None
+        trainer.test(model, datamodule, ckpt_path=tested, weights_only=True, verbose=False)
+    except DataError as error:
+        raise config.refused("data", str(error)) from error
+    except (MisconfigurationException, ValueError, ImportError) as error:
+        where = traceback.extract_tb(error.__traceback__)[-1].filename
+        if not isinstance(error, MisconfigurationException) and "/lightning/" not in where:
+            raise  # a bug: what Lightning itself refuses are options
+        raise config.refused("trainer", str(error)) from error
     except SystemExit:  # Lightning's answer to Ctrl-C
         if not trainer.interrupted:
             raise
         print(f"interrupted; what there is of the run is in {folder}", file=sys.stderr)
         return INTERRUPTED
     if trainer.is_global_zero:
+        record.finish(trainer, tested)
         print(record.report())
     return 0
 
 
 def make(config: Config, section: str, **given: Any) -> Any:
     """What `section` (``data``, ``model``, ``callbacks.NAME``) names, made from its options and what is given."""
+    from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
     component = config.components[section]
     ours = component.path.parent.parent == PROJECT
     module = f"{component.path.parent.name}.{component.path.stem}" if ours else "lightning.pytorch.callbacks"
-    return getattr(importlib.import_module(module), component.name)(**config.options(section), **given)
+    made = getattr(importlib.import_module(module), component.name)
+    try:
+        return made(**config.options(section), **given)
+    except (ValueError, ImportError, MisconfigurationException) as error:
+        raise config.refused(section, str(error)) from error
 
 
 def make_model(config: Config, spec: "DataSpec") -> "LightningModule":
@@ -98,6 +109,7 @@ def make_model(config: Config, spec: "DataSpec") -> "LightningModule":
 def make_trainer(config: Config, folder: Path, record: "RunRecord") -> "Trainer":
     """Lightning's Trainer with our logger, checkpoints and callbacks."""
     from lightning.pytorch import Trainer
+    from lightning.pytorch.accelerators import CPUAccelerator
     from lightning.pytorch.callbacks import ModelCheckpoint
     from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
@@ -120,26 +132,15 @@ def make_trainer(config: Config, folder: Path, record: "RunRecord") -> "Trainer"
         monitor = config["run.monitor"]
         if options["limit_val_batches"] != 0:
             callbacks.append(ModelCheckpoint(filename="best", monitor=monitor, mode=METRICS[monitor], **shared))
-        callbacks.append(
-            ModelCheckpoint(filename="last", monitor=None, **shared)
-        )  # Lightning's `save_last` is not that
+        # at every epoch's end, validated or not; Lightning's `save_last` is not the last
+        callbacks.append(ModelCheckpoint(filename="last", monitor=None, save_on_train_epoch_end=True, **shared))
     try:
-        return Trainer(**options, callbacks=callbacks, enable_progress_bar=False)
+        trainer = Trainer(**options, callbacks=callbacks, enable_progress_bar=False)
+        if isinstance(trainer.accelerator, CPUAccelerator) and trainer.num_devices > (os.cpu_count() or 1):
+            raise ValueError(f"devices: {trainer.num_devices} processes on the CPU")
     except (ValueError, TypeError, RuntimeError, ImportError, MisconfigurationException) as error:
-        asked = {"trainer.accelerator", "trainer.devices", "trainer.strategy"} & set(config.origins)
-        where = config.where(min(asked)) if asked else str(config.path)
-        raise ConfigError(where, min(asked, default="trainer"), str(error), hardware() if asked else "") from error
-
-
-def quieten() -> None:
-    """Silence what a user of this project cannot act on."""
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    for message in (
-        "The number of training batches .* is smaller than the logging interval",  # epochs are always logged
-        ".*LeafSpec.* is deprecated",  # Lightning's own use of torch
-    ):
-        warnings.filterwarnings("ignore", message=message)
+        raise config.refused("trainer", str(error), hardware()) from error
+    return trainer
 
 
 if __name__ == "__main__":

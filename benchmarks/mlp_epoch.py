@@ -16,10 +16,11 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
+from callbacks.progress_line import quieten
 from configs import load_config
 from datamodules.mnist import MNIST
 from lit_models.mlp import LitMLP
-from train import make, make_model, make_trainer, quieten
+from train import make, make_model, make_trainer
 
 OVERRIDES = [
     "model.hidden_sizes=[64, 128, 64]", "model.normalization=batch", "data.batch_size=128", "optimizer.lr=0.001",

@@ -4,8 +4,10 @@ Lightning's bar redraws and reads metrics back from the device at every refresh,
 training step. This one looks at the clock, and shows the metrics of the last finished epoch.
 """
 
+import logging
 import sys
 import time
+import warnings
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -64,3 +66,24 @@ class ProgressLine(Callback):
             self._width = len(text)
         else:
             print(text, flush=True)
+
+
+def quieten() -> None:
+    """Silence what a user of this project cannot act on."""
+    banners = (
+        "GPU available",
+        "TPU available",
+        "💡",
+        "`Trainer.fit` stopped",
+        "Loading `",
+        "Loaded",
+        "Restoring",
+        "Using ",
+    )
+    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero"):
+        logging.getLogger(name).addFilter(lambda record: not str(record.msg).startswith(banners))
+    for message in (
+        "The number of training batches .* is smaller than the logging interval",  # epochs are always logged
+        ".*LeafSpec.* is deprecated",  # Lightning's own use of torch
+    ):
+        warnings.filterwarnings("ignore", message=message)

@@ -34,7 +34,7 @@ class RunLogger(TensorBoardLogger):
 
 
 class RunRecord(Callback):
-    """Writes ``environment.json`` when training starts and ``metrics.json`` when testing ends.
+    """Writes ``environment.json`` when training starts and, when `train.py` says so, ``metrics.json``.
 
     Args:
         folder: Of the run.
@@ -73,7 +73,8 @@ class RunRecord(Callback):
         }
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.validation = _values(trainer, "val/")
+        if not trainer.sanity_checking:
+            self.validation = _values(trainer, "val/")
 
     def state_dict(self) -> dict[str, Any]:
         return {"validation": self.validation}
@@ -81,19 +82,19 @@ class RunRecord(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.validation = state_dict["validation"]
 
-    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        tested = Path(trainer.ckpt_path).name if trainer.ckpt_path else None
+    def finish(self, trainer: Trainer, tested: Path | None) -> None:
+        """Write ``metrics.json`` and the entry under HPARAMS.
+
+        Args:
+            trainer: After its test.
+            tested: The checkpoint that was tested; null for the last weights.
+        """
         test = _values(trainer, "test")
-        self.figures = {
-            **test,
-            **self.validation,
-            **self.figures,
-            "best_checkpoint": tested and f"checkpoints/{tested}",
-        }
-        if trainer.is_global_zero:
-            write_json(self.folder / "metrics.json", self.figures)
-            if isinstance(trainer.logger, TensorBoardLogger):
-                self._hparams(trainer.logger, test)
+        best = str(tested.relative_to(self.folder)) if tested else None
+        self.figures = {**test, **self.validation, **self.figures, "best_checkpoint": best}
+        write_json(self.folder / "metrics.json", self.figures)
+        if isinstance(trainer.logger, TensorBoardLogger):
+            self._hparams(trainer.logger, test)
 
     def report(self) -> str:
         """What a person wants to know at the end."""
@@ -130,7 +131,7 @@ def environment(device: torch.device, precision: str, world_size: int) -> dict[s
     return {
         "command": shlex.join([Path(sys.executable).name, *sys.argv]),
         "git_commit": _git("rev-parse", "HEAD"),
-        "git_dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
+        "git_changes": _git("status", "--porcelain"),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "packages": {package: version(package) for package in PACKAGES},

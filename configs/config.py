@@ -1,5 +1,6 @@
 """One experiment, checked and complete."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from configs.catalogue import NAMED
+from configs.nodes import ConfigError
 from configs.signatures import Component, Parameter
 
 
@@ -49,9 +51,26 @@ class Config:
             key: value if isinstance(value, bool | int | float | str) else str(value) for key, value in self._leaves()
         }
 
-    def to_yaml(self) -> str:
-        """YAML that `load_config` reads back to the same values."""
-        return OmegaConf.to_yaml(OmegaConf.create(self.values))
+    def to_yaml(self, **run: Any) -> str:
+        """YAML that `load_config` reads back to the same values, with those of `run` in its section."""
+        return OmegaConf.to_yaml(OmegaConf.create({**self.values, "run": {**self["run"], **run}}))
+
+    def refused(self, section: str, message: str, hardware: str = "") -> ConfigError:
+        """What a component said of its options, as an error of the key that it is about.
+
+        Args:
+            section: whose component it was.
+            message: ``KEY: problem`` of our own, or Lightning's, which may name an argument.
+            hardware: what there is, for a refusal of devices.
+        """
+        key, colon, problem = message.partition(": ")
+        if colon and key in self.parameters:
+            return ConfigError(self.where(key), key, problem)
+        written = [name for name in self[section] if f"{section}.{name}" in self.origins] if section else []
+        devices = [name for name in ("accelerator", "devices", "num_nodes", "strategy") if name in written]
+        named = [name for name in written if re.search(rf"\b{name}\b", message)]
+        key = ".".join([section, *(named or devices)[:1]])
+        return ConfigError(self.where(key), key, message, hardware if (named or devices)[:1] == devices[:1] else "")
 
     def _leaves(self) -> list[tuple[str, Any]]:
         named = [f"{section}.name" for section in NAMED]

@@ -33,8 +33,11 @@ def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
     """
     path = Path(path)
     tree = read_yaml(path)
-    for argument in overrides:
-        key, node = read_override(argument)
+    pairs = [read_override(argument) for argument in overrides]
+    for key, node in sorted(pairs, key=lambda pair: not _chooses(*pair)):  # whatever chooses a name comes first
+        if _chooses(key, node):
+            chosen = node.items["name"] if isinstance(node, Section) and "." not in key else node
+            _start_anew(tree, key.split(".")[0], chosen)
         _put(tree, key, node)
     resolve_references(tree)
     config = Config(path, {}, {}, {}, {})
@@ -50,6 +53,20 @@ def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
         config.values[name] = _section(config, name, node)
     check_pairs(config)
     return config
+
+
+def _chooses(key: str, node: Section | Value) -> bool:
+    """Whether an override names the component of a section."""
+    section, _, rest = key.partition(".")
+    return section in NAMED and (rest == "name" or (not rest and isinstance(node, Section) and "name" in node.items))
+
+
+def _start_anew(tree: Section, section: str, name: Section | Value) -> None:
+    """Forget the keys of a section that is to be another component's: they were written for the old one."""
+    there = tree.items.get(section)
+    old = there.items.get("name") if isinstance(there, Section) else None
+    if isinstance(old, Value) and isinstance(name, Value) and old.data != name.data:
+        tree.items[section] = Section(name.where, {"name": name})
 
 
 def _put(tree: Section, key: str, node: Section | Value) -> None:

@@ -207,7 +207,7 @@ def _scalar(node: yaml.ScalarNode, where: str) -> Value:
 
 def _available(path: Path) -> str:
     for folder in (path.parent, Path("configs")):
-        names = sorted(found.name for found in folder.glob("*.yaml"))
+        names = sorted(found.name for found in folder.glob("[!.]*.yaml"))
         if names:
             return f"{folder} has {', '.join(names)}"
     return ""

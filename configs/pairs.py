@@ -1,10 +1,12 @@
 """What is right key by key and wrong together."""
 
+import re
+
 from configs import schema
 from configs.catalogue import named, names, nearest
 from configs.config import Config
 from configs.nodes import ConfigError
-from configs.signatures import Component
+from configs.signatures import Component, texts
 
 
 def check_pairs(config: Config) -> None:
@@ -14,6 +16,8 @@ def check_pairs(config: Config) -> None:
         ConfigError: the first one found.
     """
     _check_monitors(config)
+    _check_plateau(config)
+    _check_shares(config)
     _check_it_ends(config)
 
 
@@ -36,22 +40,48 @@ def check_model_takes_data(model: Component, name: str, where: str, data: Compon
 
 
 def _check_monitors(config: Config) -> None:
-    source = config.components["model"].path.read_text(encoding="utf-8")  # an own model may log more
+    logged = {*schema.METRICS, *texts(config.components["model"].path)}  # an own model may log more
     for name, options in config["callbacks"].items():
         monitor, key = (options or {}).get("monitor"), f"callbacks.{name}.monitor"
-        if monitor is None or (monitor not in schema.METRICS and repr(monitor)[1:-1] in source):
+        if monitor is None:
             continue
-        if monitor not in schema.METRICS:
-            hint = nearest(monitor, schema.METRICS, "logged")
-            raise ConfigError(config.where(key), key, f"no metric {monitor!r}", hint)
-        best = schema.METRICS[monitor]
-        if options.get("mode", best) != best:
+        if monitor not in logged or "/" not in monitor:
+            raise ConfigError(
+                config.where(key), key, f"no metric {monitor!r}", nearest(monitor, schema.METRICS, "logged")
+            )
+        if monitor.startswith("val/") and config["trainer.limit_val_batches"] == 0:
+            raise ConfigError(config.where(key), key, f"{monitor} is not measured", "trainer.limit_val_batches is 0")
+        best = schema.METRICS.get(monitor)
+        if best and options.get("mode", best) != best:
             key = f"callbacks.{name}.mode"
             raise ConfigError(config.where(key), key, f"{options['mode']} does not fit {monitor}", f"set {key}={best}")
 
 
+def _check_plateau(config: Config) -> None:
+    if config["schedule.name"] == "plateau" and config["trainer.limit_val_batches"] == 0:
+        monitor = config["schedule.monitor"]
+        raise ConfigError(
+            config.where("schedule.name"), "schedule.name", f"plateau watches {monitor}", "validation is off"
+        )
+
+
+def _check_shares(config: Config) -> None:
+    for name in schema.SHARES:
+        value = config[f"trainer.{name}"]
+        if isinstance(value, float) and value > 1:
+            hint = f"a number with a point is a share, at most 1.0; for batches write {round(value)}"
+            raise ConfigError(config.where(f"trainer.{name}"), f"trainer.{name}", f"{value} is out of range", hint)
+    if config["trainer.devices"] in (0, "0", []):
+        raise ConfigError(config.where("trainer.devices"), "trainer.devices", "none are asked for", "write 1, or auto")
+    duration = config["trainer.max_time"]
+    if isinstance(duration, str) and not re.fullmatch(r"\d+:\d+:\d+:\d+", duration):
+        hint = "write days, hours, minutes and seconds, as in '00:01:30:00'"
+        raise ConfigError(config.where("trainer.max_time"), "trainer.max_time", f"{duration!r} is no duration", hint)
+
+
 def _check_it_ends(config: Config) -> None:
     ends = ("trainer.max_epochs", "trainer.max_steps", "trainer.max_time", "trainer.fast_dev_run")
-    if not any(config[key] for key in ends) and not config["callbacks"].get("early_stopping"):
+    stoppers = ("early_stopping", "timer")
+    if not any(config[key] for key in ends) and not any(config["callbacks"].get(name) for name in stoppers):
         where = config.where("trainer.max_epochs")
         raise ConfigError(where, "trainer.max_epochs", "nothing ends this run", "set max_epochs, max_steps or max_time")

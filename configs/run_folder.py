@@ -6,7 +6,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from configs.config import Config
-from configs.nodes import ConfigError
+from configs.nodes import COMMAND_LINE, ConfigError
+from configs.signatures import PROJECT
 
 VARIABLE = "LIT_RUN_FOLDER"  # tells the processes that Lightning starts for further devices where the run is
 
@@ -19,15 +20,20 @@ def make_run_folder(config: Config) -> Path:
     """
     if os.environ.get("LOCAL_RANK", "0") != "0" and VARIABLE in os.environ:
         return Path(os.environ[VARIABLE])
+    for launcher, count in (("torchrun", "WORLD_SIZE"), ("srun", "SLURM_NTASKS")):
+        if int(os.environ.get(count, "1")) > 1:
+            hint = "start one, python train.py ... trainer.devices=N; it starts the others"
+            raise ConfigError(COMMAND_LINE, "", f"{launcher} started {os.environ[count]} processes ({count})", hint)
     name = config["run.name"] or f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
     if Path(name).name != name:
         raise ConfigError(config.where("run.name"), "run.name", f"{name!r} is not a folder's name", "leave out slashes")
     path = config.path.resolve()
-    experiment = path.parent.parent.name if path.name == "config.yaml" else path.stem  # a run's own config repeats it
+    of_a_run = path.name == "config.yaml" and path.parent != PROJECT / "configs"
+    experiment = path.parent.parent.name if of_a_run else path.stem
     folder = Path(config["run.root"]) / experiment / name
     try:
         folder.mkdir(parents=True)
-        (folder / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
+        (folder / "config.yaml").write_text(config.to_yaml(name=None), encoding="utf-8")  # it repeats under a new name
     except FileExistsError:
         raise ConfigError(config.where("run.name"), "run.name", f"{folder} exists", "choose another name") from None
     except OSError as error:

@@ -3,6 +3,7 @@
 Each class is read like a component's constructor (`configs.signatures`): fields are keys, defaults and ranges are here.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -19,6 +20,12 @@ METRICS: dict[str, Literal["min", "max"]] = {
     "val/f1": "max",
 }
 
+# Trainer arguments in which a float is a share of all batches and an int a number of them.
+SHARES = (
+    "limit_train_batches", "limit_val_batches", "limit_test_batches", "limit_predict_batches", "overfit_batches",
+    "val_check_interval",
+)  # fmt: skip
+
 # Callbacks of every run, unless it sets them to null.
 DEFAULT_CALLBACKS = ("progress_line", "confusion_matrix")
 
@@ -27,7 +34,6 @@ LIGHTNING_CALLBACKS = {
     "device_stats_monitor": ("device_stats_monitor", "DeviceStatsMonitor"),
     "early_stopping": ("early_stopping", "EarlyStopping"),
     "ema_weight_averaging": ("weight_averaging", "EMAWeightAveraging"),
-    "gradient_accumulation_scheduler": ("gradient_accumulation_scheduler", "GradientAccumulationScheduler"),
     "learning_rate_monitor": ("lr_monitor", "LearningRateMonitor"),
     "model_summary": ("model_summary", "ModelSummary"),
     "stochastic_weight_averaging": ("stochastic_weight_avg", "StochasticWeightAveraging"),
@@ -103,8 +109,10 @@ class Trainer:
     deterministic: bool | Literal["warn"] | None = None
     reload_dataloaders_every_n_epochs: Annotated[int, ">= 0"] = 0
     default_root_dir: str | None = None
+    fast_dev_run: Annotated[int | bool, ">= 0"] = False
+    devices: Annotated[Sequence[int] | int | str, ">= -1"] = "auto"
     logger: bool = True
     enable_progress_bar: bool | None = True
-    enable_checkpointing: bool | None = True
+    enable_checkpointing: bool = True
     enable_model_summary: bool | None = False
     enable_autolog_hparams: bool = False

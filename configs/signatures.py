@@ -16,6 +16,8 @@ from pathlib import Path
 from types import NoneType
 from typing import Any, Literal, Union
 
+from configs.nodes import ConfigError
+
 PROJECT = Path(__file__).resolve().parent.parent
 REQUIRED = object()  # the default of a parameter that has none
 COMPUTED = object()  # a default that is no literal: the constructor's own business
@@ -23,6 +25,7 @@ COMPUTED = object()  # a default that is no literal: the constructor's own busin
 _SCALARS: dict[str, Any] = {"int": int, "float": float, "str": str, "bool": bool, "Any": Any, "None": NoneType}
 _LISTS = {"list", "List", "Sequence", "Iterable", "tuple", "Tuple"}  # YAML has one kind of list
 _DICTS = {"dict", "Dict", "Mapping"}
+_BOUND = re.compile(r"\s*(>=|<=|>|<)\s*(-?[0-9.]+(?:e[-+]?[0-9]+)?)\s*(?:,|$)")
 _COMPARISONS = {">=": operator.ge, ">": operator.gt, "<=": operator.le, "<": operator.lt}
 
 
@@ -59,11 +62,7 @@ class Parameter:
             return True
         if not math.isfinite(value):
             return False
-        for bound in filter(None, self.bounds.split(",")):
-            symbol, limit = bound.split()
-            if not _COMPARISONS[symbol](value, float(limit)):
-                return False
-        return True
+        return all(_COMPARISONS[symbol](value, float(limit)) for symbol, limit in _BOUND.findall(self.bounds))
 
 
 @dataclass(frozen=True)
@@ -118,7 +117,24 @@ def describe(annotation: Any) -> str:
 
 @lru_cache
 def _tree(path: Path) -> ast.Module:
-    return ast.parse(path.read_text(encoding="utf-8"), str(path))
+    try:
+        return ast.parse(path.read_text(encoding="utf-8"), str(path))
+    except SyntaxError as error:
+        raise ConfigError(f"{shown(path)}:{error.lineno}", "", f"is not valid Python: {error.msg}") from None
+    except UnicodeDecodeError:
+        raise ConfigError(shown(path), "", "is not UTF-8 text") from None
+
+
+def shown(path: Path) -> str:
+    """A file's name as a person would say it."""
+    return str(path.relative_to(PROJECT)) if path.is_relative_to(PROJECT) else path.name
+
+
+def texts(path: Path) -> set[str]:
+    """Every string that is written out in the file `path`."""
+    return {
+        node.value for node in ast.walk(_tree(path)) if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    }
 
 
 def _constants(node: ast.ClassDef) -> Iterator[tuple[str, Any]]:
@@ -185,12 +201,17 @@ def _parameter(
     default: ast.expr | None,
     meanings: dict[str, str],
 ) -> Parameter:
-    shown = path.relative_to(PROJECT) if path.is_relative_to(PROJECT) else path.name
+    where = f"{shown(path)}:{node.lineno}"
     bounds: list[str] = []
-    kind = _type(annotation, bounds) if annotation is not None else Any
+    try:
+        kind = _type(annotation, bounds) if annotation is not None else Any
+    except ValueError:
+        raise ConfigError(where, name, "has an annotation that only running it could tell", "write literals") from None
+    if any(_BOUND.sub("", bound) for bound in bounds):
+        raise ConfigError(where, name, f"has the bounds {bounds}", 'write them as in ">= 0, < 1"')
     value = REQUIRED if default is None else _literal(default)
     value = list(value) if isinstance(value, tuple) else value
-    return Parameter(name, kind, value, ", ".join(bounds), meanings.get(name, ""), f"{shown}:{node.lineno}")
+    return Parameter(name, kind, value, ", ".join(bounds), meanings.get(name, ""), where)
 
 
 def _literal(node: ast.expr) -> Any:

@@ -21,7 +21,8 @@ class EpochOrder:
     In training (`shuffle`), all processes cut the same permutation: batch i of the whole group is its i-th piece of
     ``batch_size * world_size``, shared out evenly, so that every process makes equally many steps. A last piece that
     cannot be shared, or one of a single sample (batch normalisation could not use it), is left out for this epoch.
-    In evaluation each process takes its own stretch; no sample is left out or repeated.
+    In evaluation each process takes its own stretch, in equally many batches of nearly equal size; no sample is left out
+    or repeated.
     """
 
     def __init__(
@@ -29,6 +30,9 @@ class EpochOrder:
     ) -> None:
         self.num_samples, self.batch_size, self.shuffle, self.seed = num_samples, batch_size, shuffle, seed
         self.rank, self.world_size, self.epoch = rank, world_size, 0
+        self.repeats = False  # the first epoch's order for ever, to overfit a few batches
+        if not shuffle and num_samples < world_size:
+            raise ValueError(f"{num_samples} samples cannot be shared by {world_size} processes")
 
     @property
     def sampler(self) -> "EpochOrder":
@@ -37,21 +41,22 @@ class EpochOrder:
 
     def set_epoch(self, epoch: int) -> None:
         """Lightning calls this before every epoch."""
-        self.epoch = epoch
+        self.epoch = 0 if self.repeats else epoch
 
     def __len__(self) -> int:
-        if not self.shuffle:
-            start, end = self._stretch()
-            return -(-(end - start) // self.batch_size)
+        if not self.shuffle:  # as many on every process: a forward pass in DistributedDataParallel is a collective
+            longest = -(-self.num_samples // self.world_size)
+            return -(-longest // self.batch_size)
         whole, rest = divmod(self.num_samples, self.batch_size * self.world_size)
         return whole + (self._share(rest) > 0)
 
     def __iter__(self) -> Iterator[Tensor | slice]:
         """Indices (B,) of each batch, or a slice where the samples lie side by side."""
         if not self.shuffle:
-            start, end = self._stretch()
-            for first in range(start, end, self.batch_size):
-                yield slice(first, min(first + self.batch_size, end))
+            parts = len(self) * self.world_size
+            edges = [self.num_samples * i // parts for i in range(parts + 1)]
+            for i in range(self.rank * len(self), (self.rank + 1) * len(self)):
+                yield slice(edges[i], edges[i + 1])
             return
         generator = Generator().manual_seed(mixed_seed(self.seed, self.epoch))
         order = torch.randperm(self.num_samples, generator=generator)
@@ -61,9 +66,6 @@ class EpochOrder:
             if size > 0:
                 begin = first + self.rank * size
                 yield order[begin : begin + size]
-
-    def _stretch(self) -> tuple[int, int]:
-        return self.num_samples * self.rank // self.world_size, self.num_samples * (self.rank + 1) // self.world_size
 
     def _share(self, samples: int) -> int:
         share = samples // self.world_size
@@ -95,6 +97,10 @@ class TensorBatches:
 
     def __len__(self) -> int:
         return len(self.batch_sampler)
+
+    def repeat_first_epoch(self, transform: Transform) -> None:
+        """The same batches in every epoch, through another `transform`: for overfitting a few of them."""
+        self.batch_sampler.repeats, self.transform = True, transform
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         order = self.batch_sampler

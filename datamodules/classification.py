@@ -113,10 +113,10 @@ class ClassificationDataModule(LightningDataModule):
         self._parts = {name: (inputs.to(device), labels.to(device)) for name, (inputs, labels) in parts.items()}
 
     def train_dataloader(self) -> TensorBatches:
-        overfits = self.trainer is not None and self.trainer.overfit_batches > 0  # type: ignore[attr-defined]
-        if overfits:  # the same few batches, plain and in the same order, epoch after epoch
-            return self._batches("train", self.batch_size, shuffle=False)
-        return self._batches("train", self.batch_size, shuffle=True)
+        batches = self._batches("train", self.batch_size, shuffle=True)
+        if self.trainer is not None and self.trainer.overfit_batches > 0:  # type: ignore[attr-defined]
+            batches.repeat_first_epoch(lambda inputs, _: self.transform(inputs, None))
+        return batches
 
     def val_dataloader(self) -> TensorBatches:
         return self._batches("val", self.eval_batch_size, shuffle=False)

@@ -3,12 +3,14 @@
 What is downloaded must match its SHA-256. What the user put in place is the user's: its reader checks size and format.
 """
 
+import gzip
 import hashlib
 import os
 import shutil
 import tarfile
 import tempfile
 import urllib.request
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -89,7 +91,7 @@ def extract(archive: Path, members: Mapping[str, int], folder: Path) -> None:
                     with open(Path(temporary) / name, "wb") as target:
                         shutil.copyfileobj(source, target)
                     found.add(name)
-        except (tarfile.TarError, EOFError, OSError) as error:
+        except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
             raise DataError(f"{archive}: broken archive ({error}); delete it, and it is downloaded again") from None
         if missing := sorted(set(members) - found):
             raise DataError(f"{archive}: lacks {', '.join(missing)}; delete it, and it is downloaded again")

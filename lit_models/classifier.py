@@ -5,6 +5,7 @@ into ``self.network``. It lists the kinds of input it takes in ``accepts``.
 """
 
 from collections.abc import Mapping, Sequence
+from inspect import signature
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
@@ -77,8 +78,9 @@ class LitClassifier(LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         inputs, labels = batch
-        logits = self(inputs).float()
-        loss = F.cross_entropy(logits, labels, self.class_weights, label_smoothing=self.hparams["label_smoothing"])
+        logits = _at_least_float32(self(inputs))
+        weights = None if self.class_weights is None else self.class_weights.to(logits.dtype)
+        loss = F.cross_entropy(logits, labels, weights, label_smoothing=self.hparams["label_smoothing"])
         if self.hparams["l1_penalty"] > 0:
             loss = loss + self.hparams["l1_penalty"] * self._absolute_weights()
         self.train_loss.update(loss.detach(), len(labels))
@@ -106,16 +108,25 @@ class LitClassifier(LightningModule):
     def configure_optimizers(self) -> tuple[list[torch.optim.Optimizer], list[dict[str, Any]]]:  # type: ignore[override]
         try:
             make_optimizer, options = _choice(optimizers, self.hparams["optimizer"], "adam")
+            if "fused" in signature(make_optimizer).parameters and self._clips_in_mixed_precision():
+                options["fused"] = options.get("fused") or False  # Lightning cannot clip for a fused one there
             optimizer = make_optimizer(self.network, **options)
             make_schedule, options = _choice(schedules, self.hparams["schedule"], "constant")
-            return [optimizer], make_schedule(optimizer, self.trainer.estimated_stepping_batches, **options)
+            entries = make_schedule(optimizer, self.trainer.estimated_stepping_batches, **options)
         except ValueError as error:
             raise MisconfigurationException(str(error)) from error
+        for entry in entries:
+            if "monitor" in entry:  # it has no new value between two validations
+                entry["frequency"] = self.trainer.check_val_every_n_epoch or 1
+        return [optimizer], entries
+
+    def _clips_in_mixed_precision(self) -> bool:
+        return bool(self.trainer.gradient_clip_val) and "mixed" in str(self.trainer.precision)
 
     def _evaluate(self, batch: Batch, loss: MeanMetric, metrics: MetricCollection) -> Tensor:
         """Update the metrics of a stage; logits (B, K) are for callbacks."""
         inputs, labels = batch
-        logits = self(inputs).float()
+        logits = _at_least_float32(self(inputs))
         loss.update(F.cross_entropy(logits, labels), len(labels))
         metrics.update(logits, labels)
         return logits
@@ -132,7 +143,9 @@ class LitClassifier(LightningModule):
 
     def _log_step(self, loss: Tensor, batch_idx: int) -> None:
         """A point of the step curves; straight to the logger, because `self.log` costs as much as a small step."""
-        if self.logger is not None and batch_idx % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+        if self.logger is None or batch_idx % self.trainer.accumulate_grad_batches:
+            return
+        if self.global_step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             rate = self.trainer.optimizers[0].param_groups[0]["lr"]
             self.logger.log_metrics({"train/loss_step": loss.item(), "train/lr": rate}, step=self.global_step)
 
@@ -152,6 +165,11 @@ def _metrics(num_classes: int) -> MetricCollection:
             "class_accuracy": MulticlassAccuracy(num_classes, average="none", validate_args=False),
         }
     )
+
+
+def _at_least_float32(logits: Tensor) -> Tensor:
+    """A softmax of half-precision logits loses digits that the loss needs."""
+    return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
 
 
 def _choice(module: Any, section: Mapping[str, Any] | None, default: str) -> tuple[Any, dict[str, Any]]:

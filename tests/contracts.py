@@ -91,7 +91,7 @@ class ModelContract:
         pytest.fail(f"loss {loss.item():.3f} after 1,000 steps")
 
     def test_reloads_with_equal_logits(self, name, spec, tmp_path):
-        """From the path alone, with safe loading, also when it was compiled."""
+        """From the path alone, with safe loading."""
         inputs, labels = self.batch(spec)
         model = self.make(name, spec, optimizer={"name": "sgd", "lr": 0.01})
         fit = trainer(tmp_path, max_steps=2)
@@ -102,9 +102,6 @@ class ModelContract:
         again = model_class(name).load_from_checkpoint(tmp_path / "model.ckpt", map_location="cpu").eval()
         assert torch.equal(again(inputs), model.eval()(inputs))
         assert again.hparams["class_names"] == list(spec.class_names)
-
-    def test_takes_every_input_it_accepts_and_says_so(self, name, spec):
-        assert spec.modality in model_class(name).accepts
 
 
 class DataModuleContract:
@@ -145,6 +142,10 @@ class DataModuleContract:
         kept, held_out = datamodule._parts["train"], datamodule._parts["val"]
         assert sorted(_rows(*kept) + _rows(*held_out)) == sorted(_rows(inputs, labels))
         assert _rows(*datamodule._parts["test"]) == _rows(*test)
+        shared = set(_rows(*test)) & set(_rows(inputs, labels))
+        assert len(shared) <= 0.1 * len(
+            test[1]
+        )  # real data has a few rows twice; a test set that is in training has all
 
     def test_validation_depends_on_split_seed_alone(self, name, options, small_data):
         def held_out(**more):
@@ -185,7 +186,7 @@ class DataModuleContract:
 
 
 def _rows(inputs: Tensor, labels: Tensor) -> list[bytes]:
-    return [one.numpy().tobytes() + bytes([int(label)]) for one, label in zip(inputs, labels, strict=True)]
+    return [one.numpy().tobytes() + int(label).to_bytes(4, "big") for one, label in zip(inputs, labels, strict=True)]
 
 
 def model_cases() -> list:

@@ -41,19 +41,26 @@ def test_training_processes_share_each_batch_of_the_whole_group(num_samples, wor
     assert all(len(batch) > 1 for rank in ranks for batch in rank)
 
 
-@pytest.mark.parametrize("num_samples", [1, 7, 64, 65])
+@pytest.mark.parametrize("num_samples", [3, 7, 17, 64, 65])
 @pytest.mark.parametrize("world_size", [1, 2, 3])
 def test_evaluation_counts_every_sample_once_on_any_number_of_processes(num_samples, world_size):
     orders = [EpochOrder(num_samples, 8, False, 0, rank, world_size) for rank in range(world_size)]
     batches = [epoch(order) for order in orders]
     assert sum(sum(batches, []), []) == list(range(num_samples))
     assert [len(rank) for rank in batches] == [len(order) for order in orders]
+    assert len({len(rank) for rank in batches}) == 1  # a forward pass in DistributedDataParallel is a collective
+    assert all(1 <= len(batch) <= 8 for rank in batches for batch in rank)
 
 
 def test_a_last_batch_of_one_is_left_out_of_training_only():
     assert [len(batch) for batch in epoch(EpochOrder(9, 4, shuffle=True))] == [4, 4]
-    assert [len(batch) for batch in epoch(EpochOrder(9, 4, shuffle=False))] == [4, 4, 1]
+    assert [len(batch) for batch in epoch(EpochOrder(9, 4, shuffle=False))] == [3, 3, 3]
     assert [len(batch) for batch in epoch(EpochOrder(3, 1, shuffle=True))] == [1, 1, 1]
+
+
+def test_fewer_samples_than_processes_cannot_be_evaluated():
+    with pytest.raises(ValueError, match="2 samples cannot be shared by 3 processes"):
+        EpochOrder(2, 4, shuffle=False, world_size=3)
 
 
 def test_batches_pair_inputs_with_their_labels_and_augment_each_differently():

@@ -47,6 +47,17 @@ def test_a_mapping_is_merged(good):
     assert config["callbacks"]["early_stopping"]["monitor"] == "val/loss"
 
 
+def test_another_name_starts_a_section_anew(tmp_path):
+    """The keys in the file were written for the component that the file names."""
+    path = tmp_path / "good.yaml"
+    path.write_text(GOOD.replace("name: sgd", "name: sgd\n  momentum: 0.5\n  lr: 7"), encoding="utf-8")
+    for overrides in (["optimizer.name=adam"], ["optimizer={name: adam}"]):
+        assert load_config(path, overrides)["optimizer.lr"] == 0.001
+    assert load_config(path, ["optimizer.lr=2", "optimizer.name=adam"])["optimizer.lr"] == 2
+    assert load_config(path, ["optimizer.name=sgd"])["optimizer.lr"] == 7
+    assert load_config(path, ["optimizer={lr: 3}"])["optimizer.momentum"] == 0.5
+
+
 def test_null_switches_a_callback_off(good):
     config = load_config(good, ["callbacks.confusion_matrix=null"])
     assert config["callbacks"] == {"progress_line": {"live": None}, "confusion_matrix": None}

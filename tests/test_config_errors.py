@@ -1,12 +1,13 @@
 """Every mistake a person can make in a config is answered in one line that names the place and the mend."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from configs import ConfigError, load_config, parse
+from configs import ConfigError, catalogue, load_config, parse, signatures
 from configs.catalogue import PROJECT
 
 GOOD = """\
@@ -94,6 +95,12 @@ OVERRIDES = [
     ("trainer.gradient_clip_val=-1", "trainer.gradient_clip_val: -1 is out of range"),
     ("trainer.deterministic=yess", "trainer.deterministic: 'yess' is not accepted"),
     ("trainer.precision=bf17", "trainer.precision: 'bf17' is not accepted"),
+    ("trainer.limit_test_batches=1.5", "trainer.limit_test_batches: 1.5 is out of range; a number with a point is a share"),
+    ("trainer.overfit_batches=2.0", "at most 1.0; for batches write 2"),
+    ("trainer.max_time=1h", "trainer.max_time: '1h' is no duration; write days, hours, minutes and seconds"),
+    ("trainer.devices=0", "trainer.devices: none are asked for; write 1, or auto"),
+    ("trainer.devices=-2", "trainer.devices: -2 is out of range"),
+    ("trainer.fast_dev_run=-1", "trainer.fast_dev_run: -1 is out of range"),
     ("trainer.callbacks=[]", "trainer.callbacks: cannot be set in a config; write it under callbacks:"),
     ("trainer.plugins=[]", "trainer.plugins: cannot be set in a config; it takes a Python object"),
     ("callbacks.early_stoping={}", "callbacks.early_stoping: unknown name 'early_stoping'; did you mean early_stopping?"),
@@ -102,6 +109,8 @@ OVERRIDES = [
     ("callbacks.early_stopping={}", "callbacks.early_stopping.monitor: is missing; accepts str"),
     ("callbacks.early_stopping={monitor: val/acc}", "no metric 'val/acc'; did you mean val/accuracy?"),
     ("callbacks.early_stopping={monitor: val/accuracy}", "min does not fit val/accuracy; set callbacks.early_s"),
+    ("callbacks.early_stopping={monitor: acc}", "no metric 'acc'; logged: train/accuracy"),
+    ("callbacks.early_stopping={monitor: accepts}", "no metric 'accepts'"),
     ("run.monitor=val/los", "run.monitor: 'val/los' is not accepted; did you mean val/loss?"),
     ("run.name=${oc.env:HOME}", "run.name: ${oc.env:HOME} is refused; only plain references"),
     ("run.name=a${oc.env:HOME}b", "is refused; only plain references"),
@@ -116,16 +125,48 @@ OVERRIDES = [
     ("=3", ": is not a key"),
     ("a..b=3", "a..b: is not a key"),
     ("seed=[1", "seed: is not valid YAML"),
-    ("seed=&a 1", "seed: 1"),
     ("run.name=!!python/name:os.system x", "has the YAML tag"),
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("override", "expected"), [case for case in OVERRIDES if case[0] != "seed=&a 1"])
+@pytest.mark.parametrize(("override", "expected"), OVERRIDES)
 def test_override(good, override, expected):
     text = message(good, override)
     assert expected in text
     assert text.startswith("command line: ") or "good.yaml" in text
+
+
+TOGETHER = [
+    (["schedule.name=plateau", "trainer.limit_val_batches=0"], "plateau watches val/loss; validation is off"),
+    (["callbacks.early_stopping={monitor: val/loss}", "trainer.limit_val_batches=0"], "val/loss is not measured"),
+    (["trainer.max_epochs=null", "callbacks.progress_line=null"], "nothing ends this run"),
+]
+
+
+@pytest.mark.parametrize(("overrides", "expected"), TOGETHER)
+def test_overrides_that_do_not_fit_each_other(good, overrides, expected):
+    assert expected in message(good, *overrides)
+
+
+BROKEN = [
+    ("def broken(:\n", "lit_models/mine.py:1: is not valid Python"),
+    ("class LitMine(LitClassifier):\n    def __init__(self, width: Annotated[int, 'positive'] = 1): pass\n",
+     "lit_models/mine.py:2: width: has the bounds ['positive']; write them as in"),
+    ("class LitMine(LitClassifier):\n    def __init__(self, width: Literal[SIZES] = 1): pass\n",
+     "lit_models/mine.py:2: width: has an annotation that only running it could tell; write literals"),
+    ("class LitMine(LitClassifier): pass\nclass LitOther(LitClassifier): pass\n",
+     "lit_models/mine.py has 2 classes that derive from LitClassifier; one a file"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("source", "expected"), BROKEN)
+def test_an_own_model_with_a_mistake_in_it(good, tmp_path, monkeypatch, source, expected):
+    for folder in ("lit_models", "datamodules"):
+        shutil.copytree(PROJECT / folder, tmp_path / folder)
+    (tmp_path / "lit_models/mine.py").write_text(source + "# LitClassifier\n", encoding="utf-8")
+    monkeypatch.setattr(catalogue, "PROJECT", tmp_path)
+    monkeypatch.setattr(signatures, "PROJECT", tmp_path)
+    assert expected in message(good, "model.name=mine")
 
 
 FILES = [

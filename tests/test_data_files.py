@@ -45,6 +45,23 @@ def test_mnist_is_found_in_every_layout(small_data, tmp_path, packed, below):
     assert datamodule.fingerprint == reference.fingerprint
 
 
+def test_files_that_are_all_there_need_no_writing(small_data, monkeypatch):
+    monkeypatch.setattr(mnist, "fetch", lambda *_: pytest.fail("nothing is missing"))
+    monkeypatch.setattr(cifar, "fetch", lambda *_: pytest.fail("nothing is missing"))
+    MNIST(root=str(small_data)).prepare_data()
+    CIFAR(root=str(small_data)).prepare_data()
+
+
+def test_digits_are_turned_and_clothing_is_mirrored(small_data):
+    for variant, mirrored in (("mnist", False), ("fashion", True)):
+        datamodule = MNIST(root=str(small_data), variant=variant, augment_images=True)
+        image = torch.zeros(200, 1, 28, 28, dtype=torch.uint8)
+        image[:, :, 13:15, 14:26] = 255
+        moved = datamodule.augment(image, torch.Generator().manual_seed(0)).float()
+        left = moved[..., :12].sum((1, 2, 3)) > moved[..., 16:].sum((1, 2, 3))
+        assert left.any() == mirrored
+
+
 @pytest.mark.parametrize(
     ("change", "expected"),
     [

@@ -73,7 +73,9 @@ def test_what_a_run_leaves(iris):
         "config.yaml", "environment.json", "metrics.json", "checkpoints/best.ckpt", "checkpoints/last.ckpt",
     }  # fmt: skip
     facts = json.loads((iris / "environment.json").read_text(encoding="utf-8"))
-    assert {"command", "git_commit", "git_dirty", "packages", "device", "threads", "seed", "data_sha256"} <= set(facts)
+    assert {"command", "git_commit", "git_changes", "packages", "device", "threads", "seed", "data_sha256"} <= set(
+        facts
+    )
     assert len(facts["data_sha256"]) == 64
     written = figures(iris)
     assert {f"{stage}/{name}" for stage in ("test", "val") for name in ("loss", "accuracy", "f1")} <= set(written)
@@ -82,7 +84,10 @@ def test_what_a_run_leaves(iris):
 
 
 def test_its_own_config_repeats_the_run_to_the_bit(iris, tmp_path):
-    again = run(tmp_path / "runs", "--config", str(iris / "config.yaml"))
+    again = run(tmp_path / "runs", "--config", str(iris / "config.yaml"), "run.name=again")
+    run(
+        tmp_path / "third", "--config", str(again / "config.yaml"), "trainer.max_epochs=1"
+    )  # its name is not taken over
     assert again.parent.name == "iris_mlp"
     for name in ("train/loss", "val/loss", "val/accuracy", "test/loss"):
         assert curve(again, name) == curve(iris, name)
@@ -143,6 +148,13 @@ def test_best_is_the_best_and_last_is_the_last(tmp_path):
     assert figures(folder)["val/loss"] == pytest.approx(min(losses))
 
 
+@pytest.mark.parametrize("option", ["trainer.check_val_every_n_epoch=2", "trainer.val_check_interval=2"])
+def test_last_is_the_last_also_without_a_validation_at_the_end(tmp_path, option):
+    folder = run(tmp_path / "runs", "--config", IRIS, "trainer.max_epochs=3", option)
+    last = torch.load(folder / "checkpoints/last.ckpt", weights_only=True)
+    assert (last["epoch"], last["global_step"]) == (2, 9)
+
+
 def test_a_checkpoint_loads_in_a_bare_shell(iris):
     path = str(iris / "checkpoints/best.ckpt")
     code = f"from lit_models.mlp import LitMLP; print(LitMLP.load_from_checkpoint({path!r}).hparams)"
@@ -166,15 +178,73 @@ def test_seed_changes_the_run_and_the_progress_line_does_not(tmp_path):
     assert curve(one, "train/loss") == curve(quiet, "train/loss") != curve(other, "train/loss")
 
 
-def test_early_stopping_clipping_and_rate_monitor_from_yaml(tmp_path, capsys):
+def test_early_stopping_and_rate_monitor_from_yaml(tmp_path, capsys):
     options = [
         "callbacks.early_stopping={monitor: val/loss, patience: 1, min_delta: 10.0}",
         "callbacks.learning_rate_monitor={logging_interval: epoch}",
-        "trainer.gradient_clip_val=0.1", "trainer.accumulate_grad_batches=2",
-    ]  # fmt: skip
+    ]
     folder = run(tmp_path / "runs", "--config", IRIS, *options)
     assert figures(folder)["epochs"] == 2
     assert any(name.startswith("lr-Adam") for name in events(folder).Tags()["scalars"])
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_clipping_bounds_what_a_step_changes(tmp_path, precision):
+    """Plain SGD at rate 1: a step is as long as the clipped gradient."""
+    options = [
+        "optimizer={name: sgd, lr: 1.0}",
+        "trainer.max_epochs=1",
+        "trainer.limit_train_batches=1",
+        "schedule.name=constant",
+    ]
+    weights = []
+    for clip in ("trainer.gradient_clip_val=0.01", "trainer.gradient_clip_val=0.02"):
+        folder = run(tmp_path / clip, "--config", IRIS, f"trainer.precision={precision}", clip, *options)
+        state = torch.load(folder / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
+        weights.append(torch.cat([one.flatten() for one in state.values()]))
+    assert (weights[1] - weights[0]).norm().item() == pytest.approx(0.01, rel=0.02)
+
+
+def test_accumulating_gradients_makes_fewer_steps(tmp_path):
+    options = ["trainer.max_epochs=2", "trainer.accumulate_grad_batches=3"]
+    assert figures(run(tmp_path, "--config", IRIS, *options))["steps"] == 2
+
+
+def test_two_processes_share_the_work(tmp_path):
+    """The same validation and test figures as one process would give for these weights, every sample counted once."""
+    command = [sys.executable, "train.py", "--config", IRIS, "trainer.max_epochs=2", f"run.root={tmp_path}"]
+    command += ["trainer.accelerator=cpu", "trainer.devices=2", "data.batch_size=16"]
+    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    (folder,) = tmp_path.glob("*/*")
+    from datamodules.iris import Iris
+
+    datamodule = Iris(**load_config(folder / "config.yaml").options("data"))
+    datamodule.setup()
+    model = LitMLP.load_from_checkpoint(folder / "checkpoints/best.ckpt", map_location="cpu").eval()
+    for part, loader in (("test", datamodule.test_dataloader()), ("val", datamodule.val_dataloader())):
+        inputs, labels = next(iter(loader))
+        loss = torch.nn.functional.cross_entropy(model(inputs), labels).item()
+        assert figures(folder)[f"{part}/loss"] == pytest.approx(loss, rel=1e-5)
+    assert figures(folder)["steps"] == 6
+
+
+@pytest.mark.parametrize(("name", "count"), [("torchrun", "WORLD_SIZE"), ("srun", "SLURM_NTASKS")])
+def test_other_launchers_are_refused_in_one_line(tmp_path, monkeypatch, capsys, name, count):
+    monkeypatch.setenv(count, "2")
+    assert train.main(["--config", IRIS, f"run.root={tmp_path}"]) == 2
+    assert capsys.readouterr().err == (
+        f"error: command line: {name} started 2 processes ({count});"
+        " start one, python train.py ... trainer.devices=N; it starts the others\n"
+    )
+
+
+def test_the_profiler_and_the_summary_are_shown(tmp_path, caplog):
+    options = ["trainer.max_epochs=1", "trainer.profiler=simple", "callbacks.model_summary={max_depth: 2}"]
+    run(tmp_path, "--config", IRIS, *options)
+    assert "FIT Profiler Report" in caplog.text
+    assert "Total params" in caplog.text
+    assert "GPU available" not in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -187,13 +257,14 @@ def test_early_stopping_clipping_and_rate_monitor_from_yaml(tmp_path, capsys):
         ["trainer.max_epochs=1", "trainer.enable_checkpointing=false"],
         ["trainer.max_epochs=1", "trainer.limit_val_batches=0"],
         ["trainer.max_epochs=1", "trainer.precision=bf16-mixed"],
+        ["trainer.max_epochs=1", "trainer.precision=64-true", "model.class_weights=[1, 2, 3]"],
+        ["trainer.max_epochs=1", "trainer.precision=bf16-true", "model.class_weights=[1, 2, 3]"],
         ["trainer.max_epochs=1", "trainer.max_time='00:01:00:00'"],
-        ["trainer.max_epochs=1", "trainer.profiler=simple"],
         ["trainer.max_epochs=1", "callbacks.confusion_matrix=null", "callbacks.progress_line=null"],
         ["trainer.max_epochs=2", "trainer.val_check_interval=0.5"],
         ["trainer.max_epochs=2", "trainer.check_val_every_n_epoch=2"],
-        ["trainer.max_epochs=2", "schedule={name: plateau}"],
-        ["trainer.max_epochs=1", "callbacks.timer={duration: '00:01:00:00'}", "callbacks.model_summary={max_depth: 2}"],
+        ["trainer.max_epochs=2", "schedule={name: plateau}", "trainer.check_val_every_n_epoch=2"],
+        ["trainer.max_epochs=1", "callbacks.timer={duration: '00:01:00:00'}"],
     ],
     ids=" ".join,
 )
@@ -209,9 +280,17 @@ def test_barebones_measures_nothing_and_says_so(tmp_path, capsys):
     assert "test         not measured" in capsys.readouterr().out
 
 
+def test_without_a_test_the_validation_figures_are_kept(tmp_path, capsys):
+    folder = run(tmp_path, "--config", IRIS, "trainer.max_epochs=1", "trainer.limit_test_batches=0")
+    assert "val/accuracy" in figures(folder)
+    assert "test/accuracy" not in figures(folder)
+    assert "test         not measured" in capsys.readouterr().out
+
+
 def test_overfitting_one_batch_learns_it_by_heart(tmp_path):
-    options = ["trainer.overfit_batches=1", "trainer.max_epochs=60", "optimizer.lr=0.02"]
+    options = ["trainer.overfit_batches=1", "trainer.max_epochs=100", "optimizer.lr=0.02"]
     folder = run(tmp_path / "runs", "--config", IRIS, *options)
+    assert curve(folder, "train/accuracy")[0] < 0.9  # more than one class is in it
     assert curve(folder, "train/accuracy")[-1] == 1.0
     assert curve(folder, "train/loss")[-1] < 0.05
 
@@ -222,11 +301,14 @@ def test_overfitting_one_batch_learns_it_by_heart(tmp_path):
         (["trainer.accelerator=gpu"], "command line: trainer.accelerator: No supported gpu backend found!; this machine"),
         (["trainer.accelerator=tpu"], "command line: trainer.accelerator: "),
         (["trainer.devices=[0]"], "command line: trainer.devices: `devices` selected with `CPUAccelerator`"),
+        (["trainer.devices=4096"], "command line: trainer.devices: devices: 4096 processes on the CPU; this machine has"),
         (["trainer.strategy=foo"], "command line: trainer.strategy: You selected an invalid strategy name"),
-        (["trainer.profiler=foo"], "configs/iris_mlp.yaml: trainer: "),
-        (["optimizer={name: sgd, nesterov: true}"], "configs/iris_mlp.yaml: optimizer.nesterov: needs a momentum"),
-        (["model.class_weights=[1]"], "configs/iris_mlp.yaml: model.class_weights: 1 weights for 3 classes"),
-        (["data.val_fraction=0.999"], "configs/iris_mlp.yaml: data.val_fraction: 0.999 leaves 0 training"),
+        (["trainer.profiler=foo"], "command line: trainer.profiler: When passing string value"),
+        (["trainer.val_check_interval=100"], "command line: trainer.val_check_interval: `val_check_interval` (100) must be"),
+        (["callbacks.timer={duration: 1h}"], "command line: callbacks.timer.duration: `Timer(duration='1h')`"),
+        (["optimizer={name: sgd, nesterov: true}"], "command line: optimizer.nesterov: needs a momentum"),
+        (["model.class_weights=[1]"], "command line: model.class_weights: 1 weights for 3 classes"),
+        (["data.val_fraction=0.999"], "command line: data.val_fraction: 0.999 leaves 0 training"),
         (["run.name=a/b"], "command line: run.name: 'a/b' is not a folder's name"),
     ],
 )  # fmt: skip
