@@ -55,7 +55,7 @@ def draw(counts: np.ndarray, names: list[str]) -> np.ndarray:
     cell = 44 if num_classes <= MOST_NUMBERS else max(6, 900 // num_classes)
     font = ImageFont.load_default(size=13 if num_classes <= MOST_NUMBERS else max(7, cell - 2))
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)  # a class without samples has an empty row
-    margin = 34 + max(int(font.getlength(name)) for name in names)
+    margin = max(54, 34 + max(int(font.getlength(name)) for name in names))
     side = num_classes * cell
     image = Image.new("RGB", (margin + side + 12, margin + side + 12), "white")
     pen = ImageDraw.Draw(image)

@@ -48,9 +48,15 @@ def fetch(files: Sequence[RemoteFile], folder: Path, mirrors: Sequence[str]) -> 
         DataError: if no mirror gave the right content; it names files, folder and addresses.
     """
     with locked(folder):
-        for file in files:
-            if not (folder / file.name).exists():
-                _fetch_one(file, folder, mirrors)
+        missing = [file for file in files if not (folder / file.name).exists()]
+        for file in missing:
+            failures = _fetch_one(file, folder, mirrors)
+            if failures:
+                names = ", ".join(one.name for one in missing if not (folder / one.name).exists())
+                raise DataError(
+                    f"data.root: {file.name} is not in {folder} and could not be downloaded from"
+                    f" {', nor from '.join(failures)}; put {names} into {folder}, or point data.root to where they are"
+                )
 
 
 @contextmanager
@@ -101,7 +107,8 @@ def extract(archive: Path, members: Mapping[str, int], folder: Path) -> None:
             os.replace(Path(temporary) / name, folder / name)
 
 
-def _fetch_one(file: RemoteFile, folder: Path, mirrors: Sequence[str]) -> None:
+def _fetch_one(file: RemoteFile, folder: Path, mirrors: Sequence[str]) -> list[str]:
+    """Nothing, or why each of the mirrors failed."""
     failures = []
     for mirror in mirrors:
         address = mirror.rstrip("/") + "/" + file.name
@@ -111,16 +118,13 @@ def _fetch_one(file: RemoteFile, folder: Path, mirrors: Sequence[str]) -> None:
                 _download(address, file, target)
             os.chmod(temporary, 0o644)
             os.replace(temporary, folder / file.name)
-            return
+            return []
         except (OSError, HTTPException, ValueError) as error:
             reason = getattr(error, "reason", None) or error
             failures.append(f"{address} ({reason})")
         finally:
             Path(temporary).unlink(missing_ok=True)
-    raise DataError(
-        f"data.root: {file.name} is not in {folder} and could not be downloaded from {', nor from '.join(failures)};"
-        f" put the file into {folder} yourself, or point data.root to where it is"
-    )
+    return failures
 
 
 def _download(address: str, file: RemoteFile, target: BinaryIO) -> None:

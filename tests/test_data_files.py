@@ -270,7 +270,8 @@ def test_without_a_network_the_error_names_file_folder_and_addresses(tmp_path):
     said = str(caught.value)
     assert "\n" not in said
     folder = tmp_path / "MNIST/raw"
-    for part in ("train-images-idx3-ubyte.gz", str(folder), *mnist.VARIANTS["mnist"].mirrors, "data.root"):
+    names = [one.name for one in mnist.VARIANTS["mnist"].files]
+    for part in (f"put {', '.join(names)} into {folder}", str(folder), *mnist.VARIANTS["mnist"].mirrors, "data.root"):
         assert part in said
     assert left_in(folder) == set()
 
