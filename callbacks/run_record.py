@@ -112,7 +112,7 @@ class RunRecord(Callback):
         from torch.utils.tensorboard.summary import hparams
 
         writer = logger.experiment
-        best = {f"best_{name}": value for name, value in self.validation.items()}
+        best = {name.replace("val/", "val_best/"): value for name, value in self.validation.items()}
         for name, value in best.items():
             writer.add_scalar(name, value, self.figures["steps"])
         shown = {name: value for name, value in test.items() if name.startswith("test/")} | best

@@ -116,7 +116,7 @@ def test_hparams_have_every_hyperparameter_and_the_final_metrics(iris):
     experiment = plugin_data_pb2.HParamsPluginData()
     experiment.ParseFromString(content["_hparams_/experiment"].plugin_data.content)
     shown = {one.name.tag for one in experiment.experiment.metric_infos}
-    assert {"test/accuracy", "test/f1", "test/loss", "best_val/accuracy", "best_val/loss"} == shown - {"best_val/f1"}
+    assert {"test/accuracy", "test/f1", "test/loss", "val_best/accuracy", "val_best/loss"} == shown - {"val_best/f1"}
     assert shown <= set(events(iris).Tags()["scalars"])
 
 
