@@ -52,10 +52,10 @@ def draw(counts: np.ndarray, names: list[str]) -> np.ndarray:
         names: of the K classes.
     """
     num_classes = len(names)
-    cell = 44 if num_classes <= MOST_NUMBERS else max(6, 900 // num_classes)
+    cell = max(44, 264 // num_classes) if num_classes <= MOST_NUMBERS else max(6, 900 // num_classes)
     font = ImageFont.load_default(size=13 if num_classes <= MOST_NUMBERS else max(7, cell - 2))
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)  # a class without samples has an empty row
-    margin = max(54, 34 + max(int(font.getlength(name)) for name in names))
+    margin = max(54, 42 + max(int(font.getlength(name)) for name in names))
     side = num_classes * cell
     image = Image.new("RGB", (margin + side + 12, margin + side + 12), "white")
     pen = ImageDraw.Draw(image)

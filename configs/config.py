@@ -46,7 +46,7 @@ class Config:
         return {name: value for name, value in self[section].items() if name != "name"}
 
     def flat(self) -> dict[str, bool | int | float | str]:
-        """``section.key`` -> scalar, without what is null or empty: what TensorBoard can show, in the order it shows."""
+        """``section.key`` -> scalar, without what is null or empty: what TensorBoard can show."""
         return {
             key: value if isinstance(value, bool | int | float | str) else str(value) for key, value in self._leaves()
         }
@@ -73,7 +73,5 @@ class Config:
         return ConfigError(self.where(key), key, message, hardware if (named or devices)[:1] == devices[:1] else "")
 
     def _leaves(self) -> list[tuple[str, Any]]:
-        first = ("model", "optimizer", "schedule", "data")  # what runs are compared by
-        keys = [f"{section}.name" for section in NAMED] + list(self.parameters)
-        keys.sort(key=lambda key: first.index(key.split(".")[0]) if key.split(".")[0] in first else len(first))
+        keys = sorted([*self.parameters, *(f"{section}.name" for section in NAMED)])
         return [(key, self[key]) for key in keys if self[key] not in (None, [])]
