@@ -6,27 +6,19 @@ help from the docstring's ``Args:``. Reading source with `ast` takes millisecond
 
 import ast
 import inspect
-import math
-import operator
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from types import NoneType
-from typing import Any, Literal, Union
+from typing import Any
 
+from configs.annotations import describe, inside, read_annotation, well_formed
 from configs.nodes import ConfigError
 
 PROJECT = Path(__file__).resolve().parent.parent
 REQUIRED = object()  # the default of a parameter that has none
 COMPUTED = object()  # a default that is no literal: the constructor's own business
-
-_SCALARS: dict[str, Any] = {"int": int, "float": float, "str": str, "bool": bool, "Any": Any, "None": NoneType}
-_LISTS = {"list", "List", "Sequence", "Iterable", "tuple", "Tuple"}  # YAML has one kind of list
-_DICTS = {"dict", "Dict", "Mapping"}
-_BOUND = re.compile(r"\s*(>=|<=|>|<)\s*(-?[0-9.]+(?:e[-+]?[0-9]+)?)\s*(?:,|$)")
-_COMPARISONS = {">=": operator.ge, ">": operator.gt, "<=": operator.le, "<": operator.lt}
 
 
 @dataclass(frozen=True)
@@ -56,13 +48,7 @@ class Parameter:
 
     def inside(self, value: Any) -> bool:
         """Whether every number in `value` is finite and within `bounds`."""
-        if isinstance(value, list | tuple):
-            return all(self.inside(item) for item in value)
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            return True
-        if not math.isfinite(value):
-            return False
-        return all(_COMPARISONS[symbol](value, float(limit)) for symbol, limit in _BOUND.findall(self.bounds))
+        return inside(value, self.bounds)
 
 
 @dataclass(frozen=True)
@@ -101,18 +87,6 @@ def subclasses(path: Path, base: str) -> list[str]:
 def functions(path: Path) -> list[str]:
     """The public functions of the file `path`."""
     return [node.name for node in _tree(path).body if isinstance(node, ast.FunctionDef) and node.name[0] != "_"]
-
-
-def describe(annotation: Any) -> str:
-    """A type as a person would write it."""
-    origin = getattr(annotation, "__origin__", None)
-    if origin is Union:
-        return " | ".join(describe(member) for member in annotation.__args__)
-    if origin is Literal:
-        return " | ".join(dict.fromkeys(map(str, annotation.__args__)))
-    if origin in (list, dict):
-        return f"{origin.__name__}[{', '.join(describe(member) for member in annotation.__args__)}]"
-    return "null" if annotation is NoneType else getattr(annotation, "__name__", str(annotation))
 
 
 @lru_cache
@@ -204,10 +178,10 @@ def _parameter(
     where = f"{shown(path)}:{node.lineno}"
     bounds: list[str] = []
     try:
-        kind = _type(annotation, bounds) if annotation is not None else Any
+        kind = read_annotation(annotation, bounds) if annotation is not None else Any
     except ValueError:
         raise ConfigError(where, name, "has an annotation that only running it could tell", "write literals") from None
-    if any(_BOUND.sub("", bound) for bound in bounds):
+    if not all(map(well_formed, bounds)):
         raise ConfigError(where, name, f"has the bounds {bounds}", 'write them as in ">= 0, < 1"')
     value = REQUIRED if default is None else _literal(default)
     value = list(value) if isinstance(value, tuple) else value
@@ -219,40 +193,6 @@ def _literal(node: ast.expr) -> Any:
         return ast.literal_eval(node)
     except ValueError:
         return COMPUTED
-
-
-def _type(node: ast.expr, bounds: list[str]) -> Any:
-    """The part of an annotation that YAML can express, or None; ranges are added to `bounds`."""
-    if isinstance(node, ast.Constant):
-        return NoneType if node.value is None else _type(ast.parse(str(node.value), mode="eval").body, bounds)
-    if isinstance(node, ast.BinOp):
-        return _union([node.left, node.right], bounds)
-    if not isinstance(node, ast.Subscript):
-        return _SCALARS.get(ast.unparse(node).split(".")[-1])
-    outer = ast.unparse(node.value).split(".")[-1]
-    inner = list(node.slice.elts) if isinstance(node.slice, ast.Tuple) else [node.slice]
-    if outer == "Literal":
-        return Literal[tuple(ast.literal_eval(item) for item in inner)]
-    if outer == "Annotated":
-        bounds.append(str(ast.literal_eval(inner[1])))
-        return _type(inner[0], bounds)
-    if outer == "Union":
-        return _union(inner, bounds)
-    if outer == "Optional":
-        return _union([inner[0], ast.Constant(None)], bounds)
-    members = [_type(item, bounds) for item in inner if not (isinstance(item, ast.Constant) and item.value is Ellipsis)]
-    if None in members:
-        return None
-    if outer in _LISTS:
-        return list[members[0]]  # type: ignore[valid-type]
-    return dict[members[0], members[1]] if outer in _DICTS else None  # type: ignore[valid-type]
-
-
-def _union(nodes: list[ast.expr], bounds: list[str]) -> Any:
-    members = [member for node in nodes if (member := _type(node, bounds)) is not None]
-    if not members or members == [NoneType]:
-        return None
-    return Union[tuple(members)]  # noqa: UP007  (there is no other way to write it for a computed list)
 
 
 def _meanings(docstring: str | None) -> dict[str, str]:
