@@ -127,11 +127,12 @@ def _values(trainer: Trainer, prefix: str) -> dict[str, float]:
 
 def environment(device: torch.device, precision: str, world_size: int) -> dict[str, Any]:
     """What else than the config decided the result."""
+    commit = _git("rev-parse", "HEAD")
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name()
     return {
         "command": shlex.join([Path(sys.executable).name, *sys.argv]),
-        "git_commit": _git("rev-parse", "HEAD"),
-        "git_changes": _git("status", "--porcelain"),
+        "git_commit": commit,
+        "git_dirty": commit and bool(_git("status", "--porcelain")),  # new files count: a model may be one
         "python": platform.python_version(),
         "platform": platform.platform(),
         "packages": {package: version(package) for package in PACKAGES},

@@ -73,7 +73,7 @@ def test_what_a_run_leaves(iris):
         "config.yaml", "environment.json", "metrics.json", "checkpoints/best.ckpt", "checkpoints/last.ckpt",
     }  # fmt: skip
     facts = json.loads((iris / "environment.json").read_text(encoding="utf-8"))
-    assert {"command", "git_commit", "git_changes", "packages", "device", "threads", "seed", "data_sha256"} <= set(
+    assert {"command", "git_commit", "git_dirty", "packages", "device", "threads", "seed", "data_sha256"} <= set(
         facts
     )
     assert len(facts["data_sha256"]) == 64
