@@ -8,6 +8,7 @@ import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "2")
 
+from configs.catalogue import PROJECT
 from tests import files
 
 
@@ -23,6 +24,12 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(socket.socket, "connect", guarded)
     monkeypatch.setattr(socket, "getaddrinfo", _loopback_only(socket.getaddrinfo))
+
+
+@pytest.fixture(autouse=True)
+def in_the_project(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Paths such as configs/iris_mlp.yaml are those of a user in the project's folder."""
+    monkeypatch.chdir(PROJECT)
 
 
 def _loopback_only(resolve):
