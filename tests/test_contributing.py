@@ -64,4 +64,5 @@ def test_its_keys_are_explained_and_checked(copy):
 def test_the_contracts_cover_it_at_once(copy):
     done = command(copy, "-m", "pytest", "-q", "tests/test_contracts.py", "-k", "penguins or maxout")
     assert done.returncode == 0, done.stdout
-    assert "30 passed" in done.stdout
+    assert re.search(r"\d\d passed", done.stdout)
+    assert "skipped" not in done.stdout
