@@ -16,10 +16,11 @@ from configs import Config, ConfigError, make_run_folder, parse
 from configs.schema import METRICS
 
 if TYPE_CHECKING:
-    from lightning.pytorch import Callback, LightningModule, Trainer
+    from lightning.pytorch import Callback, Trainer
 
     from callbacks.run_record import RunRecord
     from datamodules.classification import DataSpec
+    from lit_models.classifier import LitClassifier
 
 PROJECT = Path(__file__).resolve().parent
 INTERRUPTED = 130  # 128 + SIGINT, as a shell counts
@@ -55,7 +56,10 @@ def train(config: Config) -> int:
     try:
         seed_everything(config["seed"], verbose=False)
         datamodule = make(config, "data", seed=config["seed"])
+        datamodule.prepare_data()
+        datamodule.setup()
         model = make_model(config, datamodule.spec)
+        model.set_normalization(datamodule.mean, datamodule.std)
         trainer = make_trainer(config, folder, record)
         trainer.fit(model, datamodule)
         best = folder / "checkpoints/best.ckpt"
@@ -86,14 +90,14 @@ def make(config: Config, section: str, **given: Any) -> Any:
     component = config.components[section]
     ours = component.path.parent.parent == PROJECT
     module = f"{component.path.parent.name}.{component.path.stem}" if ours else "lightning.pytorch.callbacks"
-    made = getattr(importlib.import_module(module), component.name)
     try:
+        made = getattr(importlib.import_module(module), component.name)
         return made(**config.options(section), **given)
     except (ValueError, ImportError, MisconfigurationException) as error:
         raise config.refused(section, str(error)) from error
 
 
-def make_model(config: Config, spec: "DataSpec") -> "LightningModule":
+def make_model(config: Config, spec: "DataSpec") -> "LitClassifier":
     """The model for data of `spec`."""
     return make(
         config,

@@ -12,7 +12,7 @@ import torch
 from torch import Generator, Tensor
 
 # N samples, B batch
-Transform = Callable[[Tensor, Generator | None], Tensor]
+Augment = Callable[[Tensor, Generator], Tensor]
 
 
 class EpochOrder:
@@ -79,37 +79,25 @@ class TensorBatches:
         inputs: (N, ...) of any type.
         labels: (N,) of int64, on the same device.
         order: Which samples each batch holds.
-        transform: From a batch of `inputs` and a generator (None in evaluation) to what the model gets.
-        device: Where the batches go; null for where the data is.
+        augment: From a batch of `inputs` and a generator to a batch of the same shape; null for none.
     """
 
-    def __init__(
-        self,
-        inputs: Tensor,
-        labels: Tensor,
-        order: EpochOrder,
-        transform: Transform,
-        device: torch.device | None = None,
-    ) -> None:
-        self.inputs, self.labels, self.transform = inputs, labels, transform
+    def __init__(self, inputs: Tensor, labels: Tensor, order: EpochOrder, augment: Augment | None = None) -> None:
+        self.inputs, self.labels, self.augment = inputs, labels, augment
         self.batch_sampler = order  # where Lightning looks for `set_epoch`, as in a DataLoader
-        self.device = inputs.device if device is None else device
 
     def __len__(self) -> int:
         return len(self.batch_sampler)
 
-    def repeat_first_epoch(self, transform: Transform) -> None:
-        """The same batches in every epoch, through another `transform`: for overfitting a few of them."""
-        self.batch_sampler.repeats, self.transform = True, transform
-
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         order = self.batch_sampler
-        generator = Generator(self.device) if order.shuffle else None
+        generator = Generator(self.inputs.device)
         for i, indices in enumerate(order):
-            inputs = self.inputs[indices].to(self.device, non_blocking=True)
-            if generator is not None:
+            inputs = self.inputs[indices]
+            if self.augment is not None:
                 generator.manual_seed(mixed_seed(order.seed, order.epoch, i, order.rank))
-            yield self.transform(inputs, generator), self.labels[indices].to(self.device, non_blocking=True)
+                inputs = self.augment(inputs, generator)
+            yield inputs, self.labels[indices]
 
 
 def mixed_seed(*numbers: int) -> int:

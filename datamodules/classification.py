@@ -44,17 +44,23 @@ class DataSpec:
 
 
 class ClassificationDataModule(LightningDataModule):
-    """Splits, normalises and serves data that fits in memory.
+    """Splits, measures and serves data that fits in memory; batches keep the units of the data (centimetres, 0 to 255).
 
     Validation is cut from the training set, stratified, as a function of `split_seed` alone. Mean and standard deviation
-    come from the remaining training part, per feature or per channel, and are applied to all three sets alike.
+    come from the remaining training part. The model applies them, to training and evaluation alike, and its checkpoint
+    keeps them, so that it can be given data as it comes.
+
+    Attributes:
+        mean: Per feature (D,) or per channel (C, 1, 1), once the data is loaded.
+        std: Likewise; 1 where the data is constant.
+        fingerprint: SHA-256 of the data.
 
     Args:
         batch_size: Training samples per step and device.
         eval_batch_size: Samples per validation or test batch; it changes speed and memory, not results.
         val_fraction: Share of the training set that is held out for validation.
         split_seed: Of the validation split.
-        normalize: Shift and scale inputs to mean 0 and standard deviation 1.
+        normalize: Have the model shift and scale its inputs to mean 0 and standard deviation 1.
         seed: Of the order and the augmentation; `train.py` hands over the experiment's.
     """
 
@@ -72,7 +78,7 @@ class ClassificationDataModule(LightningDataModule):
         super().__init__()
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.val_fraction, self.split_seed, self.normalize, self.seed = val_fraction, split_seed, normalize, seed
-        self.fingerprint = ""  # of the data, once it is loaded
+        self.fingerprint = ""
         self._parts: dict[str, Labelled] = {}
 
     @property
@@ -85,7 +91,7 @@ class ClassificationDataModule(LightningDataModule):
         raise NotImplementedError(f"{type(self).__name__} needs a `load` method that returns (train, test)")
 
     def augment(self, inputs: Tensor, generator: Generator) -> Tensor:
-        """A training batch (B, *input_shape), before normalisation; the same size comes back."""
+        """A training batch (B, *input_shape) of any type; the same shape comes back."""
         return inputs
 
     def setup(self, stage: str | None = None) -> None:
@@ -102,20 +108,16 @@ class ClassificationDataModule(LightningDataModule):
                 f" of {len(train[1])}; choose another"
             )
         self.fingerprint = _fingerprint(*train, *test)
-        mean, std = _statistics(train[0], kept) if self.normalize else (torch.zeros(1), torch.ones(1))
-        device = self.trainer.strategy.root_device if self.trainer is not None else torch.device("cpu")
-        self._scale, self._shift = (1 / std).to(device), (-mean / std).to(device)
-        parts = {
-            "train": (train[0][kept], train[1][kept]),
-            "val": (train[0][held_out], train[1][held_out]),
-            "test": test,
-        }
-        self._parts = {name: (inputs.to(device), labels.to(device)) for name, (inputs, labels) in parts.items()}
+        self.mean, self.std = _statistics(train[0], kept)
+        if not self.normalize:
+            self.mean, self.std = torch.zeros_like(self.mean), torch.ones_like(self.std)
+        training, validation = ((train[0][rows], train[1][rows]) for rows in (kept, held_out))
+        self._parts = {"train": training, "val": validation, "test": test}
 
     def train_dataloader(self) -> TensorBatches:
         batches = self._batches("train", self.batch_size, shuffle=True)
         if self.trainer is not None and self.trainer.overfit_batches > 0:  # type: ignore[attr-defined]
-            batches.repeat_first_epoch(lambda inputs, _: self.transform(inputs, None))
+            batches.batch_sampler.repeats, batches.augment = True, None
         return batches
 
     def val_dataloader(self) -> TensorBatches:
@@ -128,17 +130,14 @@ class ClassificationDataModule(LightningDataModule):
         """Samples in a part, over all devices."""
         return len(self._parts[part][1])
 
-    def transform(self, inputs: Tensor, generator: Generator | None) -> Tensor:
-        """A raw batch as the model gets it: augmented if there is a generator, float32, normalised."""
-        if generator is not None:
-            inputs = self.augment(inputs, generator)
-        return torch.addcmul(self._shift, inputs.float(), self._scale)
-
     def _batches(self, part: str, batch_size: int, shuffle: bool) -> TensorBatches:
-        rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
-        inputs, labels = self._parts[part]
+        rank, world_size, device = 0, 1, torch.device("cpu")
+        if self.trainer is not None:
+            rank, world_size = self.trainer.global_rank, self.trainer.world_size
+            device = self.trainer.strategy.root_device
+        inputs, labels = self._parts[part] = tuple(one.to(device) for one in self._parts[part])  # type: ignore[assignment]
         order = EpochOrder(len(labels), batch_size, shuffle, self.seed, rank, world_size)
-        return TensorBatches(inputs, labels, order, self.transform)
+        return TensorBatches(inputs, labels, order, self.augment if shuffle else None)
 
     def _check(self, title: str, inputs: Tensor, labels: Tensor) -> None:
         spec = self.spec
@@ -146,6 +145,9 @@ class ClassificationDataModule(LightningDataModule):
             raise DataError(f"{title} set: {len(inputs)} inputs and {len(labels)} labels; there must be one label each")
         if tuple(inputs.shape[1:]) != spec.input_shape:
             raise DataError(f"{title} set: inputs of shape {tuple(inputs.shape[1:])}; the spec says {spec.input_shape}")
+        if inputs.is_floating_point() and not torch.isfinite(inputs.sum()):
+            row = int(torch.nonzero(~torch.isfinite(inputs.flatten(1)).all(1))[0])
+            raise DataError(f"{title} set: row {row} has a value that is missing or infinite (NaN, inf)")
         wrong = torch.nonzero((labels < 0) | (labels >= spec.num_classes))
         if len(wrong):
             row = int(wrong[0])

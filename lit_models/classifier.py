@@ -25,6 +25,9 @@ Batch = tuple[Any, Tensor]  # inputs, labels (B,) of 0..K-1
 class LitClassifier(LightningModule):
     """Trains a network of logits (B, K) with cross-entropy; two classes are two logits.
 
+    Inputs come in the units of the data: `forward` shifts and scales them by `input_mean` and `input_std`, which are part
+    of every checkpoint (0 and 1 until `set_normalization`).
+
     Validation and test losses are plain cross-entropy, without smoothing, weights or penalty, so that runs can be compared.
 
     Args:
@@ -60,6 +63,11 @@ class LitClassifier(LightningModule):
             raise ValueError(
                 f"model.class_weights: {len(class_weights)} weights for {num_classes} classes; give one per class"
             )
+        per_channel = (input_shape[0], *[1] * (len(input_shape) - 1))  # (D,) or (C, 1, 1)
+        self.input_mean: Tensor
+        self.input_std: Tensor
+        self.register_buffer("input_mean", torch.zeros(per_channel))
+        self.register_buffer("input_std", torch.ones(per_channel))
         weights = None if class_weights is None else torch.tensor(class_weights, dtype=torch.float32)
         self.class_weights: Tensor | None
         self.register_buffer("class_weights", weights, persistent=False)
@@ -72,9 +80,14 @@ class LitClassifier(LightningModule):
         if self.hparams["compile"]:
             self.network.compile()  # in place: a wrapper would rename every key of the state
 
+    def set_normalization(self, mean: Tensor, std: Tensor) -> None:
+        """Shift and scale every input from now on, per feature (D,) or per channel (C, 1, 1)."""
+        self.input_mean.copy_(mean)
+        self.input_std.copy_(std)
+
     def forward(self, inputs: Any) -> Tensor:
-        """Logits (B, K)."""
-        return self.network(inputs)
+        """Logits (B, K) of a batch in the units of the data, of any number type."""
+        return self.network((inputs.to(self.input_mean.dtype) - self.input_mean) / self.input_std)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         inputs, labels = batch

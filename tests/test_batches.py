@@ -66,7 +66,7 @@ def test_fewer_samples_than_processes_cannot_be_evaluated():
 def test_batches_pair_inputs_with_their_labels_and_augment_each_differently():
     labels = torch.arange(50)
     noise = lambda inputs, generator: inputs + torch.rand(len(inputs), generator=generator)  # noqa: E731
-    batches = TensorBatches(labels.float(), labels, EpochOrder(50, 8, shuffle=True, seed=1), noise)
+    batches = TensorBatches(labels.float(), labels, EpochOrder(50, 8, shuffle=True, seed=1), augment=noise)
     seen = [(inputs - labels, labels) for inputs, labels in batches]
     assert all(((noise >= 0) & (noise < 1)).all() for noise, _ in seen)
     assert len({round(one, 6) for noise, _ in seen for one in noise.tolist()}) == 50

@@ -1,6 +1,7 @@
 """Files on disk: every layout is found, what is broken is said in one line, downloads are checked and never half there."""
 
 import gzip
+import math
 from pathlib import Path
 
 import pytest
@@ -158,11 +159,21 @@ def own(count: int, shape: tuple[int, ...] = (2,), labels: int = 2):
         (own(20), own(4, labels=3), "test set: label 2 in row 2; labels go from 0 to 1"),
         ((own(20)[0], own(19)[1]), own(4), "training set: 20 inputs and 19 labels; there must be one label each"),
         (own(20), own(0), "test set: 0 inputs and 0 labels; there must be one label each"),
+        (
+            (torch.tensor([[1.0, 2.0]] * 5 + [[1.0, math.nan]] * 5), own(10)[1]),
+            own(4),
+            "training set: row 5 has a value that is missing or infinite (NaN, inf)",
+        ),
+        (
+            own(20),
+            (torch.tensor([[1.0, math.inf]]), own(1)[1]),
+            "test set: row 0 has a value that is missing or infinite",
+        ),
         (own(2), own(4), "data.val_fraction: 0.1 leaves 2 training and 0 validation samples of 2; choose another"),
     ],
 )
 def test_own_data_that_does_not_fit_its_spec(train, test, expected):
-    assert problem(Own(train, test)) == expected
+    assert problem(Own(train, test)).startswith(expected)
 
 
 def test_a_constant_feature_and_an_absent_class_do_no_harm():
@@ -170,8 +181,8 @@ def test_a_constant_feature_and_an_absent_class_do_no_harm():
     inputs[:, 1] = 3.0
     datamodule = Own((inputs, torch.zeros_like(labels)), own(4))
     datamodule.setup()
-    assert torch.isfinite(next(iter(datamodule.train_dataloader()))[0]).all()
-    assert next(iter(datamodule.train_dataloader()))[0][:, 1].abs().max() == 0
+    assert datamodule.std[1] == 1
+    assert datamodule.mean[1] == 3
 
 
 def test_iris_is_fishers_corrected_data():

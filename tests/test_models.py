@@ -20,7 +20,7 @@ INPUTS, LABELS = torch.randn(64, 4, generator=GENERATOR), torch.arange(64) % 3
 
 
 def batches(shuffle: bool = False) -> TensorBatches:
-    return TensorBatches(INPUTS, LABELS, EpochOrder(64, 16, shuffle), lambda inputs, _: inputs)
+    return TensorBatches(INPUTS, LABELS, EpochOrder(64, 16, shuffle))
 
 
 def mlp(**options) -> LitMLP:
@@ -58,6 +58,15 @@ def test_a_cnn_with_too_many_stages_says_how_many_fit():
     ):
         LitCNN((1, 28, 28), 10, widths=[8] * 5)
     assert LitCNN((1, 16, 28), 10, widths=[4] * 4)(torch.zeros(2, 1, 16, 28)).shape == (2, 10)
+
+
+@pytest.mark.parametrize("kind", [torch.uint8, torch.int64, torch.float64, torch.float16])
+def test_inputs_of_any_number_type_are_normalised_by_the_model(kind):
+    model = LitCNN((3, 8, 8), 2, widths=[4]).eval()
+    mean, std = torch.tensor([1.0, 2.0, 3.0]).view(3, 1, 1), torch.tensor([2.0, 4.0, 8.0]).view(3, 1, 1)
+    model.set_normalization(mean, std)
+    images = torch.arange(2 * 3 * 64).view(2, 3, 8, 8) % 50
+    assert torch.equal(model(images.to(kind)), model.network((images.float() - mean) / std))
 
 
 def test_residual_blocks_add_their_input():
