@@ -6,13 +6,12 @@ only when the config is known to be right.
 """
 
 import importlib
-import os
 import sys
 import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from configs import Config, ConfigError, make_run_folder, parse
+from configs import Config, ConfigError, discard, make_run_folder, parse
 from configs.schema import METRICS
 
 if TYPE_CHECKING:
@@ -28,10 +27,15 @@ INTERRUPTED = 130  # 128 + SIGINT, as a shell counts
 
 def main(argv: list[str]) -> int:
     """Run the command line `argv`; the exit code comes back."""
+    folder = None
     try:
         config = parse(argv, description=__doc__.splitlines()[0])
-        return 0 if config is None else train(config)
+        if config is None:
+            return 0
+        folder = make_run_folder(config)
+        return train(config, folder)
     except ConfigError as error:
+        discard(folder)
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -39,11 +43,8 @@ def main(argv: list[str]) -> int:
         return INTERRUPTED
 
 
-def train(config: Config) -> int:
+def train(config: Config, folder: Path) -> int:
     """Fit, test the best checkpoint, leave everything in the run's folder; the exit code comes back."""
-    folder = make_run_folder(config)
-    print(f"run folder: {folder}", flush=True)
-
     from lightning.pytorch import seed_everything
     from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
@@ -62,20 +63,20 @@ def train(config: Config) -> int:
         model.set_normalization(datamodule.mean, datamodule.std)
         trainer = make_trainer(config, folder, record)
         trainer.fit(model, datamodule)
-        best = folder / "checkpoints/best.ckpt"
-        tested = best if best.is_file() else None
+        tested = best if (best := folder / "checkpoints/best.ckpt").is_file() else None
         trainer.test(model, datamodule, ckpt_path=tested, weights_only=True, verbose=False)
     except DataError as error:
         raise config.refused("data", str(error)) from error
     except (MisconfigurationException, ValueError, ImportError) as error:
         where = traceback.extract_tb(error.__traceback__)[-1].filename
-        if not isinstance(error, MisconfigurationException) and "/lightning/" not in where:
-            raise  # a bug: what Lightning itself refuses are options
-        raise config.refused("trainer", str(error)) from error
+        if isinstance(error, MisconfigurationException) or "/lightning/" in where:  # Lightning refuses options
+            raise config.refused("trainer", str(error)) from error
+        raise
     except SystemExit:  # Lightning's answer to Ctrl-C
         if not trainer.interrupted:
             raise
-        print(f"interrupted; what there is of the run is in {folder}", file=sys.stderr)
+        if trainer.is_global_zero:
+            print(f"interrupted; what there is of the run is in {folder}", file=sys.stderr)
         return INTERRUPTED
     if trainer.is_global_zero:
         record.finish(trainer, tested)
@@ -113,12 +114,11 @@ def make_model(config: Config, spec: "DataSpec") -> "LitClassifier":
 def make_trainer(config: Config, folder: Path, record: "RunRecord") -> "Trainer":
     """Lightning's Trainer with our logger, checkpoints and callbacks."""
     from lightning.pytorch import Trainer
-    from lightning.pytorch.accelerators import CPUAccelerator
     from lightning.pytorch.callbacks import ModelCheckpoint
     from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
     from callbacks.run_record import RunLogger
-    from lit_models.hardware import best_precision, hardware
+    from lit_models.hardware import best_precision, check_processes, hardware
 
     options = config.options("trainer")
     options["default_root_dir"] = options["default_root_dir"] or str(folder)
@@ -140,8 +140,7 @@ def make_trainer(config: Config, folder: Path, record: "RunRecord") -> "Trainer"
         callbacks.append(ModelCheckpoint(filename="last", monitor=None, save_on_train_epoch_end=True, **shared))
     try:
         trainer = Trainer(**options, callbacks=callbacks, enable_progress_bar=False)
-        if isinstance(trainer.accelerator, CPUAccelerator) and trainer.num_devices > (os.cpu_count() or 1):
-            raise ValueError(f"devices: {trainer.num_devices} processes on the CPU")
+        check_processes(trainer.accelerator, trainer.num_devices)
     except (ValueError, TypeError, RuntimeError, ImportError, MisconfigurationException) as error:
         raise config.refused("trainer", str(error), hardware()) from error
     return trainer

@@ -45,7 +45,9 @@ class RunRecord(Callback):
     def __init__(self, folder: Path, config_yaml: str, hyperparameters: Mapping[str, Any]) -> None:
         self.folder, self.config_yaml, self.hyperparameters = folder, config_yaml, hyperparameters
         self.figures: dict[str, Any] = {}
-        self.validation: dict[str, float] = {}  # of the weights in memory; a checkpoint brings back its own
+        # of the weights in memory; a checkpoint brings back its own
+        self.validation: dict[str, float] = {}
+        self.epoch = 0
         self._started = 0.0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -74,13 +76,13 @@ class RunRecord(Callback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.sanity_checking:
-            self.validation = _values(trainer, "val/")
+            self.validation, self.epoch = _values(trainer, "val/"), trainer.current_epoch + 1
 
     def state_dict(self) -> dict[str, Any]:
-        return {"validation": self.validation}
+        return {"validation": self.validation, "epoch": self.epoch}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.validation = state_dict["validation"]
+        self.validation, self.epoch = state_dict["validation"], state_dict["epoch"]
 
     def finish(self, trainer: Trainer, tested: Path | None) -> None:
         """Write ``metrics.json`` and the entry under HPARAMS.
@@ -92,6 +94,8 @@ class RunRecord(Callback):
         test = _values(trainer, "test")
         best = str(tested.relative_to(self.folder)) if tested else None
         self.figures = {**test, **self.validation, **self.figures, "best_checkpoint": best}
+        if best:
+            self.figures["best_epoch"] = self.epoch
         write_json(self.folder / "metrics.json", self.figures)
         if isinstance(trainer.logger, TensorBoardLogger):
             self._hparams(trainer.logger, test)
@@ -103,6 +107,10 @@ class RunRecord(Callback):
             values = {name: figures.get(f"{stage}/{name}") for name in ("accuracy", "f1", "loss")}
             shown = "  ".join(f"{name} {value:.4f}" for name, value in values.items() if value is not None)
             rows.append(f"{title:<12} {shown or 'not measured'}")
+        if "best_epoch" in figures:
+            rows.append(
+                f"checkpoint   epoch {figures['best_epoch']}, the best by {self.hyperparameters['run.monitor']}"
+            )
         steps = f"{figures['epochs']} epochs, {figures['steps']} steps in {figures['train_seconds']:.1f} s"
         rows += [f"trained      {steps}", f"run folder   {self.folder}"]
         return "\n".join([*rows, f"TensorBoard  tensorboard --logdir {self.folder.parent.parent}"])

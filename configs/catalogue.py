@@ -87,7 +87,13 @@ def lightning_folder() -> Path:
 
 
 def nearest(word: str, choices: Iterable[str], title: str) -> str:
-    """``did you mean X?`` if something is close to `word`, else all choices."""
-    choices = sorted(choices)
-    close = difflib.get_close_matches(word, choices, 1, 0.6)
-    return f"did you mean {close[0]}?" if close else f"{title}: {', '.join(choices)}"
+    """``did you mean X?``, else all choices under `title`."""
+    close = closest(word, choices)
+    return f"did you mean {close}?" if close else f"{title}: {', '.join(sorted(set(choices)))}"
+
+
+def closest(word: str, choices: Iterable[str]) -> str | None:
+    """The choice that `word` may have meant: spelt alike, or with something before or behind it."""
+    choices = sorted(set(choices))
+    longer = (one for one in choices if one.endswith(f".{word}") or (len(word) > 2 and one.startswith(f"{word}_")))
+    return next(iter(difflib.get_close_matches(word, choices, 1, 0.6)), None) or next(longer, None)

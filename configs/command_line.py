@@ -34,7 +34,8 @@ def parse(argv: list[str], description: str) -> Config | None:
         if option.startswith("-"):
             read_override(option)  # which says why not
     if arguments.config is None and not arguments.help:
-        raise ConfigError(COMMAND_LINE, "--config", "is missing", "python train.py --config configs/iris_mlp.yaml")
+        files = [one for one in arguments.overrides if one.endswith(".yaml")] or ["configs/iris_mlp.yaml"]
+        raise ConfigError(COMMAND_LINE, "--config", "is missing", f"python train.py --config {files[0]}")
     config = load_config(arguments.config, [*arguments.overrides, *rest]) if arguments.config else None
     if arguments.help:
         print(parser.format_help() + "\n" + help_text(config))

@@ -58,15 +58,22 @@ def help_text(config: Config | None) -> str:
             for k, one in config.parameters.items()
             if k.startswith(f"{section}.") or (not section and "." not in k)
         }
-        if keys:
-            blocks.append("\n".join(_line(config, key, one) for key, one in keys.items()))
+        lines = [_line(config, key, one) for key, one in keys.items()]
+        if section in NAMED:
+            lines.insert(
+                0, _wrapped(f"  {section}.name={config[section]['name']}  ", f"({' | '.join(names(section))})")
+            )
+        if section == "callbacks":
+            lines.append(_wrapped("  more callbacks: ", ", ".join(sorted({*names(section)} - {*config["callbacks"]}))))
+        if lines:
+            blocks.append("\n".join(lines))
     return f"keys of {config.path}, with their values:\n\n" + "\n\n".join(blocks)
 
 
 def _line(config: Config, key: str, parameter: Parameter) -> str:
-    head = f"  {key}={_yaml(config[key])}"
+    head = f"  {key}={_yaml(config[key])}  ({parameter.accepts})"
     text = parameter.meaning.split(". ")[0].rstrip(".")
-    return _wrapped(f"{head}  ({parameter.accepts})  ", text)
+    return _wrapped(head, "") + "\n" + _wrapped("      ", text)
 
 
 def _rows(title: str, rows: list[tuple[str, str]]) -> str:
@@ -77,7 +84,10 @@ def _rows(title: str, rows: list[tuple[str, str]]) -> str:
 def _wrapped(head: str, text: str) -> str:
     width = max(60, shutil.get_terminal_size((100, 24)).columns)
     indent = " " * (len(head) if len(head) < 24 else 6)
-    return textwrap.fill(text, width, initial_indent=head, subsequent_indent=indent, break_on_hyphens=False)
+    return textwrap.fill(
+        head + text if head.strip() else indent + text, width, subsequent_indent=indent, break_on_hyphens=False,
+        break_long_words=False,
+    )  # fmt: skip
 
 
 def _yaml(value: Any) -> str:

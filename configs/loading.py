@@ -13,7 +13,7 @@ from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from configs import schema
-from configs.catalogue import CLOSED, NAMED, SECTIONS, closed, named, names, nearest
+from configs.catalogue import CLOSED, NAMED, SECTIONS, closed, closest, named, names, nearest
 from configs.config import Config
 from configs.nodes import ConfigError, Section, Value, ambiguity, plain, read_override, read_yaml
 from configs.pairs import check_model_takes_data, check_pairs
@@ -42,7 +42,6 @@ def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
     resolve_references(tree)
     config = Config(path, {}, {}, {}, {})
     top = {name: node for name, node in tree.items.items() if name not in SECTIONS}
-    config.values.update(_filled(config, "", closed(""), Section(tree.where, top)))
     for name in SECTIONS:
         node = tree.items.get(name, Section(str(path)))
         if isinstance(node, Value):
@@ -51,6 +50,9 @@ def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
                 raise ConfigError(node.where, name, f"is a section, not {_shown(node.data)}", hint)
             node = Section(node.where)
         config.values[name] = _section(config, name, node)
+    sections = dict(config.values)  # the top comes last, so that a key without its section finds where it belongs
+    config.values.clear()
+    config.values.update({**_filled(config, "", closed(""), Section(tree.where, top)), **sections})
     check_pairs(config)
     return config
 
@@ -130,7 +132,7 @@ def _filled(config: Config, prefix: str, part: Component, section: Section) -> d
     usable = {name: parameter for name, parameter in part.parameters.items() if parameter.type is not None}
     for name, node in section.items.items():
         if name not in usable:
-            raise _unknown_key(f"{dot}{name}", name, part, usable, node.where)
+            raise _unknown_key(config, f"{dot}{name}", part, usable, node.where)
         config.origins[dot + name] = node.where
     values = {}
     for name, parameter in usable.items():
@@ -147,11 +149,16 @@ def _filled(config: Config, prefix: str, part: Component, section: Section) -> d
     return values
 
 
-def _unknown_key(key: str, name: str, part: Component, usable: dict[str, Parameter], where: str) -> ConfigError:
+def _unknown_key(config: Config, key: str, part: Component, usable: dict[str, Parameter], where: str) -> ConfigError:
+    section, _, name = key.rpartition(".")
+    if not section:
+        close = closest(name, [*usable, *SECTIONS]) or closest(name, config.parameters)
+        hint = f"did you mean {close}?" if close else f"sections: {', '.join(SECTIONS)}"
+        return ConfigError(where, key, "unknown key", hint)
     if name in part.parameters:
         hint = "write it under callbacks:" if name == "callbacks" else "it takes a Python object"
         return ConfigError(where, key, "cannot be set in a config", hint)
-    choices = [*usable, *SECTIONS] if key == name else [*usable, *(["name"] if key.split(".")[0] in NAMED else [])]
+    choices = [*usable, *(["name"] if key.split(".")[0] in NAMED else [])]
     hint = nearest(name, choices, "known keys") if choices else f"{part.name} has no keys"
     return ConfigError(where, key, "unknown key", hint)
 
@@ -172,8 +179,8 @@ def _value(key: str, parameter: Parameter, node: Section | Value) -> Any:
     except (OmegaConfBaseException, TypeError, ValueError):
         read = REQUIRED
     if not _same(given, read):
-        close = nearest(str(given), map(str, kinds), "accepts") if get_origin(parameter.type) is Literal else ""
-        hint = close if close.startswith("did") else f"accepts {parameter.accepts}"
+        close = closest(str(given), map(str, kinds)) if get_origin(parameter.type) is Literal else None
+        hint = f"did you mean {close}?" if close else f"accepts {parameter.accepts}"
         raise ConfigError(node.where, key, f"{_shown(given)} is not accepted", hint)
     if not parameter.inside(read):
         raise ConfigError(node.where, key, f"{_shown(given)} is out of range", f"accepts {parameter.accepts}")

@@ -33,6 +33,7 @@ class ConfigError(ValueError):
     """A mistake of the user's, said in one line: ``WHERE: KEY: problem; hint``."""
 
     def __init__(self, where: str, key: str, problem: str, hint: str = "") -> None:
+        problem = problem.rstrip(" .!") if hint else problem
         line = ": ".join(part for part in (where, key, problem) if part) + (f"; {hint}" if hint else "")
         super().__init__(" ".join(line.split()))
 
@@ -112,6 +113,7 @@ def parse(text: str, source: str, key: str = "") -> Value | Section:
         where = f"{source}:{mark.line + 1}" if mark and source != COMMAND_LINE else source
         column = f" (column {mark.column + 1})" if mark else ""
         hint = "indent with spaces" if "\\t" in str(error.problem) else ""
+        hint = "quote the whole of it for the shell, as in 'key=[1, 2]'" if source == COMMAND_LINE else hint
         raise ConfigError(where, key, f"is not valid YAML: {error.problem or error.context}{column}", hint) from None
     except yaml.YAMLError as error:
         raise ConfigError(source, key, f"is not valid YAML: {str(error).splitlines()[0]}") from None

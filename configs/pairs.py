@@ -53,8 +53,9 @@ def _check_monitors(config: Config) -> None:
             raise ConfigError(config.where(key), key, f"{monitor} is not measured", "trainer.limit_val_batches is 0")
         best = schema.METRICS.get(monitor)
         if best and options.get("mode", best) != best:
+            where = config.origins.get(f"callbacks.{name}.mode", config.where(key))
             key = f"callbacks.{name}.mode"
-            raise ConfigError(config.where(key), key, f"{options['mode']} does not fit {monitor}", f"set {key}={best}")
+            raise ConfigError(where, key, f"{options['mode']} does not fit {monitor}", f"set {key}={best}")
 
 
 def _check_plateau(config: Config) -> None:

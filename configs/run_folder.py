@@ -2,6 +2,7 @@
 
 import os
 import secrets
+import shutil
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -41,4 +42,11 @@ def make_run_folder(config: Config) -> Path:
             config.where("run.root"), "run.root", f"cannot write to {folder} ({error.strerror})"
         ) from None
     os.environ[VARIABLE] = str(folder.resolve())
+    print(f"run folder: {folder}", flush=True)
     return folder
+
+
+def discard(folder: Path | None) -> None:
+    """Remove the folder of a run that was refused before it began to train."""
+    if folder is not None and not (folder / "environment.json").exists():
+        shutil.rmtree(folder, ignore_errors=True)

@@ -3,6 +3,7 @@
 import os
 
 import torch
+from lightning.pytorch.accelerators import Accelerator, CPUAccelerator
 
 
 def best_precision(accelerator: str) -> str:
@@ -22,3 +23,9 @@ def hardware() -> str:
     return f"this machine has {os.cpu_count()} CPU cores, {gpus}" + (
         ", MPS" if torch.backends.mps.is_available() else ""
     )
+
+
+def check_processes(accelerator: Accelerator, num_devices: int) -> None:
+    """Refuse more processes than there are CPU cores; Lightning itself counts other devices only."""
+    if isinstance(accelerator, CPUAccelerator) and num_devices > (os.cpu_count() or 1):
+        raise ValueError(f"devices: {num_devices} processes on the CPU")

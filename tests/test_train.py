@@ -115,6 +115,7 @@ def test_best_is_the_best_and_last_is_the_last(tmp_path):
     assert best["epoch"] == losses.index(min(losses))
     assert last["epoch"] == 7
     assert figures(folder)["val/loss"] == pytest.approx(min(losses))
+    assert figures(folder)["best_epoch"] == losses.index(min(losses)) + 1
 
 
 @pytest.mark.parametrize("option", ["trainer.check_val_every_n_epoch=2", "trainer.val_check_interval=2"])

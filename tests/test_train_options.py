@@ -60,6 +60,8 @@ def test_two_processes_share_the_work(tmp_path):
     command += ["trainer.accelerator=cpu", "trainer.devices=2", "data.batch_size=16"]
     done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
+    assert "sync_dist" not in done.stderr
+    assert done.stdout.count("run folder:") == 1
     (folder,) = tmp_path.glob("*/*")
     from datamodules.iris import Iris
 
@@ -142,7 +144,7 @@ def test_overfitting_one_batch_learns_it_by_heart(tmp_path):
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        (["trainer.accelerator=gpu"], "command line: trainer.accelerator: No supported gpu backend found!; this machine"),
+        (["trainer.accelerator=gpu"], "command line: trainer.accelerator: No supported gpu backend found; this machine"),
         (["trainer.accelerator=tpu"], "command line: trainer.accelerator: "),
         (["trainer.devices=[0]"], "command line: trainer.devices: `devices` selected with `CPUAccelerator`"),
         (["trainer.devices=4096"], "command line: trainer.devices: devices: 4096 processes on the CPU; this machine has"),
@@ -162,6 +164,7 @@ def test_what_only_the_machine_or_the_data_can_refuse(options, expected, tmp_pat
     said = capsys.readouterr().err
     assert said.startswith(f"error: {expected}")
     assert said.count("\n") == 1
+    assert list(tmp_path.glob("*/*")) == []  # nothing of a run that never began
 
 
 def test_missing_data_is_one_line(tmp_path, capsys):
