@@ -1,7 +1,9 @@
 """The command, from its arguments to what it leaves behind."""
 
+import ast
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -116,6 +118,15 @@ def test_best_is_the_best_and_last_is_the_last(tmp_path):
     assert last["epoch"] == 7
     assert figures(folder)["val/loss"] == pytest.approx(min(losses))
     assert figures(folder)["best_epoch"] == losses.index(min(losses)) + 1
+
+
+def test_the_readmes_prediction_works_on_data_as_it_comes(small_data, tmp_path):
+    options = ["trainer.max_epochs=1", "trainer.limit_train_batches=1", f"data.root={small_data}"]
+    folder = run(tmp_path / "runs", "--config", "configs/mnist_cnn.yaml", *options)
+    (code,) = re.findall(r"```python\n(.*?)```", (PROJECT / "README.md").read_text(encoding="utf-8"), re.S)
+    code = re.sub(r'"runs/.*?"', repr(str(folder / "checkpoints/best.ckpt")), code)
+    done = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, check=True)
+    assert set(ast.literal_eval(done.stdout)) <= set("0123456789")
 
 
 @pytest.mark.parametrize("option", ["trainer.check_val_every_n_epoch=2", "trainer.val_check_interval=2"])
