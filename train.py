@@ -1,8 +1,7 @@
 #!/usr/bin/env python3
 """Train, validate and test one experiment.
 
-Reads from top to bottom: parse, make the run's folder, build, fit, test the best checkpoint. Heavy packages are imported
-only when the config is known to be right.
+Reads from top to bottom. Heavy packages are imported only when the config is known to be right.
 """
 
 import importlib
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from configs import Config, ConfigError, discard, make_run_folder, parse
+from configs.catalogue import PROJECT, lightning_folder
 from configs.schema import METRICS
 
 if TYPE_CHECKING:
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from datamodules.classification import DataSpec
     from lit_models.classifier import LitClassifier
 
-PROJECT = Path(__file__).resolve().parent
 INTERRUPTED = 130  # 128 + SIGINT, as a shell counts
 
 
@@ -39,6 +38,7 @@ def main(argv: list[str]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
+        discard(folder)
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
 
@@ -53,27 +53,27 @@ def train(config: Config, folder: Path) -> int:
     from datamodules.classification import DataError
 
     quieten()
-    record = RunRecord(folder, config.to_yaml(), config.flat())
+    record, trainer = RunRecord(folder, config.to_yaml(), config.flat()), None
     try:
         seed_everything(config["seed"], verbose=False)
         datamodule = make(config, "data", seed=config["seed"])
+        model = make_model(config, datamodule.spec)
+        trainer = make_trainer(config, folder, record)  # before any download: it may refuse
         datamodule.prepare_data()
         datamodule.setup()
-        model = make_model(config, datamodule.spec)
         model.set_normalization(datamodule.mean, datamodule.std)
-        trainer = make_trainer(config, folder, record)
         trainer.fit(model, datamodule)
         tested = best if (best := folder / "checkpoints/best.ckpt").is_file() else None
         trainer.test(model, datamodule, ckpt_path=tested, weights_only=True, verbose=False)
     except DataError as error:
         raise config.refused("data", str(error)) from error
     except (MisconfigurationException, ValueError, ImportError) as error:
-        where = traceback.extract_tb(error.__traceback__)[-1].filename
-        if isinstance(error, MisconfigurationException) or "/lightning/" in where:  # Lightning refuses options
-            raise config.refused("trainer", str(error)) from error
+        where = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
+        if isinstance(error, MisconfigurationException) or where.is_relative_to(lightning_folder()):
+            raise config.refused("trainer", str(error)) from error  # Lightning refuses options; the rest are bugs
         raise
     except SystemExit:  # Lightning's answer to Ctrl-C
-        if not trainer.interrupted:
+        if trainer is None or not trainer.interrupted:
             raise
         if trainer.is_global_zero:
             print(f"interrupted; what there is of the run is in {folder}", file=sys.stderr)

@@ -77,7 +77,7 @@ def well_formed(bounds: str) -> bool:
 
 
 def inside(value: Any, bounds: str) -> bool:
-    """Whether every number in `value` is finite and within `bounds`."""
+    """Whether `value`, or every number of a list, is finite and within `bounds`."""
     if isinstance(value, list | tuple):
         return all(inside(item, bounds) for item in value)
     if isinstance(value, bool) or not isinstance(value, int | float):

@@ -33,15 +33,18 @@ def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
     """
     path = Path(path)
     tree = read_yaml(path)
-    pairs = [read_override(argument) for argument in overrides]
-    for key, node in sorted(pairs, key=lambda pair: not _chooses(*pair)):  # whatever chooses a name comes first
-        if _chooses(key, node):
-            chosen = node.items["name"] if isinstance(node, Section) and "." not in key else node
-            _start_anew(tree, key.split(".")[0], chosen)
+    written = [read_override(argument) for argument in overrides]
+    chosen = {key.split(".")[0]: value for key, node in written if (value := _chosen(key, node))}
+    for section, value in chosen.items():
+        _start_anew(tree, section, value)
+    for key, node in written:
         _put(tree, key, node)
     resolve_references(tree)
     config = Config(path, {}, {}, {}, {})
     top = {name: node for name, node in tree.items.items() if name not in SECTIONS}
+    for name, node in top.items():
+        if isinstance(node, Section) or closest(name, SECTIONS):
+            raise _unknown_key(config, name, closed(""), closed("").parameters, node.where)
     for name in SECTIONS:
         node = tree.items.get(name, Section(str(path)))
         if isinstance(node, Value):
@@ -57,17 +60,19 @@ def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
     return config
 
 
-def _chooses(key: str, node: Section | Value) -> bool:
-    """Whether an override names the component of a section."""
+def _chosen(key: str, node: Section | Value) -> Value | None:
+    """The name that an override chooses for the component of a section, if it does."""
     section, _, rest = key.partition(".")
-    return section in NAMED and (rest == "name" or (not rest and isinstance(node, Section) and "name" in node.items))
+    if section in NAMED and not rest and isinstance(node, Section):
+        node = node.items.get("name", node)
+    return node if isinstance(node, Value) and section in NAMED and rest in ("", "name") else None
 
 
-def _start_anew(tree: Section, section: str, name: Section | Value) -> None:
+def _start_anew(tree: Section, section: str, name: Value) -> None:
     """Forget the keys of a section that is to be another component's: they were written for the old one."""
     there = tree.items.get(section)
     old = there.items.get("name") if isinstance(there, Section) else None
-    if isinstance(old, Value) and isinstance(name, Value) and old.data != name.data:
+    if isinstance(old, Value) and old.data != name.data:
         tree.items[section] = Section(name.where, {"name": name})
 
 

@@ -18,6 +18,7 @@ def check_pairs(config: Config) -> None:
     _check_monitors(config)
     _check_plateau(config)
     _check_shares(config)
+    _check_precision(config)
     _check_it_ends(config)
 
 
@@ -80,9 +81,18 @@ def _check_shares(config: Config) -> None:
         raise ConfigError(config.where("trainer.max_time"), "trainer.max_time", f"{duration!r} is no duration", hint)
 
 
+def _check_precision(config: Config) -> None:
+    precision = config["trainer.precision"]
+    if precision in ("16-true", "bf16-true") and config.components["data"].constants["modality"] == "features":
+        hint = f"features would be rounded before they are normalised; set trainer.precision={precision[:-5]}-mixed"
+        raise ConfigError(
+            config.where("trainer.precision"), "trainer.precision", f"{precision} is not for features", hint
+        )
+
+
 def _check_it_ends(config: Config) -> None:
     ends = ("trainer.max_epochs", "trainer.max_steps", "trainer.max_time", "trainer.fast_dev_run")
-    stoppers = ("early_stopping", "timer")
-    if not any(config[key] for key in ends) and not any(config["callbacks"].get(name) for name in stoppers):
+    stops = config["callbacks"].get("early_stopping") or (config["callbacks"].get("timer") or {}).get("duration")
+    if not stops and not any(config[key] for key in ends):
         where = config.where("trainer.max_epochs")
         raise ConfigError(where, "trainer.max_epochs", "nothing ends this run", "set max_epochs, max_steps or max_time")

@@ -38,6 +38,7 @@ def make_run_folder(config: Config) -> Path:
     except FileExistsError:
         raise ConfigError(config.where("run.name"), "run.name", f"{folder} exists", "choose another name") from None
     except OSError as error:
+        discard(folder)
         raise ConfigError(
             config.where("run.root"), "run.root", f"cannot write to {folder} ({error.strerror})"
         ) from None

@@ -1,4 +1,4 @@
-"""What every datamodule shares: the promise of its data, the split, normalisation, the loaders.
+"""What every datamodule shares: the promise of its data, the split, mean and standard deviation, the loaders.
 
 A dataset is one file: a subclass of `ClassificationDataModule` with its ``modality``, its `DataSpec` and ``load()``.
 """
@@ -14,7 +14,7 @@ from torch import Generator, Tensor
 from datamodules.batches import EpochOrder, TensorBatches, mixed_seed
 
 # N samples, B batch, C channels, H, W, D features, K classes
-Modality = Literal["features", "image", "tokens"]
+Modality = Literal["features", "image"]
 Labelled = tuple[Tensor, Tensor]  # inputs (N, ...), labels (N,) of 0..K-1
 
 _CHUNK = 4096  # samples whose statistics are taken at once: floats of a whole set would take four times its memory
@@ -29,7 +29,7 @@ class DataSpec:
     """What a datamodule promises and a model is built from; it needs no data in memory.
 
     Attributes:
-        modality: "features" (D,), "image" (C, H, W) or "tokens".
+        modality: "features" (D,) or "image" (C, H, W).
         input_shape: Shape of one input, without the batch.
         class_names: K names, in the order of the labels.
     """
@@ -145,9 +145,11 @@ class ClassificationDataModule(LightningDataModule):
             raise DataError(f"{title} set: {len(inputs)} inputs and {len(labels)} labels; there must be one label each")
         if tuple(inputs.shape[1:]) != spec.input_shape:
             raise DataError(f"{title} set: inputs of shape {tuple(inputs.shape[1:])}; the spec says {spec.input_shape}")
-        if inputs.is_floating_point() and not torch.isfinite(inputs.sum()):
-            row = int(torch.nonzero(~torch.isfinite(inputs.flatten(1)).all(1))[0])
-            raise DataError(f"{title} set: row {row} has a value that is missing or infinite (NaN, inf)")
+        for first, chunk in enumerate(inputs.split(_CHUNK) if inputs.is_floating_point() else ()):
+            broken = torch.nonzero(~torch.isfinite(chunk).flatten(1).all(1))
+            if len(broken):
+                row = first * _CHUNK + int(broken[0])
+                raise DataError(f"{title} set: row {row} has a value that is missing or infinite (NaN, inf)")
         wrong = torch.nonzero((labels < 0) | (labels >= spec.num_classes))
         if len(wrong):
             row = int(wrong[0])

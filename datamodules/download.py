@@ -76,7 +76,7 @@ def extract(archive: Path, members: Mapping[str, int], folder: Path) -> None:
     Args:
         archive: a .tar.gz.
         members: base name -> size in bytes; anything else in the archive is passed over.
-        folder: It appears complete or not at all.
+        folder: Nothing is put there unless all of it could be read.
 
     Raises:
         DataError: if the archive is broken, or a member is missing, no regular file, or of another size.

@@ -1,4 +1,4 @@
-"""What every classifier shares: steps, loss, metrics, optimizer.
+"""What every classifier shares: normalisation, steps, loss, metrics, optimizer.
 
 A model is one file: a plain `nn.Module`, and a subclass of `LitClassifier` that makes it in its constructor and puts it
 into ``self.network``. It lists the kinds of input it takes in ``accepts``.

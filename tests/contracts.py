@@ -1,6 +1,5 @@
-"""What any model and any datamodule must do. A new file in the project is covered by these without another line here;
-
-a datamodule that needs files finds them in the fixture `small_data` (`tests/files.py`).
+"""What any model and any datamodule must do. A new file in the project is covered by these without another line here; a
+datamodule that needs files finds them in the fixture `small_data` (`tests/files.py`).
 """
 
 import importlib
@@ -168,7 +167,7 @@ class DataModuleContract:
             assert torch.equal(labels, datamodule._parts[part][1])
         assert len(self.everything(datamodule.train_dataloader())[1]) == datamodule.num_samples("train")
 
-    def test_evaluation_is_normalised_as_training_by_the_training_part_alone(self, name, options, small_data):
+    def test_mean_and_deviation_come_from_the_training_part_alone(self, name, options, small_data):
         datamodule = self.make(name, small_data, **options)
         raw = datamodule._parts["train"][0].double()
         axes = [0, *range(2, raw.ndim)]

@@ -56,6 +56,8 @@ def test_another_name_starts_a_section_anew(tmp_path):
     assert load_config(path, ["optimizer.lr=2", "optimizer.name=adam"])["optimizer.lr"] == 2
     assert load_config(path, ["optimizer.name=sgd"])["optimizer.lr"] == 7
     assert load_config(path, ["optimizer={lr: 3}"])["optimizer.momentum"] == 0.5
+    assert load_config(path, ["optimizer.name=adam", "optimizer.name=sgd"])["optimizer.lr"] == 7
+    assert load_config(path, ["optimizer=null", "optimizer.name=sgd"])["optimizer.lr"] == 0.01
 
 
 def test_null_switches_a_callback_off(good):

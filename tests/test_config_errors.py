@@ -44,6 +44,8 @@ def message(path: Path, *overrides: str) -> str:
 
 OVERRIDES = [
     ("nonsense=1", "nonsense: unknown key; sections:"),
+    ("optimiser={name: sgd}", "optimiser: unknown key; did you mean optimizer?"),
+    ("trainer.limit_train_batches=0", "trainer.limit_train_batches: 0 is out of range"),
     ("lr=1", "lr: unknown key; did you mean optimizer.lr?"),
     ("max_epochs=3", "max_epochs: unknown key; did you mean trainer.max_epochs?"),
     ("schedule={name: cosine, warmup: 1}", "schedule.warmup: unknown key; did you mean warmup_fraction?"),
@@ -140,6 +142,8 @@ def test_override(good, override, expected):
 
 
 TOGETHER = [
+    (["trainer.precision=bf16-true"], "bf16-true is not for features; features would be rounded before"),
+    (["trainer.max_epochs=null", "callbacks.timer={interval: step}"], "nothing ends this run"),
     (["schedule.name=plateau", "trainer.limit_val_batches=0"], "plateau watches val/loss; validation is off"),
     (["callbacks.early_stopping={monitor: val/loss}", "trainer.limit_val_batches=0"], "val/loss is not measured"),
     (["trainer.max_epochs=null", "callbacks.progress_line=null"], "nothing ends this run"),

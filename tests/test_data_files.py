@@ -169,6 +169,11 @@ def own(count: int, shape: tuple[int, ...] = (2,), labels: int = 2):
             (torch.tensor([[1.0, math.inf]]), own(1)[1]),
             "test set: row 0 has a value that is missing or infinite",
         ),
+        (
+            (torch.full((20, 2), 6e4, dtype=torch.float16), own(20)[1]),
+            (torch.tensor([[1.0, math.inf]]), own(1)[1]),
+            "test set: row 0 has a value",
+        ),  # large values are not infinite
         (own(2), own(4), "data.val_fraction: 0.1 leaves 2 training and 0 validation samples of 2; choose another"),
     ],
 )

@@ -104,7 +104,6 @@ def test_the_profiler_and_the_summary_are_shown(tmp_path, caplog):
         ["trainer.max_epochs=1", "trainer.limit_val_batches=0"],
         ["trainer.max_epochs=1", "trainer.precision=bf16-mixed"],
         ["trainer.max_epochs=1", "trainer.precision=64-true", "model.class_weights=[1, 2, 3]"],
-        ["trainer.max_epochs=1", "trainer.precision=bf16-true", "model.class_weights=[1, 2, 3]"],
         ["trainer.max_epochs=1", "trainer.max_time='00:01:00:00'"],
         ["trainer.max_epochs=1", "callbacks.confusion_matrix=null", "callbacks.progress_line=null"],
         ["trainer.max_epochs=2", "trainer.val_check_interval=0.5"],
