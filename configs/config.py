@@ -37,6 +37,10 @@ class Config:
             value = value[name]
         return value
 
+    def all_keys(self) -> list[str]:
+        """Every dotted key, those that choose a component included."""
+        return [*self.parameters, *(f"{section}.name" for section in NAMED)]
+
     def where(self, key: str) -> str:
         """File and line, or command line, of `key`; the file where it was not written."""
         return self.origins.get(key, str(self.path))
@@ -47,9 +51,8 @@ class Config:
 
     def flat(self) -> dict[str, bool | int | float | str]:
         """``section.key`` -> scalar, without what is null or empty: what TensorBoard can show."""
-        return {
-            key: value if isinstance(value, bool | int | float | str) else str(value) for key, value in self._leaves()
-        }
+        found = {key: self[key] for key in sorted(self.all_keys()) if self[key] not in (None, [])}
+        return {key: one if isinstance(one, bool | int | float | str) else str(one) for key, one in found.items()}
 
     def to_yaml(self, **run: Any) -> str:
         """YAML that `load_config` reads back to the same values, with those of `run` in its section."""
@@ -66,12 +69,8 @@ class Config:
         key, colon, problem = message.partition(": ")
         if colon and key in self.parameters:
             return ConfigError(self.where(key), key, problem)
-        written = [name for name in self[section] if f"{section}.{name}" in self.origins] if section else []
+        written = [name for name in self[section] if f"{section}.{name}" in self.origins]
         devices = [name for name in ("accelerator", "devices", "num_nodes", "strategy") if name in written]
         named = [name for name in written if re.search(rf"\b{name}\b", message)]
         key = ".".join([section, *(named or devices)[:1]])
         return ConfigError(self.where(key), key, message, hardware if (named or devices)[:1] == devices[:1] else "")
-
-    def _leaves(self) -> list[tuple[str, Any]]:
-        keys = sorted([*self.parameters, *(f"{section}.name" for section in NAMED)])
-        return [(key, self[key]) for key in keys if self[key] not in (None, [])]

@@ -16,15 +16,13 @@ def explain(config: Config, key: str) -> str:
     Raises:
         ConfigError: if the config has no such key.
     """
-    if key.endswith(".name") and key.removesuffix(".name") in config.components and key not in config.parameters:
+    if key not in config.all_keys():
+        hint = nearest(key, config.all_keys(), "keys")
+        raise ConfigError(COMMAND_LINE, "--explain", f"no key {key!r} in {config.path}", hint)
+    if key not in config.parameters:  # it chooses a component
         section = key.removesuffix(".name")
-        part = config.components[section]
-        rows = [("value", config[section]["name"]), ("from", config.origins[key]), ("means", part.summary)]
-        rows.append(("accepts", ", ".join(names(section))))
-        return _rows(key, rows)
-    if key not in config.parameters:
-        keys = [*config.parameters, *(f"{section}.name" for section in NAMED)]
-        raise ConfigError(COMMAND_LINE, "--explain", f"no key {key!r} in {config.path}", nearest(key, keys, "keys"))
+        rows = [("value", config[key]), ("from", config.origins[key]), ("means", config.components[section].summary)]
+        return _rows(key, [*rows, ("accepts", ", ".join(names(section)))])
     parameter, value = config.parameters[key], config[key]
     if parameter.default in (REQUIRED, COMPUTED):
         default = "none, it must be written" if parameter.default is REQUIRED else "the constructor decides"

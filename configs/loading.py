@@ -103,11 +103,9 @@ def _section(config: Config, name: str, section: Section) -> dict[str, Any]:
         return _callbacks(config, section)
     key = f"{name}.name"
     node = section.items.get("name")
-    available = f"available: {', '.join(names(name))}"
-    if node is None:
-        raise ConfigError(section.where, key, "is missing", available)
     if not isinstance(node, Value) or not isinstance(node.data, str):
-        raise ConfigError(node.where, key, "is not a name", available)
+        problem = "is missing" if node is None else "is not a name"
+        raise ConfigError((node or section).where, key, problem, f"available: {', '.join(names(name))}")
     part = named(name, node.data, node.where, key)
     config.origins[key] = node.where
     if name == "model":  # first of all: a model for other data has other keys, too
