@@ -56,11 +56,13 @@ def train(config: Config, folder: Path) -> int:
     record, trainer = RunRecord(folder, config.to_yaml(), config.flat()), None
     try:
         seed_everything(config["seed"], verbose=False)
+        trainer = make_trainer(config, folder, record)  # before any download: it may refuse
         datamodule = make(config, "data", seed=config["seed"])
         model = make_model(config, datamodule.spec)
-        trainer = make_trainer(config, folder, record)  # before any download: it may refuse
         datamodule.prepare_data()
         datamodule.setup()
+        if trainer.is_global_zero:
+            datamodule.save(folder)
         model.set_normalization(datamodule.mean, datamodule.std)
         trainer.fit(model, datamodule)
         tested = best if (best := folder / "checkpoints/best.ckpt").is_file() else None
@@ -100,15 +102,8 @@ def make(config: Config, section: str, **given: Any) -> Any:
 
 def make_model(config: Config, spec: "DataSpec") -> "LitClassifier":
     """The model for data of `spec`."""
-    return make(
-        config,
-        "model",
-        input_shape=list(spec.input_shape),
-        num_classes=spec.num_classes,
-        class_names=list(spec.class_names),
-        optimizer=config["optimizer"],
-        schedule=config["schedule"],
-    )
+    sections = {name: config[name] for name in ("optimizer", "schedule")}
+    return make(config, "model", **spec.model_arguments(), **sections)
 
 
 def make_trainer(config: Config, folder: Path, record: "RunRecord") -> "Trainer":

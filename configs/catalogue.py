@@ -58,7 +58,7 @@ def named(section: str, name: str, where: str, key: str) -> Component:
             where, key, f"{folder}/{name}.py has {len(classes)} classes that derive from {base}", "one a file"
         )
     found = component(path, classes[0])
-    own = {key: one for key, one in found.parameters.items() if key not in schema.HANDED_OVER}
+    own = {key: one for key, one in found.parameters.items() if key not in schema.HANDED_OVER.get(section, ())}
     return replace(found, parameters=own)
 
 

@@ -8,8 +8,14 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 # What train.py hands to a component itself, so that no config can contradict it: the numbers of the data, the sections
-# that stand on their own.
-HANDED_OVER = {"input_shape", "num_classes", "class_names", "seed", "optimizer", "schedule"}
+# that stand on their own; and what only a checkpoint hands over.
+HANDED_OVER = {
+    "data": {"seed"},
+    "model": {
+        "input_shape", "num_classes", "class_names", "vocab_size", "pad_id", "max_length", "optimizer", "schedule",
+        "architecture",
+    },
+}  # fmt: skip
 
 # What every model logs, and whether less is better. Own models may log more.
 METRICS: dict[str, Literal["min", "max"]] = {

@@ -6,6 +6,7 @@ indexing (https://github.com/pytorch/pytorch/issues/106704). Nothing here has hi
 """
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -76,22 +77,22 @@ class TensorBatches:
     """An iterable of ``(inputs, labels)`` that takes a `DataLoader`'s place.
 
     Args:
-        inputs: (N, ...) of any type.
+        inputs: (N, ...) of any type, or `TokenRows` of N.
         labels: (N,) of int64, on the same device.
         order: Which samples each batch holds.
         augment: From a batch of `inputs` and a generator to a batch of the same shape; null for none.
     """
 
-    def __init__(self, inputs: Tensor, labels: Tensor, order: EpochOrder, augment: Augment | None = None) -> None:
+    def __init__(self, inputs: Any, labels: Tensor, order: EpochOrder, augment: Augment | None = None) -> None:
         self.inputs, self.labels, self.augment = inputs, labels, augment
         self.batch_sampler = order  # where Lightning looks for `set_epoch`, as in a DataLoader
 
     def __len__(self) -> int:
         return len(self.batch_sampler)
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def __iter__(self) -> Iterator[tuple[Any, Tensor]]:
         order = self.batch_sampler
-        generator = Generator(self.inputs.device)
+        generator = Generator(self.labels.device)
         for i, indices in enumerate(order):
             inputs = self.inputs[indices]
             if self.augment is not None:

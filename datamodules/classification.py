@@ -4,8 +4,10 @@ A dataset is one file: a subclass of `ClassificationDataModule` with its ``modal
 """
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from lightning.pytorch import LightningDataModule
@@ -14,8 +16,9 @@ from torch import Generator, Tensor
 from datamodules.batches import EpochOrder, TensorBatches, mixed_seed
 
 # N samples, B batch, C channels, H, W, D features, K classes
-Modality = Literal["features", "image"]
-Labelled = tuple[Tensor, Tensor]  # inputs (N, ...), labels (N,) of 0..K-1
+Modality = Literal["features", "image", "tokens"]
+Part = Literal["train", "val", "test"]
+Labelled = tuple[Any, Tensor]  # inputs: a Tensor (N, ...), or TokenRows of N; labels (N,) of 0..K-1
 
 _CHUNK = 4096  # samples whose statistics are taken at once: floats of a whole set would take four times its memory
 
@@ -29,18 +32,32 @@ class DataSpec:
     """What a datamodule promises and a model is built from; it needs no data in memory.
 
     Attributes:
-        modality: "features" (D,) or "image" (C, H, W).
-        input_shape: Shape of one input, without the batch.
+        modality: "features" (D,), "image" (C, H, W) or "tokens".
+        input_shape: Shape of one input, without the batch; () for tokens, whose number varies.
         class_names: K names, in the order of the labels.
+        vocab_size: Of tokens: ids go from 0 to this less one.
+        pad_id: Of tokens: the id that fills up a row.
+        max_length: Of tokens: the most in a row.
     """
 
     modality: Modality
     input_shape: tuple[int, ...]
     class_names: tuple[str, ...]
+    vocab_size: int | None = None
+    pad_id: int = 0
+    max_length: int | None = None
 
     @property
     def num_classes(self) -> int:
         return len(self.class_names)
+
+    def model_arguments(self) -> dict[str, Any]:
+        """What a model's constructor is given of this; the last three only where there are tokens."""
+        shared = {"input_shape": list(self.input_shape), "num_classes": self.num_classes}
+        names = {"class_names": list(self.class_names)}
+        if self.modality != "tokens":
+            return shared | names
+        return shared | names | {"vocab_size": self.vocab_size, "pad_id": self.pad_id, "max_length": self.max_length}
 
 
 class ClassificationDataModule(LightningDataModule):
@@ -51,9 +68,9 @@ class ClassificationDataModule(LightningDataModule):
     keeps them, so that it can be given data as it comes.
 
     Attributes:
-        mean: Per feature (D,) or per channel (C, 1, 1), once the data is loaded.
+        mean: Per feature (D,) or per channel (C, 1, 1), once the data is loaded; 0 where nothing is normalised.
         std: Likewise; 1 where the data is constant.
-        fingerprint: SHA-256 of the data.
+        fingerprint: SHA-256 of the three parts.
 
     Args:
         batch_size: Training samples per step and device.
@@ -79,7 +96,7 @@ class ClassificationDataModule(LightningDataModule):
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.val_fraction, self.split_seed, self.normalize, self.seed = val_fraction, split_seed, normalize, seed
         self.fingerprint = ""
-        self._parts: dict[str, Labelled] = {}
+        self._parts: dict[Part, Labelled] = {}
 
     @property
     def spec(self) -> DataSpec:
@@ -94,25 +111,26 @@ class ClassificationDataModule(LightningDataModule):
         """A training batch (B, *input_shape) of any type; the same shape comes back."""
         return inputs
 
+    def save(self, folder: Path) -> None:
+        """Leave in a run's folder what raw data needs on its way to a checkpoint; nothing, if not said otherwise."""
+
     def setup(self, stage: str | None = None) -> None:
-        """Load, check and split, once."""
+        """Load, check, split and measure, once."""
         if self._parts:
             return
+        self._parts = self.parts()
+        self.fingerprint = _fingerprint(one for part in self._parts.values() for one in part)
+        zero, one = torch.zeros(()), torch.ones(())
+        self.mean, self.std = _statistics(self._parts["train"][0]) if self.normalize else (zero, one)
+
+    def parts(self) -> dict[Part, Labelled]:
+        """Training, validation and test; by default what `load` gives, with validation cut from the training set."""
         train, test = ((inputs, labels.long()) for inputs, labels in self.load())
         for title, part in (("training", train), ("test", test)):
             self._check(title, *part)
-        kept, held_out = stratified_split(train[1], self.val_fraction, self.split_seed)
-        if min(len(kept), len(held_out)) == 0:
-            raise DataError(
-                f"data.val_fraction: {self.val_fraction} leaves {len(kept)} training and {len(held_out)} validation samples"
-                f" of {len(train[1])}; choose another"
-            )
-        self.fingerprint = _fingerprint(*train, *test)
-        self.mean, self.std = _statistics(train[0], kept)
-        if not self.normalize:
-            self.mean, self.std = torch.zeros_like(self.mean), torch.ones_like(self.std)
+        kept, held_out = hold_out(train[1], "data.val_fraction", self.val_fraction, self.split_seed)
         training, validation = ((train[0][rows], train[1][rows]) for rows in (kept, held_out))
-        self._parts = {"train": training, "val": validation, "test": test}
+        return {"train": training, "val": validation, "test": test}
 
     def train_dataloader(self) -> TensorBatches:
         batches = self._batches("train", self.batch_size, shuffle=True)
@@ -126,17 +144,21 @@ class ClassificationDataModule(LightningDataModule):
     def test_dataloader(self) -> TensorBatches:
         return self._batches("test", self.eval_batch_size, shuffle=False)
 
-    def num_samples(self, part: Literal["train", "val", "test"]) -> int:
+    def num_samples(self, part: Part) -> int:
         """Samples in a part, over all devices."""
         return len(self._parts[part][1])
 
-    def _batches(self, part: str, batch_size: int, shuffle: bool) -> TensorBatches:
+    def order(self, inputs: Any, batch_size: int, shuffle: bool, rank: int, world_size: int) -> EpochOrder:
+        """Which samples each batch of a part holds."""
+        return EpochOrder(len(inputs), batch_size, shuffle, self.seed, rank, world_size)
+
+    def _batches(self, part: Part, batch_size: int, shuffle: bool) -> TensorBatches:
         rank, world_size, device = 0, 1, torch.device("cpu")
         if self.trainer is not None:
             rank, world_size = self.trainer.global_rank, self.trainer.world_size
             device = self.trainer.strategy.root_device
         inputs, labels = self._parts[part] = tuple(one.to(device) for one in self._parts[part])  # type: ignore[assignment]
-        order = EpochOrder(len(labels), batch_size, shuffle, self.seed, rank, world_size)
+        order = self.order(inputs, batch_size, shuffle, rank, world_size)
         return TensorBatches(inputs, labels, order, self.augment if shuffle else None)
 
     def _check(self, title: str, inputs: Tensor, labels: Tensor) -> None:
@@ -158,6 +180,20 @@ class ClassificationDataModule(LightningDataModule):
             )
 
 
+def hold_out(labels: Tensor, key: str, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
+    """A stratified split of which neither side is empty; `key` of the config gives the fraction.
+
+    Raises:
+        DataError: if one of them would be.
+    """
+    kept, held_out = stratified_split(labels, fraction, seed)
+    if min(len(kept), len(held_out)) == 0:
+        raise DataError(
+            f"{key}: {fraction} of {len(labels)} samples leaves {len(kept)} and {len(held_out)}; choose another"
+        )
+    return kept, held_out
+
+
 def stratified_split(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
     """Indices of what is kept and of what is held out, `fraction` of every class, both in ascending order.
 
@@ -175,23 +211,24 @@ def stratified_split(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor
     return torch.nonzero(~held_out).flatten(), torch.nonzero(held_out).flatten()
 
 
-def _statistics(inputs: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of `rows`, per feature (D,) or per channel (C, 1, 1); a constant one counts as 1."""
+def _statistics(inputs: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation, per feature (D,) or per channel (C, 1, 1); a constant one counts as 1."""
     axes = (0, *range(2, inputs.ndim))
-    count = len(rows) * inputs[0].numel() // inputs.shape[1]
-    chunks = rows.split(_CHUNK)
-    mean = torch.stack([inputs[chunk].float().sum(axes, dtype=torch.float64) for chunk in chunks]).sum(0) / count
+    count = inputs.numel() // inputs.shape[1]
+    chunks = inputs.split(_CHUNK)
+    mean = torch.stack([chunk.float().sum(axes, dtype=torch.float64) for chunk in chunks]).sum(0) / count
     shape = (-1, *[1] * (inputs.ndim - 2))
-    deviations = ((inputs[chunk].float() - mean.float().view(shape)).square() for chunk in chunks)
+    deviations = ((chunk.float() - mean.float().view(shape)).square() for chunk in chunks)
     variance = torch.stack([one.sum(axes, dtype=torch.float64) for one in deviations]).sum(0) / count
     std = variance.sqrt()
     return mean.float().view(shape), torch.where(std > 0, std, 1.0).float().view(shape)
 
 
-def _fingerprint(*tensors: Tensor) -> str:
-    """SHA-256 of the values: two runs with the same one saw the same data."""
+def _fingerprint(inputs_and_labels: Iterable[Any]) -> str:
+    """SHA-256 of the values: two runs with the same one saw the same data, split alike."""
     digest = hashlib.sha256()
-    for tensor in tensors:
-        digest.update(str((tensor.dtype, tuple(tensor.shape))).encode())
-        digest.update(tensor.contiguous().numpy().data)
+    for one in inputs_and_labels:
+        for tensor in (one,) if isinstance(one, Tensor) else one.tensors():
+            digest.update(str((tensor.dtype, tuple(tensor.shape))).encode())
+            digest.update(tensor.contiguous().numpy().data)
     return digest.hexdigest()

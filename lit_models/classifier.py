@@ -26,12 +26,12 @@ class LitClassifier(LightningModule):
     """Trains a network of logits (B, K) with cross-entropy; two classes are two logits.
 
     Inputs come in the units of the data: `forward` shifts and scales them by `input_mean` and `input_std`, which are part
-    of every checkpoint (0 and 1 until `set_normalization`).
+    of every checkpoint (0 and 1 until `set_normalization`). Tokens, a mapping of tensors, go to the network as they are.
 
     Validation and test losses are plain cross-entropy, without smoothing, weights or penalty, so that runs can be compared.
 
     Args:
-        input_shape: Shape of one input, without the batch: (4,) or (1, 28, 28).
+        input_shape: Shape of one input, without the batch: (4,) or (1, 28, 28); () for tokens.
         num_classes: K.
         class_names: Names for pictures and predictions; kept in the checkpoint.
         label_smoothing: Share of the target that is spread over all classes.
@@ -63,7 +63,7 @@ class LitClassifier(LightningModule):
             raise ValueError(
                 f"model.class_weights: {len(class_weights)} weights for {num_classes} classes; give one per class"
             )
-        per_channel = (input_shape[0], *[1] * (len(input_shape) - 1))  # (D,) or (C, 1, 1)
+        per_channel = (*input_shape[:1], *[1] * (len(input_shape) - 1))  # (D,) or (C, 1, 1), or ()
         self.input_mean: Tensor
         self.input_std: Tensor
         self.register_buffer("input_mean", torch.zeros(per_channel))
@@ -86,7 +86,9 @@ class LitClassifier(LightningModule):
         self.input_std.copy_(std)
 
     def forward(self, inputs: Any) -> Tensor:
-        """Logits (B, K) of a batch in the units of the data, of any number type."""
+        """Logits (B, K) of a batch in the units of the data, of any number type; or of tokens as a tokenizer gives them."""
+        if isinstance(inputs, Mapping):
+            return self.network(inputs)
         return self.network((inputs.to(self.input_mean.dtype) - self.input_mean) / self.input_std)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
