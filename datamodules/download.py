@@ -9,7 +9,6 @@ import os
 import shutil
 import tarfile
 import tempfile
-import urllib.request
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,6 +16,8 @@ from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
 from typing import BinaryIO
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
 
 from filelock import FileLock
 from tqdm import tqdm
@@ -60,14 +61,37 @@ def fetch(files: Sequence[RemoteFile], folder: Path, mirrors: Sequence[str]) -> 
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold `folder` for one process; others wait, and then find the files there."""
+def locked(folder: Path, key: str = "data.root") -> Iterator[None]:
+    """Hold `folder`, which `key` of the config names, for one process; others wait, and then find the files there."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / ".lock"):
             yield
     except OSError as error:
-        raise DataError(f"data.root: cannot write to {folder} ({error.strerror or error})") from None
+        raise DataError(f"{key}: cannot write to {folder} ({error.strerror or error})") from None
+
+
+def reason(error: BaseException) -> str:
+    """Why something failed, in one line of bearable length."""
+    inner = getattr(error, "reason", None) or error
+    return " ".join(str(inner).split())[:200] or type(error).__name__
+
+
+def hub_answers() -> bool:
+    """Whether the Hugging Face hub can be reached; if not, its libraries are told to look into their cache alone.
+
+    By themselves they ask for half a minute, once per file.
+    """
+    from huggingface_hub import constants
+
+    try:
+        if not constants.HF_HUB_OFFLINE:
+            urlopen(Request(constants.ENDPOINT, method="HEAD"), timeout=TIMEOUT_SECONDS).close()
+    except HTTPError:
+        pass  # it answers, if only to say no
+    except OSError:
+        constants.HF_HUB_OFFLINE = True
+    return not constants.HF_HUB_OFFLINE
 
 
 def extract(archive: Path, members: Mapping[str, int], folder: Path) -> None:
@@ -120,8 +144,7 @@ def _fetch_one(file: RemoteFile, folder: Path, mirrors: Sequence[str]) -> list[s
             os.replace(temporary, folder / file.name)
             return []
         except (OSError, HTTPException, ValueError) as error:
-            reason = getattr(error, "reason", None) or error
-            failures.append(f"{address} ({reason})")
+            failures.append(f"{address} ({reason(error)})")
         finally:
             Path(temporary).unlink(missing_ok=True)
     return failures
@@ -131,7 +154,7 @@ def _download(address: str, file: RemoteFile, target: BinaryIO) -> None:
     """Write the content of `address` to `target`; ValueError if it is not that of `file`."""
     digest, received = hashlib.sha256(), 0
     bar = tqdm(total=file.size, desc=file.name, unit="B", unit_scale=True, disable=None, leave=False)
-    with urllib.request.urlopen(address, timeout=TIMEOUT_SECONDS) as response, bar as progress:
+    with urlopen(address, timeout=TIMEOUT_SECONDS) as response, bar as progress:
         while received <= file.size and (block := response.read(_CHUNK_BYTES)):
             received += len(block)
             digest.update(block)

@@ -1,4 +1,4 @@
-"""Small files in the real formats: what MNIST's and CIFAR's own look like, with pictures that can be learnt."""
+"""Small files in the real formats: what MNIST's, CIFAR's and a user's own look like, with inputs that can be learnt."""
 
 import gzip
 import struct
@@ -11,7 +11,15 @@ import pytest
 from datamodules import cifar, mnist
 
 TRAIN, TEST = 600, 100
-WRITTEN = ("mnist", "cifar")  # the datamodules whose files are written here, below `data.root`
+WORDS = {"bad": "awful boring poor", "good": "great moving fine", "none": "long short new"}  # for each label
+FILLERS = "the a film story scene of with and but music actor plot was is it's , .".split()
+
+
+def options(name: str, root: Path) -> dict[str, str]:
+    """The keys by which the datamodule `name` finds what is written here; {} if it is not."""
+    if name == "text":
+        return {"train": str(root / "text/train.tsv"), "cache": str(root / "cache")}
+    return {"root": str(root)} if name in ("mnist", "cifar") else {}
 
 
 def pictures(count: int, num_classes: int, shape: tuple[int, ...], seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -37,7 +45,28 @@ def write_all(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         write_mnist(root / variant.folder / "raw")
     write_cifar(root, "cifar10")
     write_cifar(root, "cifar100")
+    write_texts(root / "text/train.tsv", 300)
     return root
+
+
+def texts(count: int, seed: int = 0) -> list[tuple[str, str]]:
+    """Sentences of 2 to 20 words, no two alike, with one word that tells the label; every label occurs."""
+    generator = np.random.default_rng(seed)
+    names = list(WORDS)
+    rows = {}
+    while len(rows) < count:
+        label = names[len(rows) % len(names)]
+        words = generator.choice(FILLERS, generator.integers(1, 20)).tolist()
+        words.insert(int(generator.integers(len(words) + 1)), str(generator.choice(WORDS[label].split())))
+        rows.setdefault(" ".join(words), label)
+    return list(rows.items())
+
+
+def write_texts(path: Path, count: int, seed: int = 0) -> None:
+    """A TSV with a header."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = [f"{text}\t{label}" for text, label in texts(count, seed)]
+    path.write_text("\n".join(["text\tlabel", *lines, ""]), encoding="utf-8")
 
 
 def write_mnist(folder: Path, packed: bool = True) -> None:

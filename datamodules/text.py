@@ -1,0 +1,227 @@
+"""Texts with labels: your own files, or a data set of the Hugging Face hub.
+
+Tokenized once; what was tokenized is kept under a key of the texts and the tokenizer, and mapped into memory.
+"""
+
+import hashlib
+import os
+import re
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from datamodules.batches import EpochOrder
+from datamodules.classification import ClassificationDataModule, DataError, DataSpec, Labelled, Part, hold_out
+from datamodules.download import locked, reason
+from datamodules.text_files import Columns, LabelledTexts, read_file, read_hub
+from datamodules.tokenizer import encode, pretrained_tokenizer, trained_tokenizer
+from datamodules.tokens import LengthOrder, TokenRows
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_FORMAT = "1"  # of the kept files; another one makes them anew
+
+
+class Text(ClassificationDataModule):
+    """Texts, or pairs of texts, from CSV, TSV or JSON Lines files (UTF-8, with a header), or from the hub.
+
+    Batches hold rows of like length, so that there is next to no padding. Labels are words or whole numbers.
+
+    Args:
+        train: File of the training set; with `dataset`, the name of its split.
+        val: Likewise of the validation set; null to cut it from the training set.
+        test: Likewise of the test set; null to cut it from the training set.
+        text_column: Name of the column with the text.
+        text_pair_column: Name of the column with the second text of a pair; null for single texts.
+        label_column: Name of the column with the label.
+        dataset: Name of a data set on the Hugging Face hub, as in stanfordnlp/sst2; null for files.
+        dataset_subset: Name of its subset, where it has several.
+        dataset_revision: Its commit, tag or branch; null for the newest.
+        tokenizer: Folder or hub name of the pretrained model whose tokenizer is used (write ${model.pretrained}); null for
+            a WordPiece vocabulary made from the training texts alone.
+        tokenizer_revision: Its commit, tag or branch on the hub; null for the newest.
+        vocab_size: Most tokens of a vocabulary that is made; a pretrained tokenizer has its own.
+        lowercase: Make no difference between capitals and small letters; a pretrained tokenizer decides for itself.
+        max_length: Most tokens of a row; the rest of a longer one is cut off.
+        max_tokens: Most tokens of a training batch and device, padding included.
+        eval_max_tokens: Likewise of a validation or test batch.
+        batch_size: Most rows of a training batch and device.
+        eval_batch_size: Likewise of a validation or test batch.
+        pad_to_multiple_of: Batches are padded to a multiple of so many tokens; GPUs like 8, 1 wastes least.
+        val_fraction: Share of the training set that is held out for validation, where `val` is null.
+        test_fraction: Share of the training set that is held out for the test, where `test` is null.
+        split_seed: Of both.
+        cache: Folder of what was tokenized; it can be deleted at any time.
+        seed: Of the order; `train.py` hands over the experiment's.
+    """
+
+    modality = "tokens"
+    requires: ClassVar[dict[str, str]] = {"transformers": "bert"}
+
+    def __init__(
+        self,
+        train: str,
+        val: str | None = None,
+        test: str | None = None,
+        text_column: str = "text",
+        text_pair_column: str | None = None,
+        label_column: str = "label",
+        dataset: str | None = None,
+        dataset_subset: str | None = None,
+        dataset_revision: str | None = None,
+        tokenizer: str | None = None,
+        tokenizer_revision: str | None = None,
+        vocab_size: Annotated[int, ">= 100"] = 8000,
+        lowercase: bool = True,
+        max_length: Annotated[int, ">= 4"] = 128,
+        max_tokens: Annotated[int, ">= 4"] = 2048,
+        eval_max_tokens: Annotated[int, ">= 4"] = 8192,
+        batch_size: Annotated[int, ">= 1"] = 128,
+        eval_batch_size: Annotated[int, ">= 1"] = 1000,
+        pad_to_multiple_of: Annotated[int, ">= 1"] = 8,
+        val_fraction: Annotated[float, "> 0, < 1"] = 0.1,
+        test_fraction: Annotated[float, "> 0, < 1"] = 0.1,
+        split_seed: Annotated[int, ">= 0"] = 0,
+        cache: str = "data/cache",
+        seed: int = 0,
+    ) -> None:
+        super().__init__(batch_size, eval_batch_size, val_fraction, split_seed, normalize=False, seed=seed)
+        given: dict[Part, str | None] = {"train": train, "val": val, "test": test}
+        self.sources = {part: source for part, source in given.items() if source is not None}
+        self.columns = Columns(text_column, text_pair_column, label_column)
+        self.dataset, self.dataset_subset, self.dataset_revision = dataset, dataset_subset, dataset_revision
+        self.pretrained, self.revision = tokenizer, tokenizer_revision
+        self.vocab_size, self.lowercase, self.max_length = vocab_size, lowercase, max_length
+        self.max_tokens, self.eval_max_tokens, self.multiple = max_tokens, eval_max_tokens, pad_to_multiple_of
+        self.test_fraction, self.cache = test_fraction, Path(cache)
+        if len(set(self.sources.values())) < len(self.sources):
+            raise ValueError(f"data.train: {train}, {val} and {test} must differ: what is trained on cannot be tested on")
+        if min(max_tokens, eval_max_tokens) < self._room:
+            raise ValueError(f"data.max_length: {max_length} tokens of one row are more than data.max_tokens of a whole batch")
+        self.class_names: tuple[str, ...] = ()
+        self._prepared: dict[Part, Labelled] = {}
+
+    @property
+    def spec(self) -> DataSpec:
+        """Classes and tokens; the files are read and tokenized for it."""
+        self.prepare_data()
+        size, pad_id = len(self.tokenizer), int(self.tokenizer.pad_token_id)
+        return DataSpec(self.modality, (), self.class_names, size, pad_id, self._room)
+
+    @property
+    def _room(self) -> int:
+        """`max_length` with its padding."""
+        return -(-self.max_length // self.multiple) * self.multiple
+
+    def prepare_data(self) -> None:
+        """Read, check, split and tokenize, once."""
+        if self._prepared:
+            return
+        texts = {part: self._read(part, source) for part, source in self.sources.items()}
+        self.class_names = _class_names(texts["train"])
+        labels = {part: self._numbered(one) for part, one in texts.items()}
+        rows = {part: (part, torch.arange(len(one))) for part, one in texts.items()}  # of which source, and which ones
+        cuts: tuple[tuple[Part, float], ...] = (("test", self.test_fraction), ("val", self.val_fraction))
+        for part, fraction in cuts:
+            if part not in texts:
+                there = rows["train"][1]
+                kept, held_out = hold_out(labels["train"][there], f"data.{part}_fraction", fraction, self.split_seed)
+                rows["train"], rows[part] = ("train", there[kept]), ("train", there[held_out])
+        with locked(self.cache, "data.cache"):
+            self.tokenizer = self._make_tokenizer(texts["train"], rows["train"][1])
+            self._vocabulary = self.tokenizer.backend_tokenizer.to_str()
+            tokens = {part: self._tokenized(one) for part, one in texts.items()}
+        self._prepared = {part: (tokens[one].select(there), labels[one][there]) for part, (one, there) in rows.items()}
+
+    def parts(self) -> dict[Part, Labelled]:
+        """Training, validation and test, whatever files they come from."""
+        self.prepare_data()
+        return self._prepared
+
+    def order(self, inputs: TokenRows, batch_size: int, shuffle: bool, rank: int, world_size: int) -> EpochOrder:
+        """Rows of like length in one batch."""
+        most = self.max_tokens if shuffle else self.eval_max_tokens
+        lengths = inputs.rounded(inputs.lengths)
+        return LengthOrder(lengths, batch_size, most, shuffle, self.seed, rank, world_size)
+
+    def save(self, folder: Path) -> None:
+        """The tokenizer, as ``tokenizer/``: `transformers.AutoTokenizer.from_pretrained` reads it."""
+        self.tokenizer.model_max_length = self.max_length
+        self.tokenizer.save_pretrained(folder / "tokenizer")
+
+    def _read(self, part: Part, source: str) -> LabelledTexts:
+        if self.dataset is None:
+            return read_file(f"data.{part}", Path(source).expanduser(), self.columns)
+        return read_hub(self.dataset, self.dataset_subset, self.dataset_revision, f"data.{part}", source, self.columns)
+
+    def _numbered(self, texts: LabelledTexts) -> Tensor:
+        """Labels (N,) as numbers; DataError if one does not occur in training."""
+        numbers = {name: i for i, name in enumerate(self.class_names)}
+        for place, label in zip(texts.places, texts.labels, strict=True):
+            if label not in numbers:
+                known = ", ".join(self.class_names[:20])
+                raise DataError(f"{place}: label {label!r} does not occur in the training set, which has {known}")
+        return torch.tensor([numbers[label] for label in texts.labels])
+
+    def _make_tokenizer(self, texts: LabelledTexts, rows: Tensor) -> "PreTrainedTokenizerBase":
+        """The pretrained one, or one made from `rows` of the training texts."""
+        if self.pretrained is not None:
+            return pretrained_tokenizer(self.pretrained, self.revision)
+        training = [one[i] for one in (texts.texts, texts.seconds) if one for i in rows.tolist()]
+
+        def make(folder: Path) -> None:
+            trained_tokenizer(training, self.vocab_size, self.lowercase).save_pretrained(folder)
+
+        made = self._kept(("tokenizer", self.vocab_size, self.lowercase, *training), make)
+        return pretrained_tokenizer(str(made), None)
+
+    def _tokenized(self, texts: LabelledTexts) -> TokenRows:
+        """All rows of a source, their ids mapped into memory."""
+
+        def make(folder: Path) -> None:
+            for name, array in encode(self.tokenizer, texts.texts, texts.seconds, self.max_length).items():
+                np.save(folder / f"{name}.npy", array)
+
+        folder = self._kept(("tokens", self._vocabulary, self.max_length, *texts.texts, *texts.seconds), make)
+        try:
+            arrays = {path.stem: np.load(path, mmap_mode="c") for path in folder.glob("*.npy")}
+            found = {name: torch.from_numpy(array) for name, array in arrays.items()}
+            starts = found["lengths"].cumsum(0) - found["lengths"]
+            if len(starts) != len(texts) or int(found["lengths"].sum()) != len(found["ids"]):
+                raise ValueError("its lengths do not fit")
+        except (OSError, ValueError, KeyError, EOFError) as error:
+            raise DataError(
+                f"data.cache: {folder} is damaged ({reason(error)}); delete it, and it is made anew"
+            ) from None
+        pad_id = int(self.tokenizer.pad_token_id)
+        return TokenRows(found["ids"], starts, found["lengths"], found.get("second_starts"), pad_id, self.multiple)
+
+    def _kept(self, key: tuple[object, ...], make: Callable[[Path], None]) -> Path:
+        """The folder of what `make` put into it, made now or found under the SHA-256 of `key`."""
+        digest = hashlib.sha256()
+        for one in (_FORMAT, *key):
+            text = str(one).encode()
+            digest.update(len(text).to_bytes(8, "big") + text)
+        folder = self.cache / f"{key[0]}-{digest.hexdigest()[:32]}"
+        if not folder.is_dir():
+            with tempfile.TemporaryDirectory(dir=self.cache, prefix=".making-") as temporary:
+                made = Path(temporary) / "made"
+                made.mkdir()
+                make(made)
+                os.replace(made, folder)
+        return folder
+
+
+def _class_names(texts: LabelledTexts) -> tuple[str, ...]:
+    """The labels that occur, numbers in their order, words in the alphabet's."""
+    found = set(texts.labels)
+    if len(found) < 2:
+        raise DataError(f"{texts.source}: every row has the label {texts.labels[0]!r}; two classes are needed")
+    numbers = all(re.fullmatch(r"-?\d+", label) for label in found)
+    return tuple(sorted(found, key=lambda label: (int(label) if numbers else 0, label)))
