@@ -8,6 +8,7 @@ from configs.config import Config
 from configs.explain import explain, help_text
 from configs.loading import load_config
 from configs.nodes import COMMAND_LINE, ConfigError, read_override
+from configs.pairs import check_installed
 
 
 class Parser(argparse.ArgumentParser):
@@ -43,6 +44,7 @@ def parse(argv: list[str], description: str) -> Config | None:
         print(explain(config, arguments.explain))
     elif config and arguments.print_config:
         print(config.to_yaml(), end="")
-    else:
+    elif config:
+        check_installed(config)
         return config
     return None

@@ -1,6 +1,7 @@
 """What is right key by key and wrong together."""
 
 import re
+from importlib.util import find_spec
 
 from configs import schema
 from configs.catalogue import named, names, nearest
@@ -16,10 +17,25 @@ def check_pairs(config: Config) -> None:
         ConfigError: the first one found.
     """
     _check_monitors(config)
+    _check_tokenizer(config)
     _check_plateau(config)
     _check_shares(config)
     _check_precision(config)
     _check_it_ends(config)
+
+
+def check_installed(config: Config) -> None:
+    """Refuse a component whose packages are not installed.
+
+    Raises:
+        ConfigError: it names the extra that brings them.
+    """
+    for section, part in config.components.items():
+        for package, extra in part.constants.get("requires", {}).items():
+            if find_spec(package) is None:
+                hint = f"run: pip install -e '.[{extra}]' -c constraints.txt"
+                key = f"{section}.name"
+                raise ConfigError(config.where(key), key, f"{config[key]} needs the package {package}", hint)
 
 
 def check_model_takes_data(model: Component, name: str, where: str, data: Component, data_name: str) -> None:
@@ -31,7 +47,9 @@ def check_model_takes_data(model: Component, name: str, where: str, data: Compon
     modality = data.constants.get("modality")
     if modality is None:
         path = f"datamodules/{data.path.name}"
-        raise ConfigError(path, "", f"{data.name} has no `modality`", 'write modality = "features" or "image" in it')
+        raise ConfigError(
+            path, "", f"{data.name} has no `modality`", 'write modality = "features", "image" or "tokens" in it'
+        )
     accepts = model.constants.get("accepts", ())
     if modality not in accepts:
         models = {one: named("model", one, "", "").constants.get("accepts", ()) for one in names("model")}
@@ -57,6 +75,15 @@ def _check_monitors(config: Config) -> None:
             where = config.origins.get(f"callbacks.{name}.mode", config.where(key))
             key = f"callbacks.{name}.mode"
             raise ConfigError(where, key, f"{options['mode']} does not fit {monitor}", f"set {key}={best}")
+
+
+def _check_tokenizer(config: Config) -> None:
+    tokenizer, pretrained = (
+        config[section].get(key) for section, key in (("data", "tokenizer"), ("model", "pretrained"))
+    )
+    if "data.tokenizer" in config.parameters and pretrained is not None and tokenizer is None:
+        problem = f"null, and {pretrained} knows the tokens of its own only"
+        raise ConfigError(config.where("data.tokenizer"), "data.tokenizer", problem, f"set data.tokenizer={pretrained}")
 
 
 def _check_plateau(config: Config) -> None:

@@ -1,7 +1,8 @@
 """Optimizers by name: ``optimizer: {name: sgd, lr: 0.1}`` calls `sgd(network, lr=0.1)`.
 
 A function's keyword-only parameters are the keys of the section. Weight decay is left off biases and normalisation
-scales (He et al. 2019, "Bag of Tricks for Image Classification", https://arxiv.org/abs/1812.01187, section 3.1).
+scales (He et al. 2019, "Bag of Tricks for Image Classification", https://arxiv.org/abs/1812.01187, section 3.1). A network
+with a method ``lr_scales()``, parameter name -> factor, has some of its parameters trained at a share of the rate.
 """
 
 from collections.abc import Sequence
@@ -32,7 +33,7 @@ def sgd(
     """
     if nesterov and momentum == 0:
         raise ValueError("optimizer.nesterov: needs a momentum; set optimizer.momentum=0.9")
-    groups, fused = _groups(network, weight_decay), _fused(network, fused)
+    groups, fused = _groups(network, lr, weight_decay), _fused(network, fused)
     return torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=nesterov, fused=fused)
 
 
@@ -54,7 +55,7 @@ def adam(
         weight_decay: L2 penalty on weights, not on biases and norms.
         fused: One kernel for all parameters; null for yes where the device has it.
     """
-    groups, fused = _groups(network, weight_decay), _fused(network, fused)
+    groups, fused = _groups(network, lr, weight_decay), _fused(network, fused)
     return torch.optim.Adam(groups, lr=lr, betas=_pair(betas), eps=eps, fused=fused)
 
 
@@ -76,7 +77,7 @@ def adamw(
         weight_decay: Share of a weight that a step at lr=1 removes; not from biases and norms.
         fused: One kernel for all parameters; null for yes where the device has it.
     """
-    groups, fused = _groups(network, weight_decay), _fused(network, fused)
+    groups, fused = _groups(network, lr, weight_decay), _fused(network, fused)
     return torch.optim.AdamW(groups, lr=lr, betas=_pair(betas), eps=eps, fused=fused)
 
 
@@ -98,17 +99,20 @@ def rmsprop(
         momentum: Share of the last update that is kept.
         weight_decay: L2 penalty on weights, not on biases and norms.
     """
-    return torch.optim.RMSprop(_groups(network, weight_decay), lr=lr, alpha=alpha, eps=eps, momentum=momentum)
+    return torch.optim.RMSprop(_groups(network, lr, weight_decay), lr=lr, alpha=alpha, eps=eps, momentum=momentum)
 
 
-def _groups(network: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Weights with decay, and biases and normalisation scales without: the latter have one dimension."""
-    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    groups = [
-        {"params": [one for one in trained if one.ndim > 1], "weight_decay": weight_decay},
-        {"params": [one for one in trained if one.ndim <= 1], "weight_decay": 0.0},
+def _groups(network: nn.Module, lr: float, weight_decay: float) -> list[dict[str, Any]]:
+    """Weights with decay, and biases and normalisation scales without, which have one dimension; the highest rate first."""
+    scales: dict[str, float] = getattr(network, "lr_scales", dict)()
+    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
+    for name, parameter in network.named_parameters():
+        if parameter.requires_grad:
+            groups.setdefault((scales.get(name, 1.0), parameter.ndim > 1), []).append(parameter)
+    return [
+        {"params": groups[scale, decays], "lr": lr * scale, "weight_decay": weight_decay if decays else 0.0}
+        for scale, decays in sorted(groups, reverse=True)
     ]
-    return [group for group in groups if group["params"]]
 
 
 def _fused(network: nn.Module, asked: bool | None) -> bool:

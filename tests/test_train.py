@@ -123,7 +123,7 @@ def test_best_is_the_best_and_last_is_the_last(tmp_path):
 def test_the_readmes_prediction_works_on_data_as_it_comes(small_data, tmp_path):
     options = ["trainer.max_epochs=1", "trainer.limit_train_batches=1", f"data.root={small_data}"]
     folder = run(tmp_path / "runs", "--config", "configs/mnist_cnn.yaml", *options)
-    (code,) = re.findall(r"```python\n(.*?)```", (PROJECT / "README.md").read_text(encoding="utf-8"), re.S)
+    _, code = re.findall(r"```python\n(.*?)```", (PROJECT / "README.md").read_text(encoding="utf-8"), re.S)
     code = re.sub(r'"runs/.*?"', repr(str(folder / "checkpoints/best.ckpt")), code)
     done = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, check=True)
     assert set(ast.literal_eval(done.stdout)) <= set("0123456789")

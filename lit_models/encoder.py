@@ -1,0 +1,124 @@
+"""BERT's encoder of Hugging Face transformers: from scratch, from a checkpoint's description, or pretrained."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
+
+import torch
+
+if TYPE_CHECKING:
+    from transformers import BertModel
+
+# What has to be known of a pretrained model to build it without its files.
+DESCRIPTION = (
+    "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_act",
+    "max_position_embeddings", "type_vocab_size", "layer_norm_eps", "initializer_range", "pad_token_id",
+)  # fmt: skip
+FILES = "config.json, model.safetensors, tokenizer.json and tokenizer_config.json"
+HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
+PATIENCE_SECONDS = 30  # with a hub that does not answer
+
+
+def describe(
+    hidden_size: int, num_layers: int, num_heads: int, intermediate_size: int, vocab_size: int, pad_id: int, length: int
+) -> dict[str, Any]:
+    """An encoder from scratch, in the words of a ``config.json``."""
+    if hidden_size % num_heads:
+        raise ValueError(f"model.num_heads: {num_heads} does not divide model.hidden_size {hidden_size}")
+    return {
+        "vocab_size": vocab_size,
+        "hidden_size": hidden_size,
+        "num_hidden_layers": num_layers,
+        "num_attention_heads": num_heads,
+        "intermediate_size": intermediate_size,
+        "max_position_embeddings": length,
+        "initializer_range": 0.02
+        * (768 / hidden_size) ** 0.5,  # BERT's 0.02 is for 768; narrower ones learn badly with it
+        "pad_token_id": pad_id,
+    }
+
+
+def build(description: Mapping[str, Any], dropout: float, pooler: bool) -> "BertModel":
+    """An encoder with random weights."""
+    transformers = _transformers()
+    rates = {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
+    config = transformers.BertConfig(**description, **rates, attn_implementation="sdpa")
+    return transformers.BertModel(config, add_pooling_layer=pooler)
+
+
+def load(name: str, revision: str | None, dropout: float, pooler: bool) -> "BertModel":
+    """A pretrained encoder from a folder or the hub, from safetensors alone, in training mode.
+
+    Args:
+        name: Of the folder or, if there is none, of a model on the hub.
+        revision: Commit, tag or branch on the hub; null for the newest.
+        dropout: In place of the pretrained model's own.
+        pooler: With the layer behind the first token's vector.
+
+    Raises:
+        ValueError: if it cannot be had, or is no BERT; it says what to download and where to put it.
+    """
+    transformers = _transformers()
+    folder = Path(name).expanduser()
+    local = folder.is_dir()
+    if not local and not HUB_NAME.fullmatch(name):
+        raise ValueError(f"model.pretrained: {name} is neither a folder nor the name of a model on the hub")
+    source, answers = folder if local else name, local or _hub_answers()
+    try:
+        kind = transformers.PreTrainedConfig.get_config_dict(source, revision=revision)[0].get("model_type")
+        if kind == "bert":
+            encoder, report = transformers.BertModel.from_pretrained(
+                source,
+                revision=revision,
+                use_safetensors=True,
+                trust_remote_code=False,
+                attn_implementation="sdpa",
+                dtype=torch.float32,
+                add_pooling_layer=pooler,
+                output_loading_info=True,
+                hidden_dropout_prob=dropout,
+                attention_probs_dropout_prob=dropout,
+            )
+    except Exception as error:  # the library raises whatever its network, file and parser layers do
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        if local:
+            raise ValueError(f"model.pretrained: {name} cannot be loaded ({reason}); put {FILES} there") from None
+        reason = reason if answers else "the hub does not answer"
+        raise ValueError(
+            f"model.pretrained: {name} is no folder here, and cannot be downloaded ({reason}); put {FILES} of"
+            f" https://huggingface.co/{name}/tree/{revision or 'main'} into a folder, and set model.pretrained=FOLDER"
+        ) from None
+    if kind != "bert":
+        raise ValueError(f"model.pretrained: {name} is {kind or 'of no known kind'}; only BERT is built here")
+    if missing := sorted(key for key in report["missing_keys"] if not key.startswith("pooler.")):
+        raise ValueError(f"model.pretrained: {name} lacks weights of BERT ({missing[0]}); is it another model?")
+    return encoder.train()  # it comes in evaluation mode, and Lightning would leave it there
+
+
+def _transformers() -> Any:
+    try:
+        import transformers
+    except ImportError:
+        raise ImportError(
+            "model.name: bert needs transformers; run: pip install -e '.[bert]' -c constraints.txt"
+        ) from None
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    return transformers
+
+
+def _hub_answers() -> bool:
+    """Whether the hub can be reached; if not, its library is told not to keep asking, and to look into its cache alone."""
+    from huggingface_hub import constants
+
+    try:
+        if not constants.HF_HUB_OFFLINE:
+            urlopen(Request(constants.ENDPOINT, method="HEAD"), timeout=PATIENCE_SECONDS).close()
+    except HTTPError:
+        pass  # it answers, if only to say no
+    except OSError:
+        constants.HF_HUB_OFFLINE = True
+    return not constants.HF_HUB_OFFLINE
