@@ -1,0 +1,162 @@
+"""Fine-tuning a pretrained BERT on SST-2: by `train.py`, and by Hugging Face's `Trainer`.
+
+    python -m benchmarks.bert --model FOLDER [--data data/sst2] [--pairs 5]
+    python -m benchmarks.bert --model FOLDER --accuracy [--epochs 1] [--seed 0]
+
+Rows a second in steady training, in turn: ours as `configs/sst2_bert.yaml` has it; `Trainer` as its example script sets it
+(every row padded to 128 tokens, fp32, batch 32, AdamW); the same with rows padded to the longest of their batch. The share
+of padding is that of a whole epoch. `--accuracy` trains with `Trainer` (dynamic padding) for whole epochs, for the accuracy
+on the development set that `python train.py --config configs/sst2_bert.yaml` is to be compared with.
+"""
+
+import argparse
+import os
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import torch
+from lightning.pytorch import Callback, seed_everything
+
+from callbacks.progress_line import quieten
+from callbacks.run_record import RunRecord
+from configs import load_config
+from datamodules.text import Text
+from datamodules.text_files import Columns, read_file
+from train import make, make_model, make_trainer
+
+WARM_UP = 3  # steps that are not counted
+STEPS = {"ours": 40, "padded": 8, "dynamic": 30}  # a few hundred rows or more each
+BATCH_SIZE, MAX_LENGTH = 32, 128  # of the example script
+
+
+class Clock:
+    """Rows and seconds since the warm-up."""
+
+    def __init__(self) -> None:
+        self.steps = self.rows = 0
+        self.started = self.ended = 0.0
+
+    def step(self, rows: int) -> None:
+        self.steps += 1
+        self.ended = time.perf_counter()
+        if self.steps == WARM_UP:
+            self.started, self.rows = self.ended, 0
+        else:
+            self.rows += rows
+
+    @property
+    def rate(self) -> float:
+        return self.rows / (self.ended - self.started)
+
+
+def ours(model: str, data: Path, cache: str) -> tuple[float, float]:
+    """Rows a second, and the share of padding in a whole epoch."""
+    clock = Clock()
+
+    class Ticks(Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):  # type: ignore[no-untyped-def]
+            clock.step(len(batch[1]))
+
+    config = load_config(
+        "configs/sst2_bert.yaml",
+        [
+            f"model.pretrained={model}", "data.dataset=null", f"data.train={data}/train.tsv", f"data.test={data}/dev.tsv",
+            f"data.cache={cache}", "trainer.limit_val_batches=0", "trainer.enable_progress_bar=false",
+            "trainer.enable_checkpointing=false", f"trainer.max_steps={STEPS['ours'] + WARM_UP}",
+        ],
+    )  # fmt: skip
+    seed_everything(0, verbose=False)
+    datamodule: Text = make(config, "data", seed=0)
+    network = make_model(config, datamodule.spec)
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = make_trainer(config, Path(folder), RunRecord(Path(folder), "", {"seed": 0}))
+        trainer.callbacks.append(Ticks())
+        trainer.fit(network, datamodule)
+    loader = datamodule.train_dataloader()
+    lengths = loader.inputs.lengths
+    padded = sum(len(rows) * int(loader.inputs.rounded(lengths[rows].max())) for rows in loader.batch_sampler)
+    return clock.rate, 1 - int(lengths.sum()) / padded
+
+
+def theirs(model: str, data: Path, padded: bool, steps: int, epochs: float, seed: int = 0) -> tuple[float, float]:
+    """Rows a second, and the accuracy on the development set after whole epochs (0 if `steps` ends it before)."""
+    import transformers
+    from transformers import (
+        AutoModelForSequenceClassification,
+        AutoTokenizer,
+        DataCollatorWithPadding,
+        TrainingArguments,
+    )
+
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    tokenizer, clock = AutoTokenizer.from_pretrained(model), Clock()
+
+    class Ticks(transformers.TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):  # type: ignore[no-untyped-def]
+            clock.step(BATCH_SIZE)
+
+    def rows(part: str) -> list[dict[str, Any]]:
+        read = read_file("data", data / f"{part}.tsv", Columns("sentence", None, "label"))
+        padding = "max_length" if padded else False
+        encoded = tokenizer(read.texts, truncation=True, max_length=MAX_LENGTH, padding=padding)
+        columns = zip(*encoded.values(), map(int, read.labels), strict=True)
+        return [dict(zip([*encoded, "labels"], values, strict=True)) for values in columns]
+
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = TrainingArguments(
+            output_dir=folder, per_device_train_batch_size=BATCH_SIZE, num_train_epochs=epochs, max_steps=steps, seed=seed,
+            save_strategy="no", logging_strategy="no", report_to=[], disable_tqdm=True,
+            use_cpu=not torch.cuda.is_available(),
+        )  # fmt: skip
+        trainer = transformers.Trainer(
+            model=AutoModelForSequenceClassification.from_pretrained(model, num_labels=2),
+            args=arguments,
+            train_dataset=rows("train"),
+            eval_dataset=rows("dev"),
+            processing_class=tokenizer,
+            data_collator=DataCollatorWithPadding(tokenizer),
+            compute_metrics=lambda made: {"accuracy": float((made.predictions.argmax(-1) == made.label_ids).mean())},
+            callbacks=[Ticks()],
+        )
+        trainer.train()
+        return clock.rate, 0.0 if steps > 0 else trainer.evaluate()["eval_accuracy"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--model", required=True, help="folder of a pretrained BERT")
+    parser.add_argument("--data", type=Path, default=Path("data/sst2"), help="folder with train.tsv and dev.tsv")
+    parser.add_argument("--pairs", type=int, default=5, help="how often each side runs")
+    parser.add_argument("--accuracy", action="store_true", help="train with Trainer for whole epochs instead")
+    parser.add_argument("--epochs", type=int, default=1, help="of --accuracy")
+    parser.add_argument("--seed", type=int, default=0, help="of --accuracy")
+    arguments = parser.parse_args()
+    quieten()
+    if arguments.accuracy:
+        rate, accuracy = theirs(arguments.model, arguments.data, False, -1, arguments.epochs, arguments.seed)
+        print(f"Trainer, {arguments.epochs} epochs, seed {arguments.seed}: accuracy {accuracy:.4f}, {rate:.1f} rows/s")
+        return
+    ratios: dict[str, list[float]] = {"padded": [], "dynamic": []}
+    with tempfile.TemporaryDirectory() as cache:
+        for _ in range(arguments.pairs):
+            rate, padding = ours(arguments.model, arguments.data, cache)
+            line = f"train.py {rate:6.1f} rows/s ({100 * padding:.1f} % padding)"
+            for name, measured in ratios.items():
+                other, _ = theirs(arguments.model, arguments.data, name == "padded", STEPS[name] + WARM_UP, 1)
+                measured.append(rate / other)
+                line += f"   Trainer {name} {other:6.1f} rows/s, ratio {rate / other:.1f}"
+            print(line, flush=True)
+    for name, measured in ratios.items():
+        print(
+            f"median ratio to Trainer {name}: {statistics.median(measured):.1f} ({min(measured):.1f} to {max(measured):.1f})"
+        )
+
+
+if __name__ == "__main__":
+    main()
