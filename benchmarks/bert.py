@@ -1,7 +1,7 @@
 """Fine-tuning a pretrained BERT on SST-2: by `train.py`, and by Hugging Face's `Trainer`.
 
     python -m benchmarks.bert --model FOLDER [--data data/sst2] [--pairs 5]
-    python -m benchmarks.bert --model FOLDER --accuracy [--epochs 1] [--seed 0]
+    python -m benchmarks.bert --model FOLDER --accuracy [--epochs 1] [--lr 5e-5] [--seed 0]
 
 Rows a second in steady training, in turn: ours as `configs/sst2_bert.yaml` has it; `Trainer` as its example script sets it
 (every row padded to 128 tokens, fp32, batch 32, AdamW); the same with rows padded to the longest of their batch. The share
@@ -54,7 +54,7 @@ class Clock:
         return self.rows / (self.ended - self.started)
 
 
-def ours(model: str, data: Path, cache: str) -> tuple[float, float]:
+def ours(model: str, data: Path, cache: str, seed: int) -> tuple[float, float]:
     """Rows a second, and the share of padding in a whole epoch."""
     clock = Clock()
 
@@ -70,8 +70,8 @@ def ours(model: str, data: Path, cache: str) -> tuple[float, float]:
             "trainer.enable_checkpointing=false", f"trainer.max_steps={STEPS['ours'] + WARM_UP}",
         ],
     )  # fmt: skip
-    seed_everything(0, verbose=False)
-    datamodule: Text = make(config, "data", seed=0)
+    seed_everything(seed, verbose=False)
+    datamodule: Text = make(config, "data", seed=seed)
     network = make_model(config, datamodule.spec)
     with tempfile.TemporaryDirectory() as folder:
         trainer = make_trainer(config, Path(folder), RunRecord(Path(folder), "", {"seed": 0}))
@@ -83,7 +83,9 @@ def ours(model: str, data: Path, cache: str) -> tuple[float, float]:
     return clock.rate, 1 - int(lengths.sum()) / padded
 
 
-def theirs(model: str, data: Path, padded: bool, steps: int, epochs: float, seed: int = 0) -> tuple[float, float]:
+def theirs(
+    model: str, data: Path, padded: bool, steps: int, epochs: float, seed: int, lr: float = 5e-5
+) -> tuple[float, float]:
     """Rows a second, and the accuracy on the development set after whole epochs (0 if `steps` ends it before)."""
     import transformers
     from transformers import (
@@ -110,7 +112,8 @@ def theirs(model: str, data: Path, padded: bool, steps: int, epochs: float, seed
 
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
-            output_dir=folder, per_device_train_batch_size=BATCH_SIZE, num_train_epochs=epochs, max_steps=steps, seed=seed,
+            output_dir=folder, per_device_train_batch_size=BATCH_SIZE, num_train_epochs=epochs, max_steps=steps,
+            seed=seed, learning_rate=lr,
             save_strategy="no", logging_strategy="no", report_to=[], disable_tqdm=True,
             use_cpu=not torch.cuda.is_available(),
         )  # fmt: skip
@@ -135,20 +138,24 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=5, help="how often each side runs")
     parser.add_argument("--accuracy", action="store_true", help="train with Trainer for whole epochs instead")
     parser.add_argument("--epochs", type=int, default=1, help="of --accuracy")
+    parser.add_argument("--lr", type=float, default=5e-5, help="of --accuracy; 5e-5 is Trainer's own")
     parser.add_argument("--seed", type=int, default=0, help="of --accuracy")
     arguments = parser.parse_args()
     quieten()
     if arguments.accuracy:
-        rate, accuracy = theirs(arguments.model, arguments.data, False, -1, arguments.epochs, arguments.seed)
-        print(f"Trainer, {arguments.epochs} epochs, seed {arguments.seed}: accuracy {accuracy:.4f}, {rate:.1f} rows/s")
+        options = (arguments.epochs, arguments.seed, arguments.lr)
+        rate, accuracy = theirs(arguments.model, arguments.data, False, -1, *options)
+        print(
+            f"Trainer, {options[0]} epochs, seed {options[1]}, lr {options[2]}: accuracy {accuracy:.4f}, {rate:.1f} rows/s"
+        )
         return
     ratios: dict[str, list[float]] = {"padded": [], "dynamic": []}
     with tempfile.TemporaryDirectory() as cache:
-        for _ in range(arguments.pairs):
-            rate, padding = ours(arguments.model, arguments.data, cache)
+        for seed in range(arguments.pairs):  # other batches in every pair
+            rate, padding = ours(arguments.model, arguments.data, cache, seed)
             line = f"train.py {rate:6.1f} rows/s ({100 * padding:.1f} % padding)"
             for name, measured in ratios.items():
-                other, _ = theirs(arguments.model, arguments.data, name == "padded", STEPS[name] + WARM_UP, 1)
+                other, _ = theirs(arguments.model, arguments.data, name == "padded", STEPS[name] + WARM_UP, 1, seed)
                 measured.append(rate / other)
                 line += f"   Trainer {name} {other:6.1f} rows/s, ratio {rate / other:.1f}"
             print(line, flush=True)

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
-PACKAGES = ("lightning", "torch", "torchmetrics", "tensorboard", "omegaconf", "numpy")
+PACKAGES = ("lightning", "torch", "torchmetrics", "tensorboard", "omegaconf", "numpy", "transformers", "tokenizers")
 
 
 class RunLogger(TensorBoardLogger):
@@ -54,6 +54,7 @@ class RunRecord(Callback):
         if trainer.is_global_zero:
             facts = environment(pl_module.device, trainer.precision, trainer.world_size)
             facts["data_sha256"] = getattr(trainer.datamodule, "fingerprint", "")  # type: ignore[attr-defined]
+            facts["pretrained"] = getattr(pl_module, "pretrained_identity", None)
             facts["seed"] = self.hyperparameters["seed"]
             write_json(self.folder / "environment.json", facts)
             if isinstance(trainer.logger, TensorBoardLogger):
@@ -143,13 +144,20 @@ def environment(device: torch.device, precision: str, world_size: int) -> dict[s
         "git_dirty": commit and bool(_git("status", "--porcelain")),  # new files count: a model may be one
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "packages": {package: version(package) for package in PACKAGES},
+        "packages": {package: found for package in PACKAGES if (found := _version(package))},
         "device": f"{device.type}: {name}",
         "num_devices": world_size,
         "precision": precision,
         "cpu_count": os.cpu_count(),
         "threads": torch.get_num_threads(),
     }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 def _cpu_name() -> str:

@@ -78,12 +78,14 @@ def _check_monitors(config: Config) -> None:
 
 
 def _check_tokenizer(config: Config) -> None:
-    tokenizer, pretrained = (
-        config[section].get(key) for section, key in (("data", "tokenizer"), ("model", "pretrained"))
-    )
-    if "data.tokenizer" in config.parameters and pretrained is not None and tokenizer is None:
-        problem = f"null, and {pretrained} knows the tokens of its own only"
-        raise ConfigError(config.where("data.tokenizer"), "data.tokenizer", problem, f"set data.tokenizer={pretrained}")
+    if "data.tokenizer" not in config.parameters or config["model"].get("pretrained") in (
+        None,
+        config["data.tokenizer"],
+    ):
+        return
+    pretrained = config["model.pretrained"]
+    problem = f"{config['data.tokenizer'] or 'null'}, and {pretrained} knows the tokens of its own only"
+    raise ConfigError(config.where("data.tokenizer"), "data.tokenizer", problem, "write ${model.pretrained}")
 
 
 def _check_plateau(config: Config) -> None:

@@ -89,7 +89,7 @@ def hub_answers() -> bool:
             urlopen(Request(constants.ENDPOINT, method="HEAD"), timeout=TIMEOUT_SECONDS).close()
     except HTTPError:
         pass  # it answers, if only to say no
-    except OSError:
+    except (OSError, ValueError, HTTPException):
         constants.HF_HUB_OFFLINE = True
     return not constants.HF_HUB_OFFLINE
 

@@ -20,7 +20,7 @@ from datamodules.classification import ClassificationDataModule, DataError, Data
 from datamodules.download import locked, reason
 from datamodules.text_files import Columns, LabelledTexts, read_file, read_hub
 from datamodules.tokenizer import encode, pretrained_tokenizer, trained_tokenizer
-from datamodules.tokens import LengthOrder, TokenRows
+from datamodules.tokens import GPU_MULTIPLE, LengthOrder, TokenRows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -46,14 +46,16 @@ class Text(ClassificationDataModule):
         tokenizer: Folder or hub name of the pretrained model whose tokenizer is used (write ${model.pretrained}); null for
             a WordPiece vocabulary made from the training texts alone.
         tokenizer_revision: Its commit, tag or branch on the hub; null for the newest.
-        vocab_size: Most tokens of a vocabulary that is made; a pretrained tokenizer has its own.
+        vocab_size: Tokens of a vocabulary that is made (more, if there are more characters); a pretrained one has its own.
         lowercase: Make no difference between capitals and small letters; a pretrained tokenizer decides for itself.
         max_length: Most tokens of a row; the rest of a longer one is cut off.
-        max_tokens: Most tokens of a training batch and device, padding included.
+        max_tokens: Most tokens of a training batch and device, padding included. Each batch is one step, so a row among few
+            long ones counts more than one among many short ones.
         eval_max_tokens: Likewise of a validation or test batch.
         batch_size: Most rows of a training batch and device.
         eval_batch_size: Likewise of a validation or test batch.
-        pad_to_multiple_of: Batches are padded to a multiple of so many tokens; GPUs like 8, 1 wastes least.
+        pad_to_multiple_of: Batches are padded to a multiple of so many tokens; null for 8 on GPUs, whose matrix units want
+            it, and 1 elsewhere, which wastes least.
         val_fraction: Share of the training set that is held out for validation, where `val` is null.
         test_fraction: Share of the training set that is held out for the test, where `test` is null.
         split_seed: Of both.
@@ -84,7 +86,7 @@ class Text(ClassificationDataModule):
         eval_max_tokens: Annotated[int, ">= 4"] = 8192,
         batch_size: Annotated[int, ">= 1"] = 128,
         eval_batch_size: Annotated[int, ">= 1"] = 1000,
-        pad_to_multiple_of: Annotated[int, ">= 1"] = 8,
+        pad_to_multiple_of: Annotated[int, ">= 1"] | None = None,
         val_fraction: Annotated[float, "> 0, < 1"] = 0.1,
         test_fraction: Annotated[float, "> 0, < 1"] = 0.1,
         split_seed: Annotated[int, ">= 0"] = 0,
@@ -99,11 +101,17 @@ class Text(ClassificationDataModule):
         self.pretrained, self.revision = tokenizer, tokenizer_revision
         self.vocab_size, self.lowercase, self.max_length = vocab_size, lowercase, max_length
         self.max_tokens, self.eval_max_tokens, self.multiple = max_tokens, eval_max_tokens, pad_to_multiple_of
-        self.test_fraction, self.cache = test_fraction, Path(cache)
-        if len(set(self.sources.values())) < len(self.sources):
-            raise ValueError(f"data.train: {train}, {val} and {test} must differ: what is trained on cannot be tested on")
-        if min(max_tokens, eval_max_tokens) < self._room:
-            raise ValueError(f"data.max_length: {max_length} tokens of one row are more than data.max_tokens of a whole batch")
+        self.test_fraction, self.cache = test_fraction, Path(cache).expanduser()
+        places = {source if dataset else str(Path(source).expanduser().resolve()) for source in self.sources.values()}
+        if len(places) < len(self.sources):
+            raise ValueError(
+                f"data.train: {train}, {val} and {test} must differ: what is trained on cannot be tested on"
+            )
+        for key, most in (("data.max_tokens", max_tokens), ("data.eval_max_tokens", eval_max_tokens)):
+            if most < self._room:
+                raise ValueError(
+                    f"{key}: {most} hold no row of data.max_length {max_length} ({self._room} with padding)"
+                )
         self.class_names: tuple[str, ...] = ()
         self._prepared: dict[Part, Labelled] = {}
 
@@ -117,7 +125,8 @@ class Text(ClassificationDataModule):
     @property
     def _room(self) -> int:
         """`max_length` with its padding."""
-        return -(-self.max_length // self.multiple) * self.multiple
+        multiple = self.multiple or GPU_MULTIPLE
+        return -(-self.max_length // multiple) * multiple
 
     def prepare_data(self) -> None:
         """Read, check, split and tokenize, once."""
@@ -179,7 +188,10 @@ class Text(ClassificationDataModule):
             trained_tokenizer(training, self.vocab_size, self.lowercase).save_pretrained(folder)
 
         made = self._kept(("tokenizer", self.vocab_size, self.lowercase, *training), make)
-        return pretrained_tokenizer(str(made), None)
+        try:
+            return pretrained_tokenizer(str(made), None)
+        except DataError as error:
+            raise _damaged(made, error) from None
 
     def _tokenized(self, texts: LabelledTexts) -> TokenRows:
         """All rows of a source, their ids mapped into memory."""
@@ -188,7 +200,8 @@ class Text(ClassificationDataModule):
             for name, array in encode(self.tokenizer, texts.texts, texts.seconds, self.max_length).items():
                 np.save(folder / f"{name}.npy", array)
 
-        folder = self._kept(("tokens", self._vocabulary, self.max_length, *texts.texts, *texts.seconds), make)
+        key = ("tokens", self._vocabulary, self.max_length, len(texts.seconds), *texts.texts, *texts.seconds)
+        folder = self._kept(key, make)
         try:
             arrays = {path.stem: np.load(path, mmap_mode="c") for path in folder.glob("*.npy")}
             found = {name: torch.from_numpy(array) for name, array in arrays.items()}
@@ -196,9 +209,7 @@ class Text(ClassificationDataModule):
             if len(starts) != len(texts) or int(found["lengths"].sum()) != len(found["ids"]):
                 raise ValueError("its lengths do not fit")
         except (OSError, ValueError, KeyError, EOFError) as error:
-            raise DataError(
-                f"data.cache: {folder} is damaged ({reason(error)}); delete it, and it is made anew"
-            ) from None
+            raise _damaged(folder, error) from None
         pad_id = int(self.tokenizer.pad_token_id)
         return TokenRows(found["ids"], starts, found["lengths"], found.get("second_starts"), pad_id, self.multiple)
 
@@ -218,10 +229,18 @@ class Text(ClassificationDataModule):
         return folder
 
 
+def _damaged(folder: Path, error: Exception) -> DataError:
+    return DataError(f"data.cache: {folder} is damaged ({reason(error)}); delete it, and it is made anew")
+
+
 def _class_names(texts: LabelledTexts) -> tuple[str, ...]:
     """The labels that occur, numbers in their order, words in the alphabet's."""
     found = set(texts.labels)
     if len(found) < 2:
         raise DataError(f"{texts.source}: every row has the label {texts.labels[0]!r}; two classes are needed")
-    numbers = all(re.fullmatch(r"-?\d+", label) for label in found)
+    if len(found) > len(texts) / 2 and len(texts) > 4:
+        raise DataError(
+            f"data.label_column: {len(found)} different labels in {len(texts)} rows; is it the right column?"
+        )
+    numbers = all(re.fullmatch(r"-?\d{1,18}", label) for label in found)
     return tuple(sorted(found, key=lambda label: (int(label) if numbers else 0, label)))

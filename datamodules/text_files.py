@@ -103,6 +103,8 @@ def read_hub(
     datasets.config.HF_HUB_OFFLINE = not answers  # it has a copy of the switch
     try:
         table = datasets.load_dataset(name, subset, split=split, revision=revision)
+        wanted = [one for one in (columns.text, columns.second, columns.label) if one in table.column_names]
+        table = table.select_columns(wanted or table.column_names)  # others may need a package to be decoded
     except Exception as error:  # the library raises whatever its network, file and parser layers do
         why = reason(error) if answers else "the hub does not answer"
         raise DataError(
@@ -149,8 +151,8 @@ def _table(path: Path, content: str) -> Iterator[tuple[str, dict[str, Any]]]:
     try:
         for values in reader:
             line, first = first, reader.line_num + 1
-            if not any(values):
-                continue
+            if len(values) <= 1 and not "".join(values).strip():
+                continue  # an empty line
             if header is None:
                 header = [name.strip() for name in values]
                 if twice := sorted({name for name in header if header.count(name) > 1}):
@@ -190,13 +192,20 @@ def _add(rows: LabelledTexts, place: str, record: dict[str, Any], columns: Colum
             hint = f"did you mean {close[0]}?" if close else f"it has {', '.join(map(str, record))}"
             raise DataError(f"data.{key}: {place} has no column {name!r}; {hint}")
     for name in (columns.text, columns.second):
-        if name is not None and (not isinstance(record[name], str) or not record[name].strip()):
+        if name is None:
+            continue
+        if record[name] is None or not str(record[name]).strip():
             raise DataError(f"{place}: no text in column {name!r}")
+        if not isinstance(record[name], str):
+            raise DataError(f"{place}: {record[name]!r} in column {name!r} is no text; put it in quotes")
     label = record[columns.label]
     if label is None or not str(label).strip():
         raise DataError(f"{place}: no label in column {columns.label!r}")
     if not isinstance(label, str | int):
         raise DataError(f"{place}: {label!r} in column {columns.label!r} is no label; write a word or a whole number")
+    for value in (record[columns.text], record[columns.second or columns.text], str(label)):
+        if any("\ud800" <= character <= "\udfff" for character in value):  # JSON can write one half of a character
+            raise DataError(f"{place}: holds half of a surrogate pair; write the whole character")
     rows.places.append(place)
     rows.texts.append(record[columns.text])
     if columns.second is not None:

@@ -58,17 +58,20 @@ def pretrained_tokenizer(name: str, revision: str | None) -> "PreTrainedTokenize
             f" https://huggingface.co/{name}/tree/{revision or 'main'} into a folder, and set model.pretrained=FOLDER (and"
             f" data.tokenizer, where it is not ${{model.pretrained}})"
         ) from None
-    if not tokenizer.is_fast or tokenizer.pad_token_id is None:
-        raise DataError(f"data.tokenizer: {name} has no tokenizer.json with a padding token, as BERT's have")
+    # without any file of a vocabulary the library makes one of the special tokens alone
+    if not tokenizer.is_fast or tokenizer.pad_token_id is None or len(tokenizer) <= len(tokenizer.all_special_ids):
+        raise DataError(
+            f"data.tokenizer: {name} has no tokenizer.json with words and a padding token; put {FILES} there"
+        )
     return tokenizer
 
 
 def trained_tokenizer(texts: Sequence[str], vocab_size: int, lowercase: bool) -> "PreTrainedTokenizerBase":
-    """A WordPiece tokenizer of at most `vocab_size` tokens; the same texts always give the same one.
+    """A WordPiece tokenizer of about `vocab_size` tokens; the same texts always give the same one.
 
     Args:
         texts: What it is to be made for.
-        vocab_size: Tokens, special ones and single characters included; all characters of the texts have one.
+        vocab_size: How many tokens; more, if the texts have more characters, each of which has one.
         lowercase: Read capitals as small letters; accents are kept.
     """
     try:
@@ -107,7 +110,9 @@ def encode(
         seconds: As many, or none.
         max_length: Longer rows are cut, of a pair the longer text.
     """
-    backend = tokenizer.backend_tokenizer
+    backend = type(tokenizer.backend_tokenizer).from_str(
+        tokenizer.backend_tokenizer.to_str()
+    )  # the given one stays as it is
     backend.no_padding()
     backend.enable_truncation(max_length)
     inputs = list(zip(texts, seconds, strict=True)) if seconds else list(texts)

