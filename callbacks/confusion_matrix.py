@@ -3,6 +3,7 @@
 Drawn with Pillow, which TensorBoard needs anyway: Matplotlib would add half a second to every start.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -38,10 +39,19 @@ class ConfusionMatrix(Callback):
         counts: Tensor = self._matrix.compute()  # over all processes
         names = pl_module.hparams["class_names"] or [str(i) for i in range(len(counts))]
         if isinstance(trainer.logger, TensorBoardLogger) and trainer.is_global_zero:
-            picture = draw(counts.cpu().numpy(), list(names))
+            picture = draw(counts.cpu().numpy(), drawable(names))
             trainer.logger.experiment.add_image(
                 "test_confusion_matrix", picture, trainer.global_step, dataformats="HWC"
             )
+
+
+def drawable(names: Sequence[str]) -> list[str]:
+    """`names`, with a class's number for one that the font has no glyphs for (Pillow's own has no Chinese ones)."""
+    font = ImageFont.load_default(size=13)
+    missing = bytes(font.getmask("\uffff"))
+    return [
+        str(i) if any(bytes(font.getmask(one)) == missing for one in name) else name for i, name in enumerate(names)
+    ]
 
 
 def draw(counts: np.ndarray, names: list[str]) -> np.ndarray:

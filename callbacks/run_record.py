@@ -168,7 +168,7 @@ def _cpu_name() -> str:
 def write_json(path: Path, content: Any) -> None:
     """Write `content` so that `path` is never half there."""
     temporary = path.with_suffix(".part")
-    temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     os.replace(temporary, path)
 
 

@@ -8,7 +8,7 @@ from configs.config import Config
 from configs.explain import explain, help_text
 from configs.loading import load_config
 from configs.nodes import COMMAND_LINE, ConfigError, read_override
-from configs.pairs import check_installed
+from configs.pairs import check_ready
 
 
 class Parser(argparse.ArgumentParser):
@@ -45,6 +45,6 @@ def parse(argv: list[str], description: str) -> Config | None:
     elif config and arguments.print_config:
         print(config.to_yaml(), end="")
     elif config:
-        check_installed(config)
+        check_ready(config)
         return config
     return None

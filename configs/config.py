@@ -69,6 +69,8 @@ class Config:
         key, colon, problem = message.partition(": ")
         if colon and key in self.parameters:
             return ConfigError(self.where(key), key, problem)
+        if colon and Path(re.sub(r":\d+$", "", key)).is_file():
+            return ConfigError(key, "", problem)  # of a file of the user's, at one of its lines
         written = [name for name in self[section] if f"{section}.{name}" in self.origins]
         devices = [name for name in ("accelerator", "devices", "num_nodes", "strategy") if name in written]
         named = [name for name in written if re.search(rf"\b{name}\b", message)]

@@ -2,6 +2,7 @@
 
 import re
 from importlib.util import find_spec
+from pathlib import Path
 
 from configs import schema
 from configs.catalogue import named, names, nearest
@@ -24,18 +25,25 @@ def check_pairs(config: Config) -> None:
     _check_it_ends(config)
 
 
-def check_installed(config: Config) -> None:
-    """Refuse a component whose packages are not installed.
+def check_ready(config: Config) -> None:
+    """Refuse a run whose packages or files are not there; what is only shown needs neither.
 
     Raises:
-        ConfigError: it names the extra that brings them.
+        ConfigError: it names the extra that brings the packages, or the file.
     """
-    for section, part in config.components.items():
-        for package, extra in part.constants.get("requires", {}).items():
+    for section, component in config.components.items():
+        for package, extra in component.constants.get("requires", {}).items():
             if find_spec(package) is None:
                 hint = f"run: pip install -e '.[{extra}]' -c constraints.txt"
                 key = f"{section}.name"
                 raise ConfigError(config.where(key), key, f"{config[key]} needs the package {package}", hint)
+    if "data.dataset" in config.parameters and config["data.dataset"] is None:
+        for part in ("train", "val", "test"):
+            name, key = config[f"data.{part}"], f"data.{part}"
+            if name is not None and not Path(name).expanduser().is_file():
+                cut = "" if part == "train" else ", or null to cut it from data.train"
+                hint = f"give a .csv, .tsv or .jsonl file{cut}"
+                raise ConfigError(config.where(key), key, f"there is no file {name}", hint)
 
 
 def check_model_takes_data(model: Component, name: str, where: str, data: Component, data_name: str) -> None:
@@ -83,9 +91,9 @@ def _check_tokenizer(config: Config) -> None:
         config["data.tokenizer"],
     ):
         return
-    pretrained = config["model.pretrained"]
-    problem = f"{config['data.tokenizer'] or 'null'}, and {pretrained} knows the tokens of its own only"
-    raise ConfigError(config.where("data.tokenizer"), "data.tokenizer", problem, "write ${model.pretrained}")
+    pretrained, key = config["model.pretrained"], "data.tokenizer"
+    problem = f"is {config[key] or 'null'}, but a pretrained model reads the tokens of its own only"
+    raise ConfigError(config.where(key), key, problem, f"set {key}={pretrained}")
 
 
 def _check_plateau(config: Config) -> None:

@@ -3,21 +3,19 @@
 Tokenized once; what was tokenized is kept under a key of the texts and the tokenizer, and mapped into memory.
 """
 
-import hashlib
-import os
 import re
-import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import numpy as np
 import torch
+from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
 from datamodules.batches import EpochOrder
+from datamodules.cache import damaged, kept
 from datamodules.classification import ClassificationDataModule, DataError, DataSpec, Labelled, Part, hold_out
-from datamodules.download import locked, reason
+from datamodules.download import locked
 from datamodules.text_files import Columns, LabelledTexts, read_file, read_hub
 from datamodules.tokenizer import encode, pretrained_tokenizer, trained_tokenizer
 from datamodules.tokens import GPU_MULTIPLE, LengthOrder, TokenRows
@@ -25,7 +23,8 @@ from datamodules.tokens import GPU_MULTIPLE, LengthOrder, TokenRows
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_FORMAT = "1"  # of the kept files; another one makes them anew
+rank_zero_print = rank_zero_only(print)
+MANY_UNKNOWN = 0.05  # share of unknown tokens that a user is told of
 
 
 class Text(ClassificationDataModule):
@@ -104,14 +103,15 @@ class Text(ClassificationDataModule):
         self.test_fraction, self.cache = test_fraction, Path(cache).expanduser()
         places = {source if dataset else str(Path(source).expanduser().resolve()) for source in self.sources.values()}
         if len(places) < len(self.sources):
+            raise ValueError("data.train: is given for another part, too; what is trained on cannot be tested on")
+        if label_column in (text_column, text_pair_column):
             raise ValueError(
-                f"data.train: {train}, {val} and {test} must differ: what is trained on cannot be tested on"
+                f"data.label_column: {label_column} is a column of text, too; a model would read the answer"
             )
         for key, most in (("data.max_tokens", max_tokens), ("data.eval_max_tokens", eval_max_tokens)):
             if most < self._room:
-                raise ValueError(
-                    f"{key}: {most} hold no row of data.max_length {max_length} ({self._room} with padding)"
-                )
+                hint = f"data.max_length={max_length} needs {self._room}; raise the one or lower the other"
+                raise ValueError(f"{key}: {most} is too little for one row; {hint}")
         self.class_names: tuple[str, ...] = ()
         self._prepared: dict[Part, Labelled] = {}
 
@@ -147,6 +147,7 @@ class Text(ClassificationDataModule):
             self._vocabulary = self.tokenizer.backend_tokenizer.to_str()
             tokens = {part: self._tokenized(one) for part, one in texts.items()}
         self._prepared = {part: (tokens[one].select(there), labels[one][there]) for part, (one, there) in rows.items()}
+        self._tell_what_is_lost(self._prepared["train"][0])
 
     def parts(self) -> dict[Part, Labelled]:
         """Training, validation and test, whatever files they come from."""
@@ -178,6 +179,19 @@ class Text(ClassificationDataModule):
                 raise DataError(f"{place}: label {label!r} does not occur in the training set, which has {known}")
         return torch.tensor([numbers[label] for label in texts.labels])
 
+    def _tell_what_is_lost(self, rows: TokenRows) -> None:
+        """Texts that were cut, and words that the tokenizer does not know: both are easily missed, and cost accuracy."""
+        full = int((rows.lengths >= self.max_length).sum())
+        unknown = float((rows.ids == self.tokenizer.unk_token_id).float().mean())
+        if full:
+            rank_zero_print(
+                f"data: {full:,} of {len(rows):,} training texts fill data.max_length={self.max_length}; more was cut off"
+            )
+        if unknown > MANY_UNKNOWN:
+            rank_zero_print(
+                f"data: {100 * unknown:.0f} % of all tokens are unknown to the tokenizer; is it for another language?"
+            )
+
     def _make_tokenizer(self, texts: LabelledTexts, rows: Tensor) -> "PreTrainedTokenizerBase":
         """The pretrained one, or one made from `rows` of the training texts."""
         if self.pretrained is not None:
@@ -187,11 +201,11 @@ class Text(ClassificationDataModule):
         def make(folder: Path) -> None:
             trained_tokenizer(training, self.vocab_size, self.lowercase).save_pretrained(folder)
 
-        made = self._kept(("tokenizer", self.vocab_size, self.lowercase, *training), make)
+        made = kept(self.cache, "tokenizer", (self.vocab_size, self.lowercase, *training), make)
         try:
             return pretrained_tokenizer(str(made), None)
         except DataError as error:
-            raise _damaged(made, error) from None
+            raise damaged(made, error) from None
 
     def _tokenized(self, texts: LabelledTexts) -> TokenRows:
         """All rows of a source, their ids mapped into memory."""
@@ -200,8 +214,8 @@ class Text(ClassificationDataModule):
             for name, array in encode(self.tokenizer, texts.texts, texts.seconds, self.max_length).items():
                 np.save(folder / f"{name}.npy", array)
 
-        key = ("tokens", self._vocabulary, self.max_length, len(texts.seconds), *texts.texts, *texts.seconds)
-        folder = self._kept(key, make)
+        key = (self._vocabulary, self.max_length, len(texts.seconds), *texts.texts, *texts.seconds)
+        folder = kept(self.cache, "tokens", key, make)
         try:
             arrays = {path.stem: np.load(path, mmap_mode="c") for path in folder.glob("*.npy")}
             found = {name: torch.from_numpy(array) for name, array in arrays.items()}
@@ -209,28 +223,9 @@ class Text(ClassificationDataModule):
             if len(starts) != len(texts) or int(found["lengths"].sum()) != len(found["ids"]):
                 raise ValueError("its lengths do not fit")
         except (OSError, ValueError, KeyError, EOFError) as error:
-            raise _damaged(folder, error) from None
+            raise damaged(folder, error) from None
         pad_id = int(self.tokenizer.pad_token_id)
         return TokenRows(found["ids"], starts, found["lengths"], found.get("second_starts"), pad_id, self.multiple)
-
-    def _kept(self, key: tuple[object, ...], make: Callable[[Path], None]) -> Path:
-        """The folder of what `make` put into it, made now or found under the SHA-256 of `key`."""
-        digest = hashlib.sha256()
-        for one in (_FORMAT, *key):
-            text = str(one).encode()
-            digest.update(len(text).to_bytes(8, "big") + text)
-        folder = self.cache / f"{key[0]}-{digest.hexdigest()[:32]}"
-        if not folder.is_dir():
-            with tempfile.TemporaryDirectory(dir=self.cache, prefix=".making-") as temporary:
-                made = Path(temporary) / "made"
-                made.mkdir()
-                make(made)
-                os.replace(made, folder)
-        return folder
-
-
-def _damaged(folder: Path, error: Exception) -> DataError:
-    return DataError(f"data.cache: {folder} is damaged ({reason(error)}); delete it, and it is made anew")
 
 
 def _class_names(texts: LabelledTexts) -> tuple[str, ...]:

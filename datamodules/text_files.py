@@ -7,6 +7,7 @@ import csv
 import difflib
 import io
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -64,7 +65,8 @@ def read_file(key: str, path: Path, columns: Columns) -> LabelledTexts:
         DataError: with file and line.
     """
     if path.suffix.lower() not in SUFFIXES:
-        raise DataError(f"{key}: {path} is not read; it must be one of {', '.join(SUFFIXES)}")
+        kinds = ".csv, .tsv or .jsonl (one object a line)"
+        raise DataError(f"{key}: {path} is not read; give a file of {kinds}, or null to cut it from data.train")
     rows = LabelledTexts(str(path))
     content = _content(key, path)
     if not content.strip():
@@ -190,6 +192,8 @@ def _add(rows: LabelledTexts, place: str, record: dict[str, Any], columns: Colum
         if name is not None and name not in record:
             close = difflib.get_close_matches(name, record, 1)
             hint = f"did you mean {close[0]}?" if close else f"it has {', '.join(map(str, record))}"
+            if len(record) == 1 and re.search("[,;\t]", next(iter(record))):
+                hint = f"its header is one column, {next(iter(record))!r}; .csv is split at commas, .tsv at tabs"
             raise DataError(f"data.{key}: {place} has no column {name!r}; {hint}")
     for name in (columns.text, columns.second):
         if name is None:

@@ -51,7 +51,7 @@ def pretrained_tokenizer(name: str, revision: str | None) -> "PreTrainedTokenize
         tokenizer = AutoTokenizer.from_pretrained(folder if local else name, revision=revision, trust_remote_code=False)
     except Exception as error:  # the library raises whatever its network, file and parser layers do
         if local:
-            raise DataError(f"data.tokenizer: {name} has no tokenizer ({reason(error)}); put {FILES} there") from None
+            raise DataError(f"data.tokenizer: {name} has no tokenizer that can be read; put {FILES} there") from None
         why = reason(error) if answers else "the hub does not answer"
         raise DataError(
             f"data.tokenizer: {name} is no folder here, and cannot be downloaded ({why}); put {FILES} of"
@@ -96,7 +96,8 @@ def trained_tokenizer(texts: Sequence[str], vocab_size: int, lowercase: bool) ->
         special_tokens=[(one, vocabulary[one]) for one in (begin, end)],
     )
     assert isinstance(tokenizer, Tokenizer)
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **SPECIAL)
+    names = ["input_ids", "token_type_ids", "attention_mask"]  # what BERT reads: without types pairs are read otherwise
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_input_names=names, **SPECIAL)
 
 
 def encode(

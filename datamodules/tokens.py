@@ -143,8 +143,11 @@ class LengthOrder(EpochOrder):
             if rows > 1 and (rows > self.batch_size or rows * longest > self.max_tokens):
                 edges.append(end - self.world_size)
                 rows = 1
-        if len(edges) > 1 and count - edges[-1] < self.world_size:
-            edges.pop()  # a batch for every process, or for none
+        if len(edges) > 1 and count - edges[-1] < self.world_size:  # a batch for every process, or for none
+            if edges[-1] - edges[-2] > self.world_size:
+                edges[-1] = count - self.world_size  # the last rows are the longest: they go alone
+            else:
+                edges.pop()
         return [*edges, count] if count else edges
 
 

@@ -194,7 +194,7 @@ class LitBERT(LitClassifier):
         if architecture is None and pretrained is not None:
             bert = encoder.load(pretrained, revision, dropout, pooler)
             self.hparams["architecture"] = {name: getattr(bert.config, name) for name in encoder.DESCRIPTION}
-            self.pretrained_identity = encoder.identity(pretrained, bert)
+            self.pretrained_identity = encoder.identity(pretrained, revision)
         else:
             width = hidden_size or 128
             layers = (num_layers or 4, num_heads or 4, intermediate_size or 4 * width)
@@ -208,7 +208,9 @@ class LitBERT(LitClassifier):
             tokens = FeatureTokens(input_shape[0], bert.config.hidden_size, bert.config.initializer_range)
         self.network = BERT(bert, tokens, num_classes, pooling, dropout, layer_decay)
         if freeze_layers > len(bert.encoder.layer):
-            raise ValueError(f"model.freeze_layers: {freeze_layers} of {len(bert.encoder.layer)} layers")
+            raise ValueError(
+                f"model.freeze_layers: {freeze_layers} cannot be frozen, there are {len(bert.encoder.layer)}"
+            )
         frozen = [bert.embeddings] if freeze_embeddings else []
         for module in (*frozen, *bert.encoder.layer[:freeze_layers]):
             module.requires_grad_(False)

@@ -74,7 +74,8 @@ def load(name: str, revision: str | None, dropout: float, pooler: bool) -> "Bert
     if local:
         transformers.utils.logging.disable_progress_bar()  # a download's is wanted
     try:
-        kind = transformers.PreTrainedConfig.get_config_dict(source, revision=revision)[0].get("model_type")
+        description, _ = transformers.PreTrainedConfig.get_config_dict(source, revision=revision)
+        kind = description.get("model_type")
         if kind == "bert":
             encoder, report = transformers.BertModel.from_pretrained(
                 source,
@@ -115,11 +116,14 @@ def check_fits(name: str | None, config: "BertConfig", vocab_size: int, length: 
         raise ValueError(f"model.pretrained: {name} takes {most} tokens, and there can be {length}; set {hint}")
 
 
-def identity(name: str, encoder: "BertModel") -> str:
-    """Which weights were loaded: the commit on the hub, or the SHA-256 of a folder's ``model.safetensors``."""
+def identity(name: str, revision: str | None) -> str:
+    """Which weights `load` gave: the commit on the hub, or the SHA-256 of a folder's ``model.safetensors``."""
     path = Path(name).expanduser() / "model.safetensors"
     if not path.is_file():
-        return str(getattr(encoder.config, "_commit_hash", None) or "")
+        from huggingface_hub import try_to_load_from_cache
+
+        there = try_to_load_from_cache(name, "config.json", revision=revision)
+        return Path(there).parent.name if isinstance(there, str) else ""  # .../snapshots/COMMIT/config.json
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

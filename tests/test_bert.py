@@ -18,6 +18,7 @@ import train
 from configs import ConfigError, load_config
 from configs.catalogue import PROJECT
 from datamodules.classification import DataError
+from datamodules.text import Text
 from datamodules.tokenizer import pretrained_tokenizer
 from lit_models.bert import LitBERT
 from lit_models.optimizers import adamw
@@ -147,7 +148,7 @@ def test_gradient_checkpointing_changes_no_gradient(dropout):
     [
         ({"input_shape": [1, 28, 28], "patch_size": 5}, "model.patch_size: 5 does not divide 28 x 28 pixels; take one of"),
         ({"hidden_size": 30, "num_heads": 4}, "model.num_heads: 4 does not divide model.hidden_size 30"),
-        ({"num_layers": 2, "freeze_layers": 3}, "model.freeze_layers: 3 of 2 layers"),
+        ({"num_layers": 2, "freeze_layers": 3}, "model.freeze_layers: 3 cannot be frozen, there are 2"),
         ({"vocab_size": None}, "model: tokens (input_shape=()) need a vocab_size and a max_length"),
         ({"pretrained": str(MINILM), "num_layers": 2}, f"model.num_layers: {MINILM} has its own; leave it out"),
         ({"pretrained": str(MINILM), "max_length": 600}, "there can be 600; set a smaller data.max_length"),
@@ -244,18 +245,54 @@ def test_text_from_scratch_learns_and_predicts_raw_text_from_the_run_folder_alon
 
 @pytest.mark.parametrize("tokenizer", ["null", "another/model"])
 def test_a_pretrained_model_with_another_vocabulary_is_refused_without_torch(tokenizer):
-    overrides = [f"data.tokenizer={tokenizer}", "model.pretrained=some/model"]
-    problem = (
-        f"data.tokenizer: {tokenizer}, and some/model knows the tokens of its own only; write ${{model.pretrained}}"
-    )
+    problem = f"data.tokenizer: is {tokenizer}, but a pretrained model reads the tokens of its own only; set data.tokenizer=some"
     with pytest.raises(ConfigError, match=re.escape(problem)):
-        load_config("configs/sst2_bert.yaml", overrides)
+        load_config("configs/sst2_bert.yaml", [f"data.tokenizer={tokenizer}", "model.pretrained=some/model"])
 
 
 def test_the_tokenizer_is_of_the_same_revision():
     config = load_config("configs/sst2_bert.yaml", ["model.revision=abc"])
     assert config["data.tokenizer_revision"] == "abc"
     assert load_config("configs/sst2_bert.yaml")["data.tokenizer_revision"] is None
+
+
+def test_files_that_are_missing_are_told_at_once(tmp_path, capsys):
+    """Before torch is imported, and before there is a run's folder; what is only shown needs no file."""
+    root = f"run.root={tmp_path}/runs"
+    assert train.main(["--config", "configs/text_bert.yaml", "data.train=data/no.tsv", root]) == 2
+    problem = "data.train: there is no file data/no.tsv; give a .csv, .tsv or .jsonl file\n"
+    assert capsys.readouterr().err == f"error: command line: {problem}"
+    write_texts(tmp_path / "train.tsv", 3)
+    own = ["data.dataset=null", f"data.train={tmp_path}/train.tsv", root]
+    assert train.main(["--config", "configs/sst2_bert.yaml", *own]) == 2
+    problem = (
+        "data.test: there is no file validation; give a .csv, .tsv or .jsonl file, or null to cut it from data.train\n"
+    )
+    assert capsys.readouterr().err == f"error: configs/sst2_bert.yaml:7: {problem}"
+    assert not (tmp_path / "runs").exists()
+    assert train.main(["--config", "configs/text_bert.yaml", "--print-config"]) == 0
+
+
+def test_a_row_that_is_wrong_is_named_by_its_own_file(tmp_path, capsys):
+    (tmp_path / "train.tsv").write_text("text\tlabel\na\tb\n\tc\n", encoding="utf-8")
+    options = [f"data.train={tmp_path}/train.tsv", f"data.cache={tmp_path}/cache", f"run.root={tmp_path}/runs"]
+    assert train.main(["--config", "configs/text_bert.yaml", *options]) == 2
+    assert capsys.readouterr().err == f"error: {tmp_path}/train.tsv:3: no text in column 'text'\n"
+
+
+def test_pairs_are_read_by_the_saved_tokenizer_as_in_training(tmp_path):
+    lines = ["a,b,label", *(f"great film {i},awful film {i},{i % 2}" for i in range(60))]
+    (tmp_path / "pairs.csv").write_text("\n".join(lines), encoding="utf-8")
+    columns = {"text_column": "a", "text_pair_column": "b", "cache": str(tmp_path / "cache")}
+    datamodule = Text(str(tmp_path / "pairs.csv"), **columns)
+    datamodule.setup()
+    datamodule.save(tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "tokenizer")
+    batch = datamodule.parts()["train"][0][torch.tensor([0])]
+    given = tokenizer("great film 0", "awful film 0", return_tensors="pt")
+    assert len(given["input_ids"][0]) == len(batch["input_ids"][0])
+    assert torch.equal(given["token_type_ids"], batch["token_type_ids"])
+    assert given["token_type_ids"].sum() == 4
 
 
 CHINESE = {"好评": "好 棒 妙 赞", "差评": "坏 差 烂 糟", "中评": "平 凡 常 般"}
@@ -332,7 +369,10 @@ def test_model_and_data_by_name_from_a_hub_and_then_from_the_cache(folder, tmp_p
         assert not any("pytorch_model" in one or one.endswith(".py") for one in requests if one.startswith("GET"))
         pinned = on_hub(url, tmp_path, "model.revision=nosuch")
         assert pinned.returncode == 2
-        for part in ("data.tokenizer: google-bert/bert-base-uncased is no folder here, and cannot be downloaded", "tree/nosuch"):
+        for part in (
+            "data.tokenizer: google-bert/bert-base-uncased is no folder here, and cannot be downloaded",
+            "tree/nosuch",
+        ):
             assert part in pinned.stderr
     (run_folder,) = (tmp_path / "runs/sst2_bert").iterdir()
     record = json.loads((run_folder / "environment.json").read_text(encoding="utf-8"))

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from callbacks.confusion_matrix import draw
+from callbacks.confusion_matrix import draw, drawable
 from configs import load_config
 from configs.catalogue import PROJECT
 from lit_models.mlp import LitMLP
@@ -159,6 +159,10 @@ def test_a_confusion_matrix_can_be_drawn_for_any_number_of_classes(num_classes):
     assert picture.dtype == np.uint8
     assert picture.shape[2] == 3
     assert picture.shape[0] == picture.shape[1] < 1200
+
+
+def test_a_class_name_that_the_font_cannot_draw_is_shown_by_its_number():
+    assert drawable(["good", "好评", "not bad"]) == ["good", "1", "not bad"]
 
 
 @pytest.mark.real_data
