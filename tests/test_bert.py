@@ -245,7 +245,7 @@ def test_text_from_scratch_learns_and_predicts_raw_text_from_the_run_folder_alon
 
 @pytest.mark.parametrize("tokenizer", ["null", "another/model"])
 def test_a_pretrained_model_with_another_vocabulary_is_refused_without_torch(tokenizer):
-    problem = f"data.tokenizer: is {tokenizer}, but a pretrained model reads the tokens of its own only; set data.tokenizer=some"
+    problem = f"data.tokenizer: is {tokenizer}, but a pretrained model reads the tokens of its own only; set data.token"
     with pytest.raises(ConfigError, match=re.escape(problem)):
         load_config("configs/sst2_bert.yaml", [f"data.tokenizer={tokenizer}", "model.pretrained=some/model"])
 
