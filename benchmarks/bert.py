@@ -127,6 +127,7 @@ def theirs(
             compute_metrics=lambda made: {"accuracy": float((made.predictions.argmax(-1) == made.label_ids).mean())},
             callbacks=[Ticks()],
         )
+        trainer.remove_callback(transformers.PrinterCallback)
         trainer.train()
         return clock.rate, 0.0 if steps > 0 else trainer.evaluate()["eval_accuracy"]
 
