@@ -268,7 +268,7 @@ def test_files_that_are_missing_are_told_at_once(tmp_path, capsys):
     problem = (
         "data.test: there is no file validation; give a .csv, .tsv or .jsonl file, or null to cut it from data.train\n"
     )
-    assert capsys.readouterr().err == f"error: configs/sst2_bert.yaml:7: {problem}"
+    assert capsys.readouterr().err == f"error: configs/sst2_bert.yaml:8: {problem}"
     assert not (tmp_path / "runs").exists()
     assert train.main(["--config", "configs/text_bert.yaml", "--print-config"]) == 0
 
@@ -388,7 +388,7 @@ def test_a_hub_that_does_not_answer_is_one_line_that_says_what_to_put_where(tmp_
     done = on_hub("http://127.0.0.1:9", tmp_path)
     assert done.returncode == 2
     assert done.stderr.startswith(
-        "error: configs/sst2_bert.yaml:5: data.dataset: stanfordnlp/sst2 (split train) cannot be "
+        "error: configs/sst2_bert.yaml:6: data.dataset: stanfordnlp/sst2 (split train) cannot be "
     )
     assert done.stderr.count("\n") == 1
     done = on_hub(

@@ -174,7 +174,7 @@ def own(count: int, shape: tuple[int, ...] = (2,), labels: int = 2):
             (torch.tensor([[1.0, math.inf]]), own(1)[1]),
             "test set: row 0 has a value",
         ),  # large values are not infinite
-        (own(2), own(4), "data.val_fraction: 0.1 leaves 2 training and 0 validation samples of 2; choose another"),
+        (own(2), own(4), "data.val_fraction: 0.1 of 2 samples leaves 2 and 0; choose another"),
     ],
 )
 def test_own_data_that_does_not_fit_its_spec(train, test, expected):

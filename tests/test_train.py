@@ -16,6 +16,7 @@ from callbacks.confusion_matrix import draw, drawable
 from configs import load_config
 from configs.catalogue import PROJECT
 from lit_models.mlp import LitMLP
+from tests import files
 from tests.runs import IRIS, curve, events, figures, run
 
 SHIPPED = sorted((PROJECT / "configs").glob("*.yaml"))
@@ -31,10 +32,14 @@ def iris(tmp_path_factory) -> Path:
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_every_shipped_config_runs(path, small_data, tmp_path):
-    options = [] if "iris" in path.stem else [f"data.root={small_data}"]
-    folder = run(
-        tmp_path / "runs", "--config", str(path), "trainer.max_epochs=1", "trainer.limit_train_batches=1", *options
-    )
+    config = load_config(path)
+    options = [f"data.{key}={value}" for key, value in files.options(config["data.name"], small_data).items()]
+    if config["data.name"] == "text":
+        options += ["data.dataset=null", "data.test=null", "data.text_column=text"]
+    if config["model"].get("pretrained"):
+        options += [f"model.pretrained={files.MINILM}"]
+    short = ["trainer.max_epochs=1", "trainer.limit_train_batches=1"]
+    folder = run(tmp_path / "runs", "--config", str(path), *short, *options)
     assert folder.parent.name == path.stem
     assert figures(folder)["steps"] == 1
 

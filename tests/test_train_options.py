@@ -153,7 +153,7 @@ def test_overfitting_one_batch_learns_it_by_heart(tmp_path):
         (["callbacks.timer={duration: 1h}"], "command line: callbacks.timer.duration: `Timer(duration='1h')`"),
         (["optimizer={name: sgd, nesterov: true}"], "command line: optimizer.nesterov: needs a momentum"),
         (["model.class_weights=[1]"], "command line: model.class_weights: 1 weights for 3 classes"),
-        (["data.val_fraction=0.999"], "command line: data.val_fraction: 0.999 leaves 0 training"),
+        (["data.val_fraction=0.999"], "command line: data.val_fraction: 0.999 of 120 samples leaves 0 and 120"),
         (["run.name=a/b"], "command line: run.name: 'a/b' is not a folder's name"),
     ],
 )  # fmt: skip
