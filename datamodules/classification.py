@@ -53,11 +53,11 @@ class DataSpec:
 
     def model_arguments(self) -> dict[str, Any]:
         """What a model's constructor is given of this; the last three only where there are tokens."""
-        shared = {"input_shape": list(self.input_shape), "num_classes": self.num_classes}
-        names = {"class_names": list(self.class_names)}
-        if self.modality != "tokens":
-            return shared | names
-        return shared | names | {"vocab_size": self.vocab_size, "pad_id": self.pad_id, "max_length": self.max_length}
+        arguments: dict[str, Any] = {"input_shape": list(self.input_shape), "num_classes": self.num_classes}
+        arguments["class_names"] = list(self.class_names)
+        if self.modality == "tokens":
+            arguments |= {"vocab_size": self.vocab_size, "pad_id": self.pad_id, "max_length": self.max_length}
+        return arguments
 
 
 class ClassificationDataModule(LightningDataModule):

@@ -13,6 +13,7 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from http.client import HTTPException
 from pathlib import Path
 from typing import BinaryIO
@@ -77,10 +78,11 @@ def reason(error: BaseException) -> str:
     return " ".join(str(inner).split())[:200] or type(error).__name__
 
 
+@cache
 def hub_answers() -> bool:
     """Whether the Hugging Face hub can be reached; if not, its libraries are told to look into their cache alone.
 
-    By themselves they ask for half a minute, once per file.
+    By themselves they ask for half a minute, once per file; this asks once per process.
     """
     from huggingface_hub import constants
 

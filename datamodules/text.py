@@ -18,7 +18,7 @@ from datamodules.classification import ClassificationDataModule, DataError, Data
 from datamodules.download import locked
 from datamodules.text_files import Columns, LabelledTexts, read_file, read_hub
 from datamodules.tokenizer import encode, pretrained_tokenizer, trained_tokenizer
-from datamodules.tokens import GPU_MULTIPLE, LengthOrder, TokenRows
+from datamodules.tokens import GPU_MULTIPLE, LengthOrder, TokenRows, round_up
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -125,8 +125,7 @@ class Text(ClassificationDataModule):
     @property
     def _room(self) -> int:
         """`max_length` with its padding."""
-        multiple = self.multiple or GPU_MULTIPLE
-        return -(-self.max_length // multiple) * multiple
+        return round_up(self.max_length, self.multiple or GPU_MULTIPLE)
 
     def prepare_data(self) -> None:
         """Read, check, split and tokenize, once."""
@@ -144,7 +143,6 @@ class Text(ClassificationDataModule):
                 rows["train"], rows[part] = ("train", there[kept]), ("train", there[held_out])
         with locked(self.cache, "data.cache"):
             self.tokenizer = self._make_tokenizer(texts["train"], rows["train"][1])
-            self._vocabulary = self.tokenizer.backend_tokenizer.to_str()
             tokens = {part: self._tokenized(one) for part, one in texts.items()}
         self._prepared = {part: (tokens[one].select(there), labels[one][there]) for part, (one, there) in rows.items()}
         self._tell_what_is_lost(self._prepared["train"][0])
@@ -214,7 +212,8 @@ class Text(ClassificationDataModule):
             for name, array in encode(self.tokenizer, texts.texts, texts.seconds, self.max_length).items():
                 np.save(folder / f"{name}.npy", array)
 
-        key = (self._vocabulary, self.max_length, len(texts.seconds), *texts.texts, *texts.seconds)
+        vocabulary = self.tokenizer.backend_tokenizer.to_str()
+        key = (vocabulary, self.max_length, len(texts.seconds), *texts.texts, *texts.seconds)
         folder = kept(self.cache, "tokens", key, make)
         try:
             arrays = {path.stem: np.load(path, mmap_mode="c") for path in folder.glob("*.npy")}

@@ -5,6 +5,7 @@ in one batch waste next to none (Krell et al. 2021, https://arxiv.org/abs/2107.0
 """
 
 from collections.abc import Iterator
+from typing import TypeVar
 
 import torch
 from torch import Generator, Tensor
@@ -12,6 +13,8 @@ from torch import Generator, Tensor
 from datamodules.batches import EpochOrder, mixed_seed
 
 # N rows, B batch, T tokens in the longest row of a batch, rounded up
+
+Lengths = TypeVar("Lengths", int, Tensor)
 
 GPU_MULTIPLE = 8  # of the matrix units in half precision
 
@@ -70,8 +73,7 @@ class TokenRows:
 
     def rounded(self, lengths: Tensor) -> Tensor:
         """`lengths` as they are in a batch of their own."""
-        multiple = self.multiple or (GPU_MULTIPLE if self.ids.is_cuda else 1)
-        return (lengths + multiple - 1) // multiple * multiple
+        return round_up(lengths, self.multiple or (GPU_MULTIPLE if self.ids.is_cuda else 1))
 
     def tensors(self) -> list[Tensor]:
         """All that decides what the rows are."""
@@ -149,6 +151,11 @@ class LengthOrder(EpochOrder):
             else:
                 edges.pop()
         return [*edges, count] if count else edges
+
+
+def round_up(lengths: Lengths, multiple: int) -> Lengths:
+    """The next multiple of `multiple`, of one number or of each of a tensor."""
+    return -(-lengths // multiple) * multiple
 
 
 def _without(values: Tensor, left_out: slice) -> Tensor:

@@ -38,8 +38,8 @@ def describe(
         "num_attention_heads": num_heads,
         "intermediate_size": intermediate_size,
         "max_position_embeddings": length,
-        "initializer_range": 0.02
-        * (768 / hidden_size) ** 0.5,  # BERT's 0.02 is for 768; narrower ones learn badly with it
+        # BERT's 0.02 is for 768; narrower ones learn badly with it
+        "initializer_range": 0.02 * (768 / hidden_size) ** 0.5,
         "pad_token_id": pad_id,
     }
 
