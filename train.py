@@ -4,15 +4,22 @@
 Reads from top to bottom. Heavy packages are imported only when the config is known to be right.
 """
 
+import signal
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # until `main` handles it: no traceback out of an import
+
 import importlib
 import sys
 import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from configs import Config, ConfigError, discard, make_run_folder, parse
+from callbacks.signals import RunEnded, Signals, Stopped, requeue
+from configs import Config, ConfigError, close_run_folder, discard, open_run_folder, parse, rank
 from configs.catalogue import PROJECT, lightning_folder
 from configs.schema import METRICS
+from lit_models.checkpoint_file import BrokenCheckpoint, newest
 
 if TYPE_CHECKING:
     from lightning.pytorch import Callback, Trainer
@@ -21,30 +28,42 @@ if TYPE_CHECKING:
     from datamodules.classification import DataSpec
     from lit_models.classifier import LitClassifier
 
-INTERRUPTED = 130  # 128 + SIGINT, as a shell counts
-
 
 def main(argv: list[str]) -> int:
     """Run the command line `argv`; the exit code comes back."""
-    folder = None
-    try:
-        config = parse(argv, description=__doc__.splitlines()[0])
-        if config is None:
-            return 0
-        folder = make_run_folder(config)
-        return train(config, folder)
-    except ConfigError as error:
+    folder, resumes = None, False
+    with Signals() as signals:
+        try:
+            config = parse(argv, description=__doc__.splitlines()[0])
+            if config is None:
+                return 0
+            resumes = config.resumes is not None
+            folder = open_run_folder(config)
+            return train(config, folder, signals)
+        except (ConfigError, BrokenCheckpoint) as error:
+            said, exit_code = f"error: {error}", 2
+        except RunEnded as error:
+            said, exit_code = str(error), error.exit_code
+            if isinstance(error, Stopped) and rank() == 0 and (news := requeue(error.signum)):
+                said = f"{said}; {news}"
+        finally:
+            close_run_folder()
+    if not resumes:
         discard(folder)
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        discard(folder)
-        print("interrupted", file=sys.stderr)
-        return INTERRUPTED
+    if folder is not None and (folder / "checkpoints/last.ckpt").is_file() and exit_code != 2:
+        said = f"{said}; go on with: python train.py --resume {folder}"
+    if rank() == 0 or exit_code == 2:
+        print(said, file=sys.stderr)
+    return (
+        exit_code if rank() == 0 or exit_code == 2 else 0
+    )  # a launcher would kill the first one, which is still at work
 
 
-def train(config: Config, folder: Path) -> int:
+def train(config: Config, folder: Path, signals: Signals) -> int:
     """Fit, test the best checkpoint, leave everything in the run's folder; the exit code comes back."""
+    checkpoint = config.resumes if config.resumes and config.resumes.is_file() else None
+    if config.resumes and checkpoint is None:
+        checkpoint = newest(folder, config.falls_back)
     from lightning.pytorch import seed_everything
     from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
@@ -53,10 +72,11 @@ def train(config: Config, folder: Path) -> int:
     from datamodules.classification import DataError
 
     quieten()
-    record, trainer = RunRecord(folder, config.to_yaml(), config.flat()), None
+    record = RunRecord(folder, config.to_yaml(), config.flat(), resumes=checkpoint is not None)
+    trainer = None
     try:
         seed_everything(config["seed"], verbose=False)
-        trainer = make_trainer(config, folder, record)  # before any download: it may refuse
+        trainer = make_trainer(config, folder, record, signals)  # before any download: it may refuse
         datamodule = make(config, "data", seed=config["seed"])
         model = make_model(config, datamodule.spec)
         datamodule.prepare_data()
@@ -64,8 +84,10 @@ def train(config: Config, folder: Path) -> int:
         if trainer.is_global_zero:
             datamodule.save(folder)
         model.set_normalization(datamodule.mean, datamodule.std)
-        trainer.fit(model, datamodule)
-        tested = best if (best := folder / "checkpoints/best.ckpt").is_file() else None
+        signals.deferred = True
+        trainer.fit(model, datamodule, ckpt_path=checkpoint, weights_only=True)
+        best = folder / "checkpoints/best.ckpt"
+        tested = trainer.strategy.broadcast(best if best.is_file() else None)
         trainer.test(model, datamodule, ckpt_path=tested, weights_only=True, verbose=False)
     except DataError as error:
         raise config.refused("data", str(error)) from error
@@ -74,12 +96,6 @@ def train(config: Config, folder: Path) -> int:
         if isinstance(error, MisconfigurationException) or where.is_relative_to(lightning_folder()):
             raise config.refused("trainer", str(error)) from error  # Lightning refuses options; the rest are bugs
         raise
-    except SystemExit:  # Lightning's answer to Ctrl-C
-        if trainer is None or not trainer.interrupted:
-            raise
-        if trainer.is_global_zero:
-            print(f"interrupted; what there is of the run is in {folder}", file=sys.stderr)
-        return INTERRUPTED
     if trainer.is_global_zero:
         record.finish(trainer, tested)
         print(record.report())
@@ -106,13 +122,15 @@ def make_model(config: Config, spec: "DataSpec") -> "LitClassifier":
     return make(config, "model", **spec.model_arguments(), **sections)
 
 
-def make_trainer(config: Config, folder: Path, record: "RunRecord") -> "Trainer":
+def make_trainer(config: Config, folder: Path, record: "RunRecord", signals: Signals) -> "Trainer":
     """Lightning's Trainer with our logger, checkpoints and callbacks."""
     from lightning.pytorch import Trainer
-    from lightning.pytorch.callbacks import ModelCheckpoint
     from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+    from callbacks.checkpoints import Checkpoints
+    from callbacks.epoch_loop import EpochLoop
     from callbacks.run_record import RunLogger
+    from lit_models.checkpoint_io import VerifiedCheckpoints
     from lit_models.hardware import best_precision, check_processes, hardware
 
     options = config.options("trainer")
@@ -125,16 +143,16 @@ def make_trainer(config: Config, folder: Path, record: "RunRecord") -> "Trainer"
     wanted = {name for name, values in config["callbacks"].items() if values is not None}
     if not options.pop("enable_progress_bar"):
         wanted.discard("progress_line")
-    callbacks: list[Callback] = [record, *(make(config, f"callbacks.{name}") for name in sorted(wanted))]
-    if options["enable_checkpointing"]:
-        shared = {"dirpath": folder / "checkpoints", "save_top_k": 1, "enable_version_counter": False}
-        monitor = config["run.monitor"]
-        if options["limit_val_batches"] != 0:
-            callbacks.append(ModelCheckpoint(filename="best", monitor=monitor, mode=METRICS[monitor], **shared))
-        # at every epoch's end, validated or not; Lightning's `save_last` is not the last
-        callbacks.append(ModelCheckpoint(filename="last", monitor=None, save_on_train_epoch_end=True, **shared))
+    run, enabled = config["run"], options.pop("enable_checkpointing")
+    every = run["checkpoint_every_steps"], run["checkpoint_every_minutes"]
+    checkpoints = Checkpoints(folder, run["monitor"], METRICS[run["monitor"]], signals, *every, enabled)
+    # these two first: what they write is how things stood before the others acted
+    callbacks: list[Callback] = [record, checkpoints, *(make(config, f"callbacks.{one}") for one in sorted(wanted))]
+    ours = {"enable_progress_bar": False, "enable_checkpointing": False, "plugins": VerifiedCheckpoints()}
     try:
-        trainer = Trainer(**options, callbacks=callbacks, enable_progress_bar=False)
+        trainer = Trainer(**options, callbacks=callbacks, **ours)
+        EpochLoop.replace(trainer)
+        trainer._signal_connector.register_signal_handlers = lambda: None  # ours stay
         check_processes(trainer.accelerator, trainer.num_devices)
     except (ValueError, TypeError, RuntimeError, ImportError, MisconfigurationException) as error:
         raise config.refused("trainer", str(error), hardware()) from error

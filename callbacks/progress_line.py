@@ -77,7 +77,7 @@ def quieten() -> None:
         "`Trainer.fit` stopped",
         "Loading `",
         "Loaded",
-        "Restoring",
+        "Restor",
         "Using ",
     )
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero"):

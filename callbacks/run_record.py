@@ -2,21 +2,16 @@
 
 import json
 import os
-import platform
-import shlex
-import subprocess
-import sys
 import time
 from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, version
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
-PACKAGES = ("lightning", "torch", "torchmetrics", "tensorboard", "omegaconf", "numpy", "transformers", "tokenizers")
+from callbacks.environment import changed, environment, noted
 
 
 class RunLogger(TensorBoardLogger):
@@ -33,6 +28,10 @@ class RunLogger(TensorBoardLogger):
         self.experiment.flush()
 
 
+class CannotResume(ValueError):
+    """What decides the result has changed since the run was stopped."""
+
+
 class RunRecord(Callback):
     """Writes ``environment.json`` when training starts and, when `train.py` says so, ``metrics.json``.
 
@@ -40,26 +39,33 @@ class RunRecord(Callback):
         folder: Of the run.
         config_yaml: The resolved config, shown as text in TensorBoard.
         hyperparameters: The flat config, shown beside the final metrics under HPARAMS.
+        resumes: Whether the run goes on from a checkpoint.
     """
 
-    def __init__(self, folder: Path, config_yaml: str, hyperparameters: Mapping[str, Any]) -> None:
+    def __init__(
+        self, folder: Path, config_yaml: str, hyperparameters: Mapping[str, Any], resumes: bool = False
+    ) -> None:
         self.folder, self.config_yaml, self.hyperparameters = folder, config_yaml, hyperparameters
+        self.resumes = resumes
         self.figures: dict[str, Any] = {}
         # of the weights in memory; a checkpoint brings back its own
         self.validation: dict[str, float] = {}
         self.epoch = 0
-        self._started = 0.0
+        self._started, self._seconds, self._samples = 0.0, 0.0, 0  # of the process, of earlier ones, of all
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        facts = environment(pl_module.device, str(trainer.precision), trainer.world_size)
+        facts["data_sha256"] = getattr(trainer.datamodule, "fingerprint", "")  # type: ignore[attr-defined]
+        facts["pretrained"] = getattr(pl_module, "pretrained_identity", None)
+        facts["seed"] = self.hyperparameters["seed"]
+        path = self.folder / "environment.json"
+        if self.resumes:
+            facts = self._compared(trainer, json.loads(path.read_text(encoding="utf-8")), facts)
         if trainer.is_global_zero:
-            facts = environment(pl_module.device, trainer.precision, trainer.world_size)
-            facts["data_sha256"] = getattr(trainer.datamodule, "fingerprint", "")  # type: ignore[attr-defined]
-            facts["pretrained"] = getattr(pl_module, "pretrained_identity", None)
-            facts["seed"] = self.hyperparameters["seed"]
-            write_json(self.folder / "environment.json", facts)
-            if isinstance(trainer.logger, TensorBoardLogger):
+            write_json(path, facts)
+            if isinstance(trainer.logger, TensorBoardLogger) and not self.resumes:
                 trainer.logger.experiment.add_text("config", f"```yaml\n{self.config_yaml}\n```")
-        self._started, self._samples = time.monotonic(), 0
+        self._started = time.monotonic()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -67,7 +73,7 @@ class RunRecord(Callback):
         self._samples += len(batch[1])
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        seconds = time.monotonic() - self._started
+        seconds = self._all_seconds()
         self.figures |= {
             "epochs": trainer.current_epoch,
             "steps": trainer.global_step,
@@ -80,10 +86,28 @@ class RunRecord(Callback):
             self.validation, self.epoch = _values(trainer, "val/"), trainer.current_epoch + 1
 
     def state_dict(self) -> dict[str, Any]:
-        return {"validation": self.validation, "epoch": self.epoch}
+        progress = {"figures": self.figures, "seconds": self._all_seconds(), "samples": self._samples}
+        return {"validation": self.validation, "epoch": self.epoch, **progress}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.validation, self.epoch = state_dict["validation"], state_dict["epoch"]
+        if not self.figures:  # not those of the checkpoint that is tested in the end
+            self.figures = state_dict["figures"]
+            self._seconds, self._samples = state_dict["seconds"], state_dict["samples"]
+
+    def _all_seconds(self) -> float:
+        return self._seconds + (time.monotonic() - self._started if self._started else 0.0)
+
+    def _compared(self, trainer: Trainer, there: dict[str, Any], here: dict[str, Any]) -> dict[str, Any]:
+        """The environment of before, with a note of this resumption."""
+        if problem := changed(there, here):
+            raise CannotResume(problem)
+        others = noted(there, here)
+        if others and trainer.is_global_zero:
+            print(f"resumed, perhaps not to the bit: {', '.join(others)} changed (environment.json)", flush=True)
+        note = {"at": datetime.now(UTC).isoformat(timespec="seconds"), "epoch": trainer.current_epoch}
+        note |= {"step": trainer.global_step, "command": here["command"], **{name: here[name] for name in others}}
+        return {**there, "resumed": [*there.get("resumed", []), note]}
 
     def finish(self, trainer: Trainer, tested: Path | None) -> None:
         """Write ``metrics.json`` and the entry under HPARAMS.
@@ -134,49 +158,8 @@ def _values(trainer: Trainer, prefix: str) -> dict[str, float]:
     return {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith(prefix)}
 
 
-def environment(device: torch.device, precision: str, world_size: int) -> dict[str, Any]:
-    """What else than the config decided the result."""
-    commit = _git("rev-parse", "HEAD")
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name()
-    return {
-        "command": shlex.join([Path(sys.executable).name, *sys.argv]),
-        "git_commit": commit,
-        "git_dirty": commit and bool(_git("status", "--porcelain")),  # new files count: a model may be one
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "packages": {package: found for package in PACKAGES if (found := _version(package))},
-        "device": f"{device.type}: {name}",
-        "num_devices": world_size,
-        "precision": precision,
-        "cpu_count": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-    }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
-def _cpu_name() -> str:
-    features = torch.cpu.get_capabilities()
-    return str(features.get("cpu_name") or platform.processor() or platform.machine())
-
-
 def write_json(path: Path, content: Any) -> None:
     """Write `content` so that `path` is never half there."""
     temporary = path.with_suffix(".part")
     temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     os.replace(temporary, path)
-
-
-def _git(*arguments: str) -> str | None:
-    """The output of a git command in the project, or null where there is no git or no repository."""
-    try:
-        folder = Path(__file__).resolve().parent
-        done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, timeout=10, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip()

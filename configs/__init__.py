@@ -8,6 +8,6 @@ from configs.command_line import parse
 from configs.config import Config
 from configs.loading import load_config
 from configs.nodes import ConfigError
-from configs.run_folder import discard, make_run_folder
+from configs.run_folder import close_run_folder, discard, open_run_folder, rank
 
-__all__ = ["Config", "ConfigError", "discard", "load_config", "make_run_folder", "parse"]
+__all__ = ["Config", "ConfigError", "close_run_folder", "discard", "load_config", "open_run_folder", "parse", "rank"]

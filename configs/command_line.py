@@ -9,6 +9,7 @@ from configs.explain import explain, help_text
 from configs.loading import load_config
 from configs.nodes import COMMAND_LINE, ConfigError, read_override
 from configs.pairs import check_ready
+from configs.resume import find_run
 
 
 class Parser(argparse.ArgumentParser):
@@ -27,6 +28,11 @@ def parse(argv: list[str], description: str) -> Config | None:
     parser = Parser(prog="python train.py", description=description, add_help=False, allow_abbrev=False)
     parser.add_argument("--config", metavar="FILE", type=Path, help="the experiment, a YAML file of configs/")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="set a key of it, as in optimizer.lr=0.1")
+    parser.add_argument(
+        "--resume",
+        metavar="RUN|auto",
+        help="go on with the run in folder RUN, or with the newest unfinished one of FILE",
+    )
     parser.add_argument("--print-config", action="store_true", help="print the resolved config, train nothing")
     parser.add_argument("--explain", metavar="KEY", help="where KEY's value comes from, what it means and accepts")
     parser.add_argument("-h", "--help", action="store_true", help="this; with --config, every key of the experiment")
@@ -34,10 +40,14 @@ def parse(argv: list[str], description: str) -> Config | None:
     for option in rest:
         if option.startswith("-"):
             read_override(option)  # which says why not
-    if arguments.config is None and not arguments.help:
+    overrides = [*arguments.overrides, *rest]
+    if arguments.resume is not None and not arguments.help:
+        config = find_run(arguments.resume, arguments.config, overrides)
+    elif arguments.config is None and not arguments.help:
         files = [one for one in arguments.overrides if one.endswith(".yaml")] or ["configs/iris_mlp.yaml"]
         raise ConfigError(COMMAND_LINE, "--config", "is missing", f"python train.py --config {files[0]}")
-    config = load_config(arguments.config, [*arguments.overrides, *rest]) if arguments.config else None
+    else:
+        config = load_config(arguments.config, overrides) if arguments.config else None
     if arguments.help:
         print(parser.format_help() + "\n" + help_text(config))
     elif config and arguments.explain:

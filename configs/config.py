@@ -22,6 +22,8 @@ class Config:
         components: what each section configures; those of callbacks as ``callbacks.NAME``.
         parameters: the declaration of each dotted key.
         origins: file and line, or command line, of each dotted key that was written.
+        resumes: the folder, or the checkpoint, of the run that goes on; null for a new run.
+        falls_back: take the newest checkpoint that is whole, where the newest is not.
     """
 
     path: Path
@@ -29,6 +31,8 @@ class Config:
     components: dict[str, Component]
     parameters: dict[str, Parameter]
     origins: dict[str, str]
+    resumes: Path | None = None
+    falls_back: bool = False
 
     def __getitem__(self, key: str) -> Any:
         """The value of a dotted key, or a whole section."""

@@ -1,53 +1,106 @@
-"""A run's folder: made once, never shared by two runs."""
+"""A run's folder: made once, never shared by two runs, by one process at a time."""
 
 import os
 import secrets
 import shutil
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import IO
 
 from configs.config import Config
 from configs.nodes import COMMAND_LINE, ConfigError
 from configs.signatures import PROJECT
 
 VARIABLE = "LIT_RUN_FOLDER"  # tells the processes that Lightning starts for further devices where the run is
+_claims: list[IO[str]] = []  # open as long as this process lives
 
 
-def make_run_folder(config: Config) -> Path:
-    """A new folder ROOT/CONFIG/NAME with the resolved config in it.
+def rank() -> int:
+    """Which of the processes of a run this is, under torchrun, srun or Lightning's own launcher."""
+    environ = os.environ
+    if "RANK" in environ:
+        return int(environ["RANK"])
+    if int(environ.get("SLURM_NTASKS", "1")) > 1 and "LOCAL_RANK" not in environ:
+        return int(environ.get("SLURM_PROCID", "0"))
+    return int(environ.get("NODE_RANK", "0")) or int(environ.get("LOCAL_RANK", "0"))
+
+
+def open_run_folder(config: Config) -> Path:
+    """The folder of the run: the one that is resumed, or a new ROOT/CONFIG/NAME with the resolved config in it.
+
+    Only the first process makes or claims it; the others write nothing.
 
     Raises:
-        ConfigError: if it exists, or cannot be made.
+        ConfigError: if it exists, cannot be made, or another process is at work in it.
     """
-    if os.environ.get("LOCAL_RANK", "0") != "0" and VARIABLE in os.environ:
-        return Path(os.environ[VARIABLE])
-    for launcher, count in (("torchrun", "WORLD_SIZE"), ("srun", "SLURM_NTASKS")):
-        if int(os.environ.get(count, "1")) > 1:
-            hint = "start one, python train.py ... trainer.devices=N; it starts the others"
-            raise ConfigError(COMMAND_LINE, "", f"{launcher} started {os.environ[count]} processes ({count})", hint)
+    if config.resumes is not None:
+        folder = config.resumes.parent.parent if config.resumes.suffix == ".ckpt" else config.resumes
+        if rank() == 0:
+            _claim(folder)
+            for part in folder.glob("checkpoints/*.part"):  # of a process that was killed while it wrote
+                part.unlink()
+    elif rank() > 0:
+        return Path(os.environ.get(VARIABLE, experiment_folder(config)))
+    else:
+        folder = _made(config)
+        _claim(folder)
+    os.environ[VARIABLE] = str(folder.resolve())
+    if rank() == 0:
+        print(f"{'resuming' if config.resumes else 'run folder:'} {folder}", flush=True)
+    return folder
+
+
+def experiment_folder(config: Config) -> Path:
+    """Where the runs of a config lie: ROOT/CONFIG."""
+    path = config.path.resolve()
+    of_a_run = path.name == "config.yaml" and path.parent != PROJECT / "configs"
+    return Path(config["run.root"]) / (path.parent.parent.name if of_a_run else path.stem)
+
+
+def close_run_folder() -> None:
+    """Let other processes resume the run."""
+    while _claims:
+        _claims.pop().close()
+
+
+def discard(folder: Path | None) -> None:
+    """Remove the folder of a run that was refused before it began to train."""
+    if folder is not None and rank() == 0 and not (folder / "environment.json").exists():
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _made(config: Config) -> Path:
     name = config["run.name"] or f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
     if Path(name).name != name:
         raise ConfigError(config.where("run.name"), "run.name", f"{name!r} is not a folder's name", "leave out slashes")
-    path = config.path.resolve()
-    of_a_run = path.name == "config.yaml" and path.parent != PROJECT / "configs"
-    experiment = path.parent.parent.name if of_a_run else path.stem
-    folder = Path(config["run.root"]) / experiment / name
+    folder = experiment_folder(config) / name
     try:
         folder.mkdir(parents=True)
         (folder / "config.yaml").write_text(config.to_yaml(name=None), encoding="utf-8")  # it repeats under a new name
     except FileExistsError:
-        raise ConfigError(config.where("run.name"), "run.name", f"{folder} exists", "choose another name") from None
+        hint = f"choose another name, or go on with it: --resume {folder}"
+        raise ConfigError(config.where("run.name"), "run.name", f"{folder} exists", hint) from None
     except OSError as error:
         discard(folder)
         raise ConfigError(
             config.where("run.root"), "run.root", f"cannot write to {folder} ({error.strerror})"
         ) from None
-    os.environ[VARIABLE] = str(folder.resolve())
-    print(f"run folder: {folder}", flush=True)
     return folder
 
 
-def discard(folder: Path | None) -> None:
-    """Remove the folder of a run that was refused before it began to train."""
-    if folder is not None and not (folder / "environment.json").exists():
-        shutil.rmtree(folder, ignore_errors=True)
+def _claim(folder: Path) -> None:
+    """Lock the run's config for as long as this process lives, so that no second one resumes it meanwhile."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return
+    file = (folder / "config.yaml").open(encoding="utf-8")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise ConfigError(COMMAND_LINE, "--resume", f"{folder} is running", "wait for it, or stop it first") from None
+    except OSError:  # a file system without locks
+        file.close()
+        return
+    _claims.append(file)

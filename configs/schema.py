@@ -33,7 +33,7 @@ SHARES = (
 )  # fmt: skip
 
 # Callbacks of every run, unless it sets them to null.
-DEFAULT_CALLBACKS = ("progress_line", "confusion_matrix")
+DEFAULT_CALLBACKS = ("progress_line", "confusion_matrix", "finite_steps")
 
 # Lightning's callbacks by short name: the file below lightning/pytorch/callbacks and the class.
 LIGHTNING_CALLBACKS = {
@@ -66,11 +66,16 @@ class Run:
         root: Folder of all runs; a run's own is ROOT/CONFIG/NAME.
         name: Folder of this run; null for the UTC time with a random tail. It must not exist yet.
         monitor: Metric by which the best checkpoint is chosen.
+        checkpoint_every_minutes: Minutes between two checkpoints within an epoch; null for none. Every epoch of more than
+            two seconds, and the end, has one anyway.
+        checkpoint_every_steps: Likewise, in optimizer steps.
     """
 
     root: str = "runs"
     name: str | None = None
     monitor: Literal["val/accuracy", "val/f1", "val/loss"] = "val/accuracy"
+    checkpoint_every_minutes: Annotated[float, "> 0"] | None = 10.0
+    checkpoint_every_steps: Annotated[int, ">= 1"] | None = None
 
 
 @dataclass

@@ -6,6 +6,7 @@ indexing (https://github.com/pytorch/pytorch/issues/106704). Nothing here has hi
 """
 
 from collections.abc import Callable, Iterator
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,8 @@ class EpochOrder:
     ) -> None:
         self.num_samples, self.batch_size, self.shuffle, self.seed = num_samples, batch_size, shuffle, seed
         self.rank, self.world_size, self.epoch = rank, world_size, 0
+        self.resumed = (0, 0)  # the epoch and the batch at which training goes on
+        self.skipped = 0  # batches of this epoch that were trained on before a stop
         self.repeats = False  # the first epoch's order for ever, to overfit a few batches
         if not shuffle and num_samples < world_size:
             raise ValueError(f"{num_samples} samples cannot be shared by {world_size} processes")
@@ -43,6 +46,7 @@ class EpochOrder:
     def set_epoch(self, epoch: int) -> None:
         """Lightning calls this before every epoch."""
         self.epoch = 0 if self.repeats else epoch
+        self.skipped = self.resumed[1] if epoch == self.resumed[0] else 0
 
     def __len__(self) -> int:
         if not self.shuffle:  # as many on every process: a forward pass in DistributedDataParallel is a collective
@@ -93,7 +97,7 @@ class TensorBatches:
     def __iter__(self) -> Iterator[tuple[Any, Tensor]]:
         order = self.batch_sampler
         generator = Generator(self.labels.device)
-        for i, indices in enumerate(order):
+        for i, indices in islice(enumerate(order), order.skipped, None):
             inputs = self.inputs[indices]
             if self.augment is not None:
                 generator.manual_seed(mixed_seed(order.seed, order.epoch, i, order.rank))

@@ -97,6 +97,7 @@ class ClassificationDataModule(LightningDataModule):
         self.val_fraction, self.split_seed, self.normalize, self.seed = val_fraction, split_seed, normalize, seed
         self.fingerprint = ""
         self._parts: dict[Part, Labelled] = {}
+        self._resumed = (0, 0)
 
     @property
     def spec(self) -> DataSpec:
@@ -134,6 +135,7 @@ class ClassificationDataModule(LightningDataModule):
 
     def train_dataloader(self) -> TensorBatches:
         batches = self._batches("train", self.batch_size, shuffle=True)
+        batches.batch_sampler.resumed = self._resumed
         if self.trainer is not None and self.trainer.overfit_batches > 0:  # type: ignore[attr-defined]
             batches.batch_sampler.repeats, batches.augment = True, None
         return batches
@@ -143,6 +145,17 @@ class ClassificationDataModule(LightningDataModule):
 
     def test_dataloader(self) -> TensorBatches:
         return self._batches("test", self.eval_batch_size, shuffle=False)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The epoch, and how many of its batches have been trained on: all that the order of samples depends on."""
+        assert self.trainer is not None
+        return {
+            "epoch": self.trainer.current_epoch,
+            "batches": self.trainer.fit_loop.epoch_loop.batch_progress.current.completed,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._resumed = (state_dict["epoch"], state_dict["batches"])
 
     def num_samples(self, part: Part) -> int:
         """Samples in a part, over all devices."""

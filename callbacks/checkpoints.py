@@ -1,0 +1,205 @@
+"""Which checkpoints a run keeps, when it writes them, and how it goes on from one, to the bit.
+
+`best.ckpt` is the best of the validations, `last.ckpt` where to go on. Lightning's ModelCheckpoint keeps a file of NaN for the
+best, and its `last` is not the last.
+"""
+
+import math
+import os
+import shutil
+import time
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import WeightAveraging
+from lightning.pytorch.trainer.states import TrainerFn
+
+from callbacks.epoch_loop import EpochLoop, progress, restore_volatile_state, volatile_state
+from callbacks.signals import Signals, Stopped
+
+EPOCH_SECONDS = 2.0  # epochs shorter than this do not each write a checkpoint: that would cost more than repeating them
+LEAST_FREE = 3  # checkpoints that must find room: the best, the last, and one that is being written
+
+
+class Checkpoints(Callback):
+    """Writes `best.ckpt` and `last.ckpt`, stops when a signal asks for it, restores what Lightning does not.
+
+    Args:
+        folder: Of the run.
+        monitor: Metric that the best checkpoint is chosen by.
+        mode: Whether less of it is better.
+        signals: That may ask to stop.
+        every_steps: Optimizer steps between two checkpoints within an epoch; null for none.
+        every_minutes: Likewise, by the clock.
+        enabled: Write checkpoints at all.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        monitor: str,
+        mode: Literal["min", "max"],
+        signals: Signals,
+        every_steps: int | None = None,
+        every_minutes: float | None = None,
+        enabled: bool = True,
+    ) -> None:
+        self.folder, self.monitor, self.mode, self.signals = folder, monitor, mode, signals
+        self.every_steps, self.every_minutes, self.enabled = every_steps, every_minutes, enabled
+        self.best: float | None = None
+        self._old_events = set(folder.glob("events.out.tfevents.*"))
+        self._saved_at, self._saved_step = -math.inf, -1
+        self._restored: dict[str, Any] | None = None
+        self._position: dict[str, Any] | None = None  # of the checkpoint that is being written
+        self._before_validation: dict[str, Any] | None = None
+        self._group: Any = None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if trainer.world_size > 1 and self._group is None:  # its own, on the CPU: asking a GPU would hold it up
+            self._group = torch.distributed.new_group(backend="gloo")
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._restored is not None:
+            if trainer.is_global_zero:
+                self._cut_events(self._restored["events"])
+            restore_volatile_state(pl_module, self._restored["processes"][trainer.global_rank])
+            self._saved_at, self._saved_step, self._restored = time.monotonic(), trainer.global_step, None
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        if batch_idx % trainer.accumulate_grad_batches == 0:  # gradients that are not whole are in no checkpoint
+            signum, due = self._agreed(self.signals.received, self._due(trainer, batch_idx))
+            if signum or due:
+                self._save(trainer, pl_module, "last", self._here(trainer, pl_module))
+            if signum:
+                raise Stopped(signum, _place(trainer, batch_idx))
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        training = trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking
+        self._before_validation = self._here(trainer, pl_module) if training else None
+
+    def on_validation_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        signum, _ = self._agreed(self.signals.received, False)
+        position = self._before_validation
+        if signum and (position is None or position["exact"]):
+            if position is not None:
+                self._save(trainer, pl_module, "last", position)
+            raise Stopped(signum, f"the validation of epoch {trainer.current_epoch + 1}")
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        position, self._before_validation = self._before_validation, None
+        if position is not None and self.monitor in trainer.callback_metrics:
+            value = float(trainer.callback_metrics[self.monitor])
+            better = self.best is None or (value < self.best if self.mode == "min" else value > self.best)
+            if math.isfinite(value) and better:
+                self.best = value
+                self._save(trainer, pl_module, "best", position)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._save(trainer, pl_module, "last", self._here(trainer, pl_module) | {"finished": True})
+
+    def on_test_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        signum, _ = self._agreed(self.signals.received, False)
+        if signum:
+            raise Stopped(signum, "the test")
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best": self.best}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.best = state_dict["best"]
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        if self._position is not None:
+            position = dict(self._position)
+            checkpoint["loops"]["fit_loop"] = position.pop("loops")
+            checkpoint["position"] = position
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        if trainer.state.fn == TrainerFn.FITTING:
+            self._restored = checkpoint["position"]
+            loop = trainer.fit_loop.epoch_loop
+            assert isinstance(loop, EpochLoop)
+            loop.validation_due = self._restored["validation_due"]
+            trainer.should_stop = self._restored["finished"]  # `fit` then restores, and trains nothing
+
+    def _due(self, trainer: Trainer, batch_idx: int) -> bool:
+        seconds = time.monotonic() - self._saved_at
+        if batch_idx == 0:  # the first one, before any step, shows that the folder can be written to
+            return seconds >= EPOCH_SECONDS
+        if self.every_steps and trainer.global_step % self.every_steps == 0 and trainer.global_step > self._saved_step:
+            return True
+        return bool(self.every_minutes and seconds >= 60 * self.every_minutes)
+
+    def _agreed(self, signum: int, due: bool) -> tuple[int, bool]:
+        """What any process wants, all do, at the same step."""
+        if self._group is None:
+            return signum, due
+        wanted = torch.tensor([signum, int(due)])
+        torch.distributed.all_reduce(wanted, torch.distributed.ReduceOp.MAX, self._group)
+        return int(wanted[0]), bool(wanted[1])
+
+    def _here(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
+        loops = progress(trainer)
+        done = loops["epoch_loop.batch_progress"]["current"]["completed"]
+        whole = done % trainer.accumulate_grad_batches == 0 or done == trainer.num_training_batches
+        averaging = any(isinstance(one, WeightAveraging) for one in trainer.callbacks)  # type: ignore[attr-defined]
+        ended = 0 <= trainer.max_steps <= trainer.global_step
+        return {
+            "loops": loops,
+            "process": volatile_state(pl_module),
+            "validation_due": trainer.validating,
+            "finished": False,
+            # a validation cannot be gone back to with half a window of gradients, with averaged weights in the place of the
+            # trained ones, or when no step is left
+            "exact": not trainer.validating or (whole and not averaging and not ended),
+        }
+
+    def _save(self, trainer: Trainer, pl_module: LightningModule, name: str, position: dict[str, Any]) -> None:
+        if not self.enabled or trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        process = position.pop("process")
+        processes = [process] * trainer.world_size
+        if self._group is not None:
+            torch.distributed.all_gather_object(processes, process, self._group)
+        self._position = position | {"processes": processes, "events": self._event_sizes(trainer)}
+        path = self.folder / f"checkpoints/{name}.ckpt"
+        first = not path.parent.exists()
+        trainer.save_checkpoint(path, weights_only=False)
+        self._position = None
+        if name == "last":
+            self._saved_at, self._saved_step = time.monotonic(), trainer.global_step
+        if first and trainer.is_global_zero:
+            _check_room(path)
+
+    def _event_sizes(self, trainer: Trainer) -> dict[str, int]:
+        """How far TensorBoard's files have come."""
+        for logger in trainer.loggers:
+            logger.save()
+        return {path.name: path.stat().st_size for path in self.folder.glob("events.out.tfevents.*")}
+
+    def _cut_events(self, sizes: dict[str, int]) -> None:
+        """Take back what was logged after the checkpoint, which will be logged again."""
+        for path in self._old_events:
+            size = sizes.get(path.name, 0)
+            if size == 0:
+                path.unlink(missing_ok=True)
+            elif path.stat().st_size > size:
+                os.truncate(path, size)
+
+
+def _place(trainer: Trainer, batch_idx: int) -> str:
+    return f"epoch {trainer.current_epoch + 1}, after {batch_idx} of {trainer.num_training_batches} batches"
+
+
+def _check_room(path: Path) -> None:
+    """Refuse to train for hours on a disk that has no room for the result."""
+    size, free = path.stat().st_size, shutil.disk_usage(path.parent).free
+    if free < (LEAST_FREE - 1) * size:
+        message = f"a checkpoint has {size / 1e6:.0f} MB, and the disk of {path.parent} has {free / 1e6:.0f} MB left"
+        raise OSError(28, message)  # ENOSPC

@@ -1,0 +1,104 @@
+"""Going on in the middle of an epoch as if there had been no stop.
+
+Lightning guesses from its counters at which hook a checkpoint was saved, and goes on accordingly: it skips a validation that was
+due, or counts a step twice. Here a checkpoint is saved at two places only, between two training batches or before a
+validation, with every counter complete; so there is nothing to guess.
+"""
+
+import random
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.loops.fetchers import _DataFetcher
+from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
+from torchmetrics import Metric
+
+
+class EpochLoop(_TrainingEpochLoop):
+    """Lightning's loop over the batches of an epoch, which starts where `progress` says that it was.
+
+    Attributes:
+        validation_due: Validate before the first batch: the stop came between the two.
+    """
+
+    validation_due = False
+
+    @classmethod
+    def replace(cls, trainer: Trainer) -> None:
+        """Put one in the place of `trainer`'s own."""
+        old = trainer.fit_loop.epoch_loop
+        trainer.fit_loop.epoch_loop = cls(trainer, min_steps=old.min_steps, max_steps=old.max_steps)
+
+    @property
+    def done(self) -> bool:
+        return not self.validation_due and super().done
+
+    def reset(self) -> None:
+        if self.restarting:
+            self.trainer.fit_loop.restarting = False  # the counters, of all loops, are right as they are
+        else:
+            super().reset()
+
+    def advance(self, data_fetcher: _DataFetcher) -> None:
+        if self.validation_due:
+            self.validation_due = False  # the loop goes on to `on_advance_end`, which validates
+        else:
+            super().advance(data_fetcher)
+
+
+def progress(trainer: Trainer) -> dict[str, Any]:
+    """The state of the loops, of a batch that is about to begin or of a validation that is."""
+    loops: dict[str, Any] = trainer.fit_loop.state_dict()
+    batches = loops["epoch_loop.batch_progress"]
+    for count in (batches["total"], batches["current"]):
+        count["ready"] = count["completed"]  # the next batch is counted when it comes again
+    batches["is_last_batch"] = batches["is_last_batch"] and trainer.validating
+    return loops
+
+
+def volatile_state(pl_module: LightningModule) -> dict[str, Any]:
+    """What else a step depends on or adds to, of this process: random numbers (dropout), metrics of the epoch so far."""
+    name, key, *rest = np.random.get_state()
+    state: dict[str, Any] = {
+        "torch": torch.get_rng_state(),
+        "numpy": [name, torch.from_numpy(np.asarray(key, dtype=np.int64)), *rest],  # safe loading knows tensors only
+        "python": random.getstate(),
+        "metrics": {
+            name: [metric._update_count, {one: _copied(getattr(metric, one)) for one in metric._defaults}]
+            for name, metric in _metrics(pl_module)
+            if metric._update_count
+        },
+    }
+    if pl_module.device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(pl_module.device)
+    return state
+
+
+def restore_volatile_state(pl_module: LightningModule, state: dict[str, Any]) -> None:
+    """Put back what `volatile_state` took."""
+    name, key, *rest = state["numpy"]
+    np.random.set_state((name, key.numpy().astype(np.uint32), *rest))
+    random.setstate(state["python"])
+    torch.set_rng_state(state["torch"].cpu())
+    if "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"].cpu(), pl_module.device)
+    for name, metric in _metrics(pl_module):
+        if name in state["metrics"]:
+            metric._update_count, values = state["metrics"][name]
+            metric._computed = None
+            for one, value in values.items():
+                setattr(metric, one, _moved(value, metric.device))
+
+
+def _metrics(pl_module: LightningModule) -> list[tuple[str, Metric]]:
+    return [(name, module) for name, module in pl_module.named_modules() if isinstance(module, Metric)]
+
+
+def _copied(value: Any) -> Any:
+    return [one.clone() for one in value] if isinstance(value, list) else value.clone()
+
+
+def _moved(value: Any, device: torch.device) -> Any:
+    return [one.to(device) for one in value] if isinstance(value, list) else value.to(device)

@@ -1,0 +1,88 @@
+"""``--resume RUN`` and ``--resume auto``: which run goes on, and whether it is still the same one."""
+
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from configs.config import Config
+from configs.loading import load_config
+from configs.nodes import COMMAND_LINE, ConfigError
+from configs.run_folder import experiment_folder
+
+AUTO = "auto"
+# Keys that may differ from those of the run: they decide nothing about its result.
+FREE = (
+    "run.name",
+    "run.root",
+    "run.checkpoint_every_steps",
+    "run.checkpoint_every_minutes",
+    "trainer.enable_progress_bar",
+)
+
+
+def find_run(which: str, path: Path | None, overrides: list[str]) -> Config:
+    """The config of the run that goes on, with its folder in `resumes`.
+
+    Args:
+        which: `AUTO`, a run's folder, or a checkpoint in it.
+        path: The config that was named beside; null for the run's own.
+        overrides: What was written beside.
+
+    Raises:
+        ConfigError: if there is no such run, if it is finished, or if it was another experiment.
+    """
+    if which == AUTO:
+        return _newest(path, overrides)
+    named = Path(which)
+    folder = named.parent.parent if named.suffix == ".ckpt" else named
+    if not (folder / "config.yaml").is_file():
+        hint = "give a folder such as runs/CONFIG/NAME, or a checkpoint in it"
+        raise ConfigError(COMMAND_LINE, "--resume", f"{which} is no run's folder (no config.yaml in it)", hint)
+    if named.suffix == ".ckpt" and not named.is_file():
+        raise ConfigError(COMMAND_LINE, "--resume", f"there is no file {named}")
+    if is_finished(folder):
+        figures = folder / "metrics.json"
+        raise ConfigError(COMMAND_LINE, "--resume", f"{folder} is finished", f"its figures are in {figures}")
+    config = load_config(path or folder / "config.yaml", overrides)
+    if changed := difference(load_config(folder / "config.yaml"), config):
+        key, there, here = changed
+        problem = f"{key} is {here} here, and {there} in {folder}"
+        raise ConfigError(
+            config.where(key), key, problem, "a changed experiment is a new run; start it without --resume"
+        )
+    return replace(config, resumes=named)
+
+
+def is_finished(folder: Path) -> bool:
+    return (folder / "metrics.json").is_file()
+
+
+def difference(one: Config, other: Config) -> tuple[str, Any, Any] | None:
+    """The first key that decides the result and differs, with both values."""
+    for key in sorted({*one.all_keys(), *other.all_keys()} - {*FREE}):
+        values = [config[key] if key in config.all_keys() else "not there" for config in (one, other)]
+        if values[0] != values[1]:
+            return key, *("null" if value is None else value for value in values)
+    return None
+
+
+def _newest(path: Path | None, overrides: list[str]) -> Config:
+    if path is None:
+        hint = "python train.py --config FILE --resume auto, or --resume runs/CONFIG/NAME"
+        raise ConfigError(COMMAND_LINE, "--resume", f"{AUTO} looks for a run of a config, and none is named", hint)
+    config = load_config(path, overrides)
+    root = experiment_folder(config)
+    folders = [one.parent for one in root.glob("*/config.yaml") if not is_finished(one.parent)]
+    said = f"{root} has no unfinished run"
+    for folder in sorted(folders, key=_last_written, reverse=True):
+        changed = difference(load_config(folder / "config.yaml"), config)
+        if changed is None:
+            return replace(config, resumes=folder, falls_back=True)
+        said = f"the newest unfinished run, {folder}, has {changed[0]}={changed[1]}, not {changed[2]}"
+        break
+    raise ConfigError(COMMAND_LINE, "--resume", f"nothing to resume: {said}", "start a run without --resume")
+
+
+def _last_written(folder: Path) -> float:
+    return max(os.stat(path).st_mtime for path in (folder / "config.yaml", *folder.glob("checkpoints/*.ckpt")))

@@ -1,0 +1,143 @@
+"""A checkpoint's file: written whole or not at all, and loaded only if it is what was written.
+
+It is the zip file that `torch.save` makes, readable by `torch.load` as ever, with its SHA-256 as the archive's comment. A
+file beside it could be from before or after a crash; a comment cannot. Torch itself checks nothing: sixteen flipped bytes in a
+tensor load without a word (https://github.com/pytorch/pytorch/issues/126952). Looking at a file needs no torch.
+"""
+
+import hashlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, BinaryIO
+
+_MARK = b"sha256:"
+_COMMENT = len(_MARK) + 64  # bytes at the end of the file: the mark and the hexadecimal digest
+_CHUNK = 2**20
+
+
+class BrokenCheckpoint(ValueError):
+    """A file that is no whole checkpoint of this project's: the message names it and says what is wrong."""
+
+
+def write(checkpoint: dict[str, Any], path: Path) -> None:
+    """Write `checkpoint` so that `path` is at any moment the old file or the new one, whole.
+
+    It is written beside its target, synced to the disk and renamed; a temporary folder may be on another disk.
+
+    Raises:
+        OSError: if it cannot be written; what was there before is still there.
+    """
+    import torch
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    try:
+        with part.open("w+b") as file:
+            hashed = _Hashed(file)
+            torch.save(checkpoint, hashed)
+            comment = _MARK + hashed.digest.hexdigest().encode()
+            file.seek(-2, os.SEEK_END)  # a zip file ends with the length of its comment
+            file.write(len(comment).to_bytes(2, "little") + comment)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+        _sync_folder(path.parent)
+    except RuntimeError as error:  # torch's answer to a full disk
+        raise (error.__context__ if isinstance(error.__context__, OSError) else error) from None
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def read(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
+    """The checkpoint in `path`, verified; nothing but tensors and plain values can be in it.
+
+    Raises:
+        BrokenCheckpoint: if it is missing, damaged, or no checkpoint of this project's.
+    """
+    import torch
+
+    verify(path)
+    checkpoint: dict[str, Any] = torch.load(path, map_location, weights_only=True)
+    return checkpoint
+
+
+def verify(path: Path) -> None:
+    """See that `path` holds what was written to it.
+
+    Raises:
+        BrokenCheckpoint: if not.
+    """
+    try:
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            if size <= _COMMENT:
+                raise BrokenCheckpoint(f"{path} is {'empty' if size == 0 else 'cut off'}")
+            start = file.read(4)
+            file.seek(size - _COMMENT)
+            comment = file.read()
+            if start != b"PK\x03\x04":
+                raise BrokenCheckpoint(f"{path} is no checkpoint")
+            if not comment.startswith(_MARK):
+                raise BrokenCheckpoint(f"{path} is cut off, or no checkpoint of this project's (it has no checksum)")
+            file.seek(0)
+            digest, left = hashlib.sha256(), size - _COMMENT - 2
+            while left:
+                chunk = file.read(min(left, _CHUNK))
+                digest.update(chunk)
+                left -= len(chunk)
+            length = file.read(2)
+    except OSError as error:
+        raise BrokenCheckpoint(f"{path} cannot be read ({error.strerror})") from None
+    digest.update(b"\0\0")  # the comment's length, as it was when the digest was taken
+    if length != _COMMENT.to_bytes(2, "little") or comment != _MARK + digest.hexdigest().encode():
+        raise BrokenCheckpoint(f"{path} is damaged: its content does not match its checksum")
+
+
+def newest(folder: Path, fall_back: bool) -> Path | None:
+    """The checkpoint that the run in `folder` goes on from; null if it has written none yet.
+
+    Args:
+        folder: Of a run.
+        fall_back: Where the newest is broken, take the next.
+
+    Raises:
+        BrokenCheckpoint: if the newest, or with `fall_back` every one, is broken.
+    """
+    found = sorted(folder.glob("checkpoints/*.ckpt"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
+    broken: BrokenCheckpoint | None = None
+    for path in found:
+        try:
+            verify(path)
+        except BrokenCheckpoint as error:
+            broken = broken or error
+            continue
+        if broken and not fall_back:
+            raise BrokenCheckpoint(f"{broken}; {path} is whole: go on from it by --resume {path}")
+        return path
+    if broken:
+        raise broken
+    return None
+
+
+class _Hashed:
+    """A file as `torch.save` writes to it, with the digest of what went through."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.digest = hashlib.sha256()
+        self._write: Callable[[bytes], int] = file.write
+        self.flush = file.flush
+
+    def write(self, data: bytes) -> int:
+        self.digest.update(data)
+        return self._write(data)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the renaming last; Windows cannot, and need not."""
+    if os.name == "posix":
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
