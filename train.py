@@ -15,11 +15,12 @@ import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from callbacks.signals import RunEnded, Signals, Stopped, requeue
-from configs import Config, ConfigError, close_run_folder, discard, open_run_folder, parse, rank
+from callbacks.endings import REFUSED, RunEnded, end_children, ending, tell
+from callbacks.signals import Signals
+from configs import Config, ConfigError, parse, rank, run_folder
 from configs.catalogue import PROJECT, lightning_folder
 from configs.schema import METRICS
-from lit_models.checkpoint_file import BrokenCheckpoint, newest
+from lit_models.checkpoint_file import BrokenCheckpointError, newest
 
 if TYPE_CHECKING:
     from lightning.pytorch import Callback, Trainer
@@ -31,39 +32,24 @@ if TYPE_CHECKING:
 
 def main(argv: list[str]) -> int:
     """Run the command line `argv`; the exit code comes back."""
-    folder, resumes = None, False
+    folder = None
     with Signals() as signals:
         try:
             config = parse(argv, description=__doc__.splitlines()[0])
             if config is None:
                 return 0
-            resumes = config.resumes is not None
-            folder = open_run_folder(config)
-            return train(config, folder, signals)
-        except (ConfigError, BrokenCheckpoint) as error:
-            said, exit_code = f"error: {error}", 2
+            with run_folder(config) as folder:
+                return train(config, folder, signals)
+        except (ConfigError, BrokenCheckpointError) as error:
+            end = RunEnded(f"error: {error}", REFUSED)
         except RunEnded as error:
-            said, exit_code = str(error), error.exit_code
-            if isinstance(error, Stopped) and rank() == 0 and (news := requeue(error.signum)):
-                said = f"{said}; {news}"
-        finally:
-            close_run_folder()
-    if not resumes:
-        discard(folder)
-    if folder is not None and (folder / "checkpoints/last.ckpt").is_file() and exit_code != 2:
-        said = f"{said}; go on with: python train.py --resume {folder}"
-    if rank() == 0 or exit_code == 2:
-        print(said, file=sys.stderr)
-    return (
-        exit_code if rank() == 0 or exit_code == 2 else 0
-    )  # a launcher would kill the first one, which is still at work
+            end = error
+    return tell(end, folder, rank())
 
 
 def train(config: Config, folder: Path, signals: Signals) -> int:
     """Fit, test the best checkpoint, leave everything in the run's folder; the exit code comes back."""
-    checkpoint = config.resumes if config.resumes and config.resumes.is_file() else None
-    if config.resumes and checkpoint is None:
-        checkpoint = newest(folder, config.falls_back)
+    checkpoint = config.checkpoint or newest(folder, config.falls_back)
     from lightning.pytorch import seed_everything
     from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
@@ -72,8 +58,7 @@ def train(config: Config, folder: Path, signals: Signals) -> int:
     from datamodules.classification import DataError
 
     quieten()
-    record = RunRecord(folder, config.to_yaml(), config.flat(), resumes=checkpoint is not None)
-    trainer = None
+    record, trainer = RunRecord(folder, config.to_yaml(), config.flat(), resumes=checkpoint is not None), None
     try:
         seed_everything(config["seed"], verbose=False)
         trainer = make_trainer(config, folder, record, signals)  # before any download: it may refuse
@@ -86,7 +71,7 @@ def train(config: Config, folder: Path, signals: Signals) -> int:
         model.set_normalization(datamodule.mean, datamodule.std)
         signals.deferred = True
         trainer.fit(model, datamodule, ckpt_path=checkpoint, weights_only=True)
-        best = folder / "checkpoints/best.ckpt"
+        best = folder / "checkpoints/best.ckpt"  # of the first process, if there are more
         tested = trainer.strategy.broadcast(best if best.is_file() else None)
         trainer.test(model, datamodule, ckpt_path=tested, weights_only=True, verbose=False)
     except DataError as error:
@@ -96,6 +81,11 @@ def train(config: Config, folder: Path, signals: Signals) -> int:
         if isinstance(error, MisconfigurationException) or where.is_relative_to(lightning_folder()):
             raise config.refused("trainer", str(error)) from error  # Lightning refuses options; the rest are bugs
         raise
+    except Exception as error:
+        raise ending(error, config["data.batch_size"]) from error
+    finally:
+        if trainer is not None and not trainer.state.finished:
+            end_children(getattr(trainer.strategy.launcher, "procs", []))
     if trainer.is_global_zero:
         record.finish(trainer, tested)
         print(record.report())
@@ -128,31 +118,29 @@ def make_trainer(config: Config, folder: Path, record: "RunRecord", signals: Sig
     from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
     from callbacks.checkpoints import Checkpoints
-    from callbacks.epoch_loop import EpochLoop
+    from callbacks.epoch_loop import make_resumable
     from callbacks.run_record import RunLogger
     from lit_models.checkpoint_io import VerifiedCheckpoints
     from lit_models.hardware import best_precision, check_processes, hardware
 
     options = config.options("trainer")
     options["default_root_dir"] = options["default_root_dir"] or str(folder)
-    options["max_epochs"] = options["max_epochs"] or -1
-    options["max_steps"] = options["max_steps"] or -1
+    options |= {name: options[name] or -1 for name in ("max_epochs", "max_steps")}
     options["logger"] = RunLogger(folder) if options["logger"] else False
     if options["precision"] == "auto":
         options["precision"] = best_precision(options["accelerator"])
     wanted = {name for name, values in config["callbacks"].items() if values is not None}
     if not options.pop("enable_progress_bar"):
         wanted.discard("progress_line")
-    run, enabled = config["run"], options.pop("enable_checkpointing")
-    every = run["checkpoint_every_steps"], run["checkpoint_every_minutes"]
-    checkpoints = Checkpoints(folder, run["monitor"], METRICS[run["monitor"]], signals, *every, enabled)
+    run = {name: value for name, value in config["run"].items() if name not in ("root", "name")}
+    run |= {"mode": METRICS[run["monitor"]], "enabled": options.pop("enable_checkpointing")}
+    checkpoints = Checkpoints(folder, signals, **run)
     # these two first: what they write is how things stood before the others acted
     callbacks: list[Callback] = [record, checkpoints, *(make(config, f"callbacks.{one}") for one in sorted(wanted))]
     ours = {"enable_progress_bar": False, "enable_checkpointing": False, "plugins": VerifiedCheckpoints()}
     try:
         trainer = Trainer(**options, callbacks=callbacks, **ours)
-        EpochLoop.replace(trainer)
-        trainer._signal_connector.register_signal_handlers = lambda: None  # ours stay
+        make_resumable(trainer)
         check_processes(trainer.accelerator, trainer.num_devices)
     except (ValueError, TypeError, RuntimeError, ImportError, MisconfigurationException) as error:
         raise config.refused("trainer", str(error), hardware()) from error

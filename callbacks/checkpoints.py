@@ -1,7 +1,7 @@
 """Which checkpoints a run keeps, when it writes them, and how it goes on from one, to the bit.
 
-`best.ckpt` is the best of the validations, `last.ckpt` where to go on. Lightning's ModelCheckpoint keeps a file of NaN for the
-best, and its `last` is not the last.
+`best.ckpt` is the best of the validations, `last.ckpt` where to go on. Lightning's ModelCheckpoint keeps a model of NaN for
+the best, and its `last` is not the last.
 """
 
 import math
@@ -16,8 +16,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.trainer.states import TrainerFn
 
+from callbacks.endings import Stopped
 from callbacks.epoch_loop import EpochLoop, progress, restore_volatile_state, volatile_state
-from callbacks.signals import Signals, Stopped
+from callbacks.signals import Signals
 
 EPOCH_SECONDS = 2.0  # epochs shorter than this do not each write a checkpoint: that would cost more than repeating them
 LEAST_FREE = 3  # checkpoints that must find room: the best, the last, and one that is being written
@@ -28,26 +29,26 @@ class Checkpoints(Callback):
 
     Args:
         folder: Of the run.
+        signals: That may ask to stop.
         monitor: Metric that the best checkpoint is chosen by.
         mode: Whether less of it is better.
-        signals: That may ask to stop.
-        every_steps: Optimizer steps between two checkpoints within an epoch; null for none.
-        every_minutes: Likewise, by the clock.
+        checkpoint_every_steps: Optimizer steps between two checkpoints within an epoch; null for none.
+        checkpoint_every_minutes: Likewise, by the clock.
         enabled: Write checkpoints at all.
     """
 
     def __init__(
         self,
         folder: Path,
+        signals: Signals,
         monitor: str,
         mode: Literal["min", "max"],
-        signals: Signals,
-        every_steps: int | None = None,
-        every_minutes: float | None = None,
+        checkpoint_every_steps: int | None = None,
+        checkpoint_every_minutes: float | None = None,
         enabled: bool = True,
     ) -> None:
-        self.folder, self.monitor, self.mode, self.signals = folder, monitor, mode, signals
-        self.every_steps, self.every_minutes, self.enabled = every_steps, every_minutes, enabled
+        self.folder, self.signals, self.monitor, self.mode, self.enabled = folder, signals, monitor, mode, enabled
+        self.every_steps, self.every_minutes = checkpoint_every_steps, checkpoint_every_minutes
         self.best: float | None = None
         self._old_events = set(folder.glob("events.out.tfevents.*"))
         self._saved_at, self._saved_step = -math.inf, -1

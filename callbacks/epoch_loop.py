@@ -1,7 +1,7 @@
 """Going on in the middle of an epoch as if there had been no stop.
 
-Lightning guesses from its counters at which hook a checkpoint was saved, and goes on accordingly: it skips a validation that was
-due, or counts a step twice. Here a checkpoint is saved at two places only, between two training batches or before a
+Lightning guesses from its counters at which hook a checkpoint was saved, and goes on accordingly: it skips a validation that
+was due, or counts a step twice. Here a checkpoint is saved at two places only, between two training batches or before a
 validation, with every counter complete; so there is nothing to guess.
 """
 
@@ -25,12 +25,6 @@ class EpochLoop(_TrainingEpochLoop):
 
     validation_due = False
 
-    @classmethod
-    def replace(cls, trainer: Trainer) -> None:
-        """Put one in the place of `trainer`'s own."""
-        old = trainer.fit_loop.epoch_loop
-        trainer.fit_loop.epoch_loop = cls(trainer, min_steps=old.min_steps, max_steps=old.max_steps)
-
     @property
     def done(self) -> bool:
         return not self.validation_due and super().done
@@ -46,6 +40,13 @@ class EpochLoop(_TrainingEpochLoop):
             self.validation_due = False  # the loop goes on to `on_advance_end`, which validates
         else:
             super().advance(data_fetcher)
+
+
+def make_resumable(trainer: Trainer) -> None:
+    """Give `trainer` this loop, and keep its hands off the signals (`callbacks.signals`)."""
+    old = trainer.fit_loop.epoch_loop
+    trainer.fit_loop.epoch_loop = EpochLoop(trainer, min_steps=old.min_steps, max_steps=old.max_steps)
+    trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
 
 
 def progress(trainer: Trainer) -> dict[str, Any]:

@@ -7,17 +7,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from callbacks.signals import RunEnded
-
-
-DIVERGED = 3
-
-
-class Diverged(RunEnded):
-    """A loss or a gradient is not finite; the message says which, and where."""
-
-    def __init__(self, message: str) -> None:
-        super().__init__(f"diverged: {message}", DIVERGED)
+from callbacks.endings import Diverged
 
 
 class FiniteSteps(Callback):

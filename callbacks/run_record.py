@@ -11,6 +11,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from callbacks.endings import REFUSED, RunEnded
 from callbacks.environment import changed, environment, noted
 
 
@@ -26,10 +27,6 @@ class RunLogger(TensorBoardLogger):
     def finalize(self, status: str) -> None:
         """Keep the file open: the test writes to it after the training."""
         self.experiment.flush()
-
-
-class CannotResume(ValueError):
-    """What decides the result has changed since the run was stopped."""
 
 
 class RunRecord(Callback):
@@ -101,7 +98,7 @@ class RunRecord(Callback):
     def _compared(self, trainer: Trainer, there: dict[str, Any], here: dict[str, Any]) -> dict[str, Any]:
         """The environment of before, with a note of this resumption."""
         if problem := changed(there, here):
-            raise CannotResume(problem)
+            raise RunEnded(f"error: --resume: {problem}", REFUSED)
         others = noted(there, here)
         if others and trainer.is_global_zero:
             print(f"resumed, perhaps not to the bit: {', '.join(others)} changed (environment.json)", flush=True)

@@ -8,6 +8,6 @@ from configs.command_line import parse
 from configs.config import Config
 from configs.loading import load_config
 from configs.nodes import ConfigError
-from configs.run_folder import close_run_folder, discard, open_run_folder, rank
+from configs.run_folder import rank, run_folder
 
-__all__ = ["Config", "ConfigError", "close_run_folder", "discard", "load_config", "open_run_folder", "parse", "rank"]
+__all__ = ["Config", "ConfigError", "load_config", "parse", "rank", "run_folder"]

@@ -42,7 +42,7 @@ def parse(argv: list[str], description: str) -> Config | None:
             read_override(option)  # which says why not
     overrides = [*arguments.overrides, *rest]
     if arguments.resume is not None and not arguments.help:
-        config = find_run(arguments.resume, arguments.config, overrides)
+        config: Config | None = find_run(arguments.resume, arguments.config, overrides)
     elif arguments.config is None and not arguments.help:
         files = [one for one in arguments.overrides if one.endswith(".yaml")] or ["configs/iris_mlp.yaml"]
         raise ConfigError(COMMAND_LINE, "--config", "is missing", f"python train.py --config {files[0]}")

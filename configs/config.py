@@ -22,7 +22,8 @@ class Config:
         components: what each section configures; those of callbacks as ``callbacks.NAME``.
         parameters: the declaration of each dotted key.
         origins: file and line, or command line, of each dotted key that was written.
-        resumes: the folder, or the checkpoint, of the run that goes on; null for a new run.
+        resumes: the folder of the run that goes on; null for a new run.
+        checkpoint: that it goes on from; null for its newest one.
         falls_back: take the newest checkpoint that is whole, where the newest is not.
     """
 
@@ -32,6 +33,7 @@ class Config:
     parameters: dict[str, Parameter]
     origins: dict[str, str]
     resumes: Path | None = None
+    checkpoint: Path | None = None
     falls_back: bool = False
 
     def __getitem__(self, key: str) -> Any:

@@ -51,7 +51,7 @@ def find_run(which: str, path: Path | None, overrides: list[str]) -> Config:
         raise ConfigError(
             config.where(key), key, problem, "a changed experiment is a new run; start it without --resume"
         )
-    return replace(config, resumes=named)
+    return replace(config, resumes=folder, checkpoint=named if named.suffix == ".ckpt" else None)
 
 
 def is_finished(folder: Path) -> bool:
@@ -63,7 +63,8 @@ def difference(one: Config, other: Config) -> tuple[str, Any, Any] | None:
     for key in sorted({*one.all_keys(), *other.all_keys()} - {*FREE}):
         values = [config[key] if key in config.all_keys() else "not there" for config in (one, other)]
         if values[0] != values[1]:
-            return key, *("null" if value is None else value for value in values)
+            there, here = ("null" if value is None else value for value in values)
+            return key, there, here
     return None
 
 

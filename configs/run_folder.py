@@ -3,6 +3,8 @@
 import os
 import secrets
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO
@@ -12,7 +14,6 @@ from configs.nodes import COMMAND_LINE, ConfigError
 from configs.signatures import PROJECT
 
 VARIABLE = "LIT_RUN_FOLDER"  # tells the processes that Lightning starts for further devices where the run is
-_claims: list[IO[str]] = []  # open as long as this process lives
 
 
 def rank() -> int:
@@ -25,25 +26,37 @@ def rank() -> int:
     return int(environ.get("NODE_RANK", "0")) or int(environ.get("LOCAL_RANK", "0"))
 
 
-def open_run_folder(config: Config) -> Path:
+@contextmanager
+def run_folder(config: Config) -> Iterator[Path]:
     """The folder of the run: the one that is resumed, or a new ROOT/CONFIG/NAME with the resolved config in it.
 
-    Only the first process makes or claims it; the others write nothing.
+    Only the first process makes and locks it; the others write nothing. That of a new run which is refused before it trains
+    is removed.
 
     Raises:
         ConfigError: if it exists, cannot be made, or another process is at work in it.
     """
+    folder = _opened(config)
+    lock = _locked(folder) if rank() == 0 else None
+    try:
+        yield folder
+    finally:
+        if lock is not None:
+            lock.close()
+        if config.resumes is None and rank() == 0 and not (folder / "environment.json").exists():
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _opened(config: Config) -> Path:
     if config.resumes is not None:
-        folder = config.resumes.parent.parent if config.resumes.suffix == ".ckpt" else config.resumes
+        folder = config.resumes
         if rank() == 0:
-            _claim(folder)
             for part in folder.glob("checkpoints/*.part"):  # of a process that was killed while it wrote
                 part.unlink()
     elif rank() > 0:
         return Path(os.environ.get(VARIABLE, experiment_folder(config)))
     else:
         folder = _made(config)
-        _claim(folder)
     os.environ[VARIABLE] = str(folder.resolve())
     if rank() == 0:
         print(f"{'resuming' if config.resumes else 'run folder:'} {folder}", flush=True)
@@ -55,18 +68,6 @@ def experiment_folder(config: Config) -> Path:
     path = config.path.resolve()
     of_a_run = path.name == "config.yaml" and path.parent != PROJECT / "configs"
     return Path(config["run.root"]) / (path.parent.parent.name if of_a_run else path.stem)
-
-
-def close_run_folder() -> None:
-    """Let other processes resume the run."""
-    while _claims:
-        _claims.pop().close()
-
-
-def discard(folder: Path | None) -> None:
-    """Remove the folder of a run that was refused before it began to train."""
-    if folder is not None and rank() == 0 and not (folder / "environment.json").exists():
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _made(config: Config) -> Path:
@@ -81,19 +82,19 @@ def _made(config: Config) -> Path:
         hint = f"choose another name, or go on with it: --resume {folder}"
         raise ConfigError(config.where("run.name"), "run.name", f"{folder} exists", hint) from None
     except OSError as error:
-        discard(folder)
+        shutil.rmtree(folder, ignore_errors=True)
         raise ConfigError(
             config.where("run.root"), "run.root", f"cannot write to {folder} ({error.strerror})"
         ) from None
     return folder
 
 
-def _claim(folder: Path) -> None:
-    """Lock the run's config for as long as this process lives, so that no second one resumes it meanwhile."""
+def _locked(folder: Path) -> IO[str] | None:
+    """The run's config, open and locked, so that no second process resumes it meanwhile; null where there are no locks."""
     try:
         import fcntl
     except ImportError:  # Windows
-        return
+        return None
     file = (folder / "config.yaml").open(encoding="utf-8")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -102,5 +103,5 @@ def _claim(folder: Path) -> None:
         raise ConfigError(COMMAND_LINE, "--resume", f"{folder} is running", "wait for it, or stop it first") from None
     except OSError:  # a file system without locks
         file.close()
-        return
-    _claims.append(file)
+        return None
+    return file

@@ -1,8 +1,8 @@
 """A checkpoint's file: written whole or not at all, and loaded only if it is what was written.
 
 It is the zip file that `torch.save` makes, readable by `torch.load` as ever, with its SHA-256 as the archive's comment. A
-file beside it could be from before or after a crash; a comment cannot. Torch itself checks nothing: sixteen flipped bytes in a
-tensor load without a word (https://github.com/pytorch/pytorch/issues/126952). Looking at a file needs no torch.
+file beside it could be from before or after a crash; a comment cannot. Torch itself checks nothing: sixteen flipped bytes
+in a tensor load without a word (https://github.com/pytorch/pytorch/issues/126952). Looking at a file needs no torch.
 """
 
 import hashlib
@@ -16,7 +16,7 @@ _COMMENT = len(_MARK) + 64  # bytes at the end of the file: the mark and the hex
 _CHUNK = 2**20
 
 
-class BrokenCheckpoint(ValueError):
+class BrokenCheckpointError(ValueError):
     """A file that is no whole checkpoint of this project's: the message names it and says what is wrong."""
 
 
@@ -35,7 +35,7 @@ def write(checkpoint: dict[str, Any], path: Path) -> None:
     try:
         with part.open("w+b") as file:
             hashed = _Hashed(file)
-            torch.save(checkpoint, hashed)
+            torch.save(checkpoint, hashed)  # type: ignore[arg-type]
             comment = _MARK + hashed.digest.hexdigest().encode()
             file.seek(-2, os.SEEK_END)  # a zip file ends with the length of its comment
             file.write(len(comment).to_bytes(2, "little") + comment)
@@ -53,7 +53,7 @@ def read(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
     """The checkpoint in `path`, verified; nothing but tensors and plain values can be in it.
 
     Raises:
-        BrokenCheckpoint: if it is missing, damaged, or no checkpoint of this project's.
+        BrokenCheckpointError: if it is missing, damaged, or no checkpoint of this project's.
     """
     import torch
 
@@ -66,20 +66,22 @@ def verify(path: Path) -> None:
     """See that `path` holds what was written to it.
 
     Raises:
-        BrokenCheckpoint: if not.
+        BrokenCheckpointError: if not.
     """
     try:
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
             if size <= _COMMENT:
-                raise BrokenCheckpoint(f"{path} is {'empty' if size == 0 else 'cut off'}")
+                raise BrokenCheckpointError(f"{path} is {'empty' if size == 0 else 'cut off'}")
             start = file.read(4)
             file.seek(size - _COMMENT)
             comment = file.read()
             if start != b"PK\x03\x04":
-                raise BrokenCheckpoint(f"{path} is no checkpoint")
+                raise BrokenCheckpointError(f"{path} is no checkpoint")
             if not comment.startswith(_MARK):
-                raise BrokenCheckpoint(f"{path} is cut off, or no checkpoint of this project's (it has no checksum)")
+                raise BrokenCheckpointError(
+                    f"{path} is cut off, or no checkpoint of this project's (it has no checksum)"
+                )
             file.seek(0)
             digest, left = hashlib.sha256(), size - _COMMENT - 2
             while left:
@@ -88,10 +90,10 @@ def verify(path: Path) -> None:
                 left -= len(chunk)
             length = file.read(2)
     except OSError as error:
-        raise BrokenCheckpoint(f"{path} cannot be read ({error.strerror})") from None
+        raise BrokenCheckpointError(f"{path} cannot be read ({error.strerror})") from None
     digest.update(b"\0\0")  # the comment's length, as it was when the digest was taken
     if length != _COMMENT.to_bytes(2, "little") or comment != _MARK + digest.hexdigest().encode():
-        raise BrokenCheckpoint(f"{path} is damaged: its content does not match its checksum")
+        raise BrokenCheckpointError(f"{path} is damaged: its content does not match its checksum")
 
 
 def newest(folder: Path, fall_back: bool) -> Path | None:
@@ -102,18 +104,18 @@ def newest(folder: Path, fall_back: bool) -> Path | None:
         fall_back: Where the newest is broken, take the next.
 
     Raises:
-        BrokenCheckpoint: if the newest, or with `fall_back` every one, is broken.
+        BrokenCheckpointError: if the newest, or with `fall_back` every one, is broken.
     """
     found = sorted(folder.glob("checkpoints/*.ckpt"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
-    broken: BrokenCheckpoint | None = None
+    broken: BrokenCheckpointError | None = None
     for path in found:
         try:
             verify(path)
-        except BrokenCheckpoint as error:
+        except BrokenCheckpointError as error:
             broken = broken or error
             continue
         if broken and not fall_back:
-            raise BrokenCheckpoint(f"{broken}; {path} is whole: go on from it by --resume {path}")
+            raise BrokenCheckpointError(f"{broken}; {path} is whole: go on from it by --resume {path}")
         return path
     if broken:
         raise broken

@@ -14,9 +14,7 @@ class VerifiedCheckpoints(CheckpointIO):
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         checkpoint_file.write(checkpoint, Path(path))
 
-    def load_checkpoint(  # type: ignore[override]
-        self, path: Any, map_location: Any = None, weights_only: bool | None = True
-    ) -> dict[str, Any]:
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = True) -> dict[str, Any]:
         return checkpoint_file.read(Path(path), map_location or (lambda storage, location: storage))
 
     def remove_checkpoint(self, path: Any) -> None:

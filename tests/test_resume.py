@@ -12,8 +12,9 @@ CNN = [
     "trainer.precision=32-true", "schedule={name: plateau}", "trainer.log_every_n_steps=1",
 ]  # fmt: skip
 BERT = [
-    "--config", "configs/text_bert.yaml", "model.hidden_size=16", "model.num_layers=1", "model.num_heads=2", "model.dropout=0.1",
-    "data.max_tokens=400", "trainer.max_epochs=3", "trainer.log_every_n_steps=2", "data.test=null", "data.text_column=text",
+    "--config", "configs/text_bert.yaml", "model.hidden_size=16", "model.num_layers=1", "model.num_heads=2",
+    "model.dropout=0.1", "data.max_tokens=400", "trainer.max_epochs=3", "trainer.log_every_n_steps=2", "data.test=null",
+    "data.text_column=text",
 ]  # fmt: skip
 
 

@@ -1,0 +1,93 @@
+"""SIGKILL at random moments: ``python -m tests.kills COUNT SEED FOLDER`` prints one line of JSON a trial.
+
+A process imports everything once and forks for each run: a run then takes a second instead of six. Each trial starts a run,
+kills it with SIGKILL after a random part of the time that a whole run takes, resumes it (and kills it again, in every third
+trial), and compares its end with that of the run that was never killed.
+"""
+
+import contextlib
+import importlib
+import json
+import os
+import random
+import signal
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import train
+from tests import files
+from tests.exactness import differences
+
+WARM = [
+    "lightning.pytorch.callbacks", "torch.utils.tensorboard", "transformers", "callbacks.checkpoints",
+    "callbacks.run_record", "datamodules.mnist", "datamodules.text", "lit_models.bert", "lit_models.cnn",
+]  # fmt: skip
+OPTIONS = {
+    "mnist_cnn": [
+        "model.widths=[8, 8, 8]", "data.batch_size=32", "trainer.accumulate_grad_batches=2", "trainer.val_check_interval=5",
+        "schedule={name: plateau}", "trainer.max_epochs=6", "trainer.precision=32-true", "run.checkpoint_every_steps=3",
+    ],
+    "text_bert": [
+        "model.hidden_size=16", "model.num_layers=1", "model.num_heads=2", "model.dropout=0.1", "data.max_tokens=300",
+        "data.test=null", "data.text_column=text", "trainer.max_epochs=4", "trainer.precision=32-true",
+        "run.checkpoint_every_steps=5",
+    ],
+}  # fmt: skip
+
+
+def main(count: int, seed: int, root: Path) -> None:
+    for module in WARM:  # before any fork: a run that is killed while it imports shows nothing
+        importlib.import_module(module)
+    patch = pytest.MonkeyPatch()
+    data = files.write_all(root / "data", patch)
+    given = {
+        "mnist_cnn": [f"data.root={data}"],
+        "text_bert": [f"data.train={data}/text/train.tsv", f"data.cache={data}/cache"],
+    }
+    whole = {}
+    for name, options in OPTIONS.items():
+        argv = ["--config", f"configs/{name}.yaml", *options, *given[name]]
+        started = time.monotonic()
+        assert run([*argv, f"run.root={root}/whole"], None) == 0
+        (folder,) = (root / f"whole/{name}").iterdir()
+        whole[name] = (argv, time.monotonic() - started, folder)
+    draw = random.Random(seed)
+    for trial in range(count):
+        name = list(OPTIONS)[trial % 2]
+        argv, seconds, reference = whole[name]
+        runs = root / f"trial{trial}"
+        moments = [draw.uniform(0.02, 1.0) * seconds for _ in range(2 if trial % 3 == 0 else 1)]
+        codes = [run([*argv, f"run.root={runs}"], moments[0])]
+        found = list(runs.glob("*/*/config.yaml"))
+        for moment in [*moments[1:], None]:
+            if not found:  # killed before it had a folder: there is nothing to resume
+                codes.append(run([*argv, f"run.root={runs}"], None))
+                found = list(runs.glob("*/*/config.yaml"))
+            elif not (found[0].parent / "metrics.json").exists():
+                codes.append(run(["--resume", str(found[0].parent)], moment))
+        different = differences(reference, found[0].parent)
+        result = {"trial": trial, "config": name, "killed_after": [round(one, 2) for one in moments]}
+        print(json.dumps(result | {"codes": codes, "different": different}), flush=True)
+
+
+def run(argv: list[str], kill_after: float | None) -> int:
+    """The exit code of `train.py` in a process of its own; -9 if it was killed."""
+    child = os.fork()
+    if child == 0:
+        with (
+            open(os.devnull, "w") as nowhere,
+            contextlib.redirect_stdout(nowhere),
+            contextlib.redirect_stderr(sys.stderr if kill_after is None else nowhere),
+        ):
+            os._exit(train.main(argv))
+    if kill_after is not None:
+        time.sleep(kill_after)
+        os.kill(child, signal.SIGKILL)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))
