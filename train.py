@@ -35,8 +35,7 @@ def main(argv: list[str]) -> int:
     folder = None
     with Signals() as signals:
         try:
-            config = parse(argv, description=__doc__.splitlines()[0])
-            if config is None:
+            if (config := parse(argv, description=__doc__.splitlines()[0])) is None:
                 return 0
             with run_folder(config) as folder:
                 return train(config, folder, signals)
@@ -118,29 +117,28 @@ def make_trainer(config: Config, folder: Path, record: "RunRecord", signals: Sig
     from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
     from callbacks.checkpoints import Checkpoints
-    from callbacks.epoch_loop import make_resumable
+    from callbacks.epoch_loop import control
     from callbacks.run_record import RunLogger
     from lit_models.checkpoint_io import VerifiedCheckpoints
-    from lit_models.hardware import best_precision, check_processes, hardware
+    from lit_models.hardware import check_processes, hardware, precision_for
 
     options = config.options("trainer")
     options["default_root_dir"] = options["default_root_dir"] or str(folder)
     options |= {name: options[name] or -1 for name in ("max_epochs", "max_steps")}
     options["logger"] = RunLogger(folder) if options["logger"] else False
-    if options["precision"] == "auto":
-        options["precision"] = best_precision(options["accelerator"])
     wanted = {name for name, values in config["callbacks"].items() if values is not None}
     if not options.pop("enable_progress_bar"):
         wanted.discard("progress_line")
-    run = {name: value for name, value in config["run"].items() if name not in ("root", "name")}
-    run |= {"mode": METRICS[run["monitor"]], "enabled": options.pop("enable_checkpointing")}
-    checkpoints = Checkpoints(folder, signals, **run)
+    run, enabled = config["run"], options.pop("enable_checkpointing")
+    every = run["checkpoint_every_steps"], run["checkpoint_every_minutes"]
+    checkpoints = Checkpoints(folder, signals, run["monitor"], METRICS[run["monitor"]], *every, enabled)
     # these two first: what they write is how things stood before the others acted
     callbacks: list[Callback] = [record, checkpoints, *(make(config, f"callbacks.{one}") for one in sorted(wanted))]
     ours = {"enable_progress_bar": False, "enable_checkpointing": False, "plugins": VerifiedCheckpoints()}
     try:
+        options["precision"] = precision_for(options["accelerator"], options["precision"])
         trainer = Trainer(**options, callbacks=callbacks, **ours)
-        make_resumable(trainer)
+        control(trainer, run["timeout_minutes"])
         check_processes(trainer.accelerator, trainer.num_devices)
     except (ValueError, TypeError, RuntimeError, ImportError, MisconfigurationException) as error:
         raise config.refused("trainer", str(error), hardware()) from error

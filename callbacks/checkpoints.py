@@ -14,9 +14,11 @@ from typing import Any, Literal
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import WeightAveraging
+from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.trainer.states import TrainerFn
+from tensorboard.compat.proto import event_pb2
 
-from callbacks.endings import Stopped
+from callbacks.endings import REFUSED, RunEnded, Stopped
 from callbacks.epoch_loop import EpochLoop, progress, restore_volatile_state, volatile_state
 from callbacks.signals import Signals
 
@@ -62,9 +64,11 @@ class Checkpoints(Callback):
             self._group = torch.distributed.new_group(backend="gloo")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.is_global_zero:
+            self._cut_events(trainer, self._restored["events"] if self._restored else {})
         if self._restored is not None:
             if trainer.is_global_zero:
-                self._cut_events(self._restored["events"])
+                print(f"going on in {_place(trainer, trainer.fit_loop.batch_idx + 1)}", flush=True)
             restore_volatile_state(pl_module, self._restored["processes"][trainer.global_rank])
             self._saved_at, self._saved_step, self._restored = time.monotonic(), trainer.global_step, None
 
@@ -123,7 +127,9 @@ class Checkpoints(Callback):
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         if trainer.state.fn == TrainerFn.FITTING:
-            self._restored = checkpoint["position"]
+            self._restored = checkpoint.get("position", {"exact": False})
+            if not self._restored["exact"]:
+                raise RunEnded("error: --resume: this checkpoint is not one to go on from; take last.ckpt", REFUSED)
             loop = trainer.fit_loop.epoch_loop
             assert isinstance(loop, EpochLoop)
             loop.validation_due = self._restored["validation_due"]
@@ -154,6 +160,7 @@ class Checkpoints(Callback):
         return {
             "loops": loops,
             "process": volatile_state(pl_module),
+            "events": self._event_sizes(trainer),
             "validation_due": trainer.validating,
             "finished": False,
             # a validation cannot be gone back to with half a window of gradients, with averaged weights in the place of the
@@ -168,7 +175,7 @@ class Checkpoints(Callback):
         processes = [process] * trainer.world_size
         if self._group is not None:
             torch.distributed.all_gather_object(processes, process, self._group)
-        self._position = position | {"processes": processes, "events": self._event_sizes(trainer)}
+        self._position = position | {"processes": processes}
         path = self.folder / f"checkpoints/{name}.ckpt"
         first = not path.parent.exists()
         trainer.save_checkpoint(path, weights_only=False)
@@ -184,8 +191,11 @@ class Checkpoints(Callback):
             logger.save()
         return {path.name: path.stat().st_size for path in self.folder.glob("events.out.tfevents.*")}
 
-    def _cut_events(self, sizes: dict[str, int]) -> None:
+    def _cut_events(self, trainer: Trainer, sizes: dict[str, int]) -> None:
         """Take back what was logged after the checkpoint, which will be logged again."""
+        if self._old_events and isinstance(trainer.logger, TensorBoardLogger):  # for a TensorBoard that has read it
+            start = event_pb2.Event(session_log=event_pb2.SessionLog(status=event_pb2.SessionLog.START))
+            trainer.logger.experiment.file_writer.add_event(start, trainer.global_step)
         for path in self._old_events:
             size = sizes.get(path.name, 0)
             if size == 0:

@@ -11,6 +11,13 @@ from pathlib import Path
 TERMINATED, INTERRUPTED = 128 + signal.SIGTERM, 128 + signal.SIGINT  # as a shell counts
 DIVERGED, REFUSED, FAILED = 3, 2, 1
 CHILD_SECONDS = 10  # that processes of a run which ends have to end by themselves
+LOST = (
+    "connection closed by peer",
+    "connection reset by peer",
+    "timed out",
+    "nccl",
+    "broken pipe",
+)  # torch.distributed
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
@@ -64,6 +71,8 @@ def ending(error: Exception, batch_size: int) -> BaseException:
     if isinstance(error, OSError) and error.errno in DISK:
         where = f" {error.filename}" if error.filename else ""
         return RunEnded(f"error: cannot write{where}: {error.strerror}; what was written before is still good", REFUSED)
+    if isinstance(error, RuntimeError) and any(part in text.lower() for part in LOST):
+        return RunEnded(f"error: lost another process of this run ({text[:160]})", FAILED)
     return error
 
 

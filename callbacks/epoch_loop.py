@@ -6,6 +6,7 @@ validation, with every counter complete; so there is nothing to guess.
 """
 
 import random
+from datetime import timedelta
 from typing import Any
 
 import numpy as np
@@ -42,11 +43,18 @@ class EpochLoop(_TrainingEpochLoop):
             super().advance(data_fetcher)
 
 
-def make_resumable(trainer: Trainer) -> None:
-    """Give `trainer` this loop, and keep its hands off the signals (`callbacks.signals`)."""
+def control(trainer: Trainer, timeout_minutes: float) -> None:
+    """Give `trainer` this loop, and what its own arguments do not reach.
+
+    Args:
+        trainer: Before it is used. Signals are ours (`callbacks.signals`), not its.
+        timeout_minutes: Of every collective operation of several processes; Lightning's is half an hour.
+    """
     old = trainer.fit_loop.epoch_loop
     trainer.fit_loop.epoch_loop = EpochLoop(trainer, min_steps=old.min_steps, max_steps=old.max_steps)
     trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+    if hasattr(trainer.strategy, "_timeout"):
+        trainer.strategy._timeout = timedelta(minutes=timeout_minutes)
 
 
 def progress(trainer: Trainer) -> dict[str, Any]:

@@ -79,6 +79,8 @@ def quieten() -> None:
         "Loaded",
         "Restor",
         "Using ",
+        "Initializing distributed",
+        "-----",
     )
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero"):
         logging.getLogger(name).addFilter(lambda record: not str(record.msg).startswith(banners))

@@ -62,6 +62,10 @@ class RunRecord(Callback):
             write_json(path, facts)
             if isinstance(trainer.logger, TensorBoardLogger) and not self.resumes:
                 trainer.logger.experiment.add_text("config", f"```yaml\n{self.config_yaml}\n```")
+            if trainer.world_size > 1:
+                size = trainer.datamodule.batch_size  # type: ignore[attr-defined]
+                whole = size * trainer.world_size * trainer.accumulate_grad_batches
+                print(f"{trainer.world_size} devices, batch size {size} per device: steps of {whole}", flush=True)
         self._started = time.monotonic()
 
     def on_train_batch_end(

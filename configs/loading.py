@@ -198,7 +198,7 @@ def _same(given: Any, read: Any) -> bool:
         return isinstance(read, dict) and given.keys() == read.keys() and all(_same(given[k], read[k]) for k in given)
     if type(given) is int and type(read) is float:
         return True
-    return type(given) is type(read) and (given == read or given != given)
+    return type(given) is type(read) and (given == read or given != given) and given != MISSING
 
 
 def _shown(value: Any) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from configs.nodes import ConfigError, Section, Value
+from configs.nodes import ConfigError, Section, Value, ambiguity
 
 _REFERENCE = re.compile(r"\$\{\.*[A-Za-z_]\w*(\.[A-Za-z_]\w*)*\}")
 
@@ -20,7 +20,8 @@ def resolve_references(tree: Section) -> None:
     Raises:
         ConfigError: if one is no plain reference, or leads nowhere, in a circle or to a section.
     """
-    found = [(key, value) for key, value in _leaves(tree) if "${" in str(value.data)]
+    leaves = dict(_leaves(tree))
+    found = [(key, value) for key, value in leaves.items() if "${" in str(value.data)]
     for key, value in found:
         if "${" in _REFERENCE.sub("", str(value.data)):
             hint = "only plain references such as ${data.batch_size} are read"
@@ -28,6 +29,10 @@ def resolve_references(tree: Section) -> None:
     whole = OmegaConf.create(_unmarked(tree)) if found else None
     for key, value in found:
         written = value.data
+        for reference in _REFERENCE.finditer(str(written)):
+            target = leaves.get(name := reference.group()[2:-1])
+            if target is not None and target.ambiguous:
+                raise ambiguity(target, name)
         try:
             value.data = OmegaConf.select(whole, key)  # type: ignore[arg-type]
         except (OmegaConfBaseException, RecursionError):

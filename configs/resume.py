@@ -13,12 +13,9 @@ from configs.run_folder import experiment_folder
 AUTO = "auto"
 # Keys that may differ from those of the run: they decide nothing about its result.
 FREE = (
-    "run.name",
-    "run.root",
-    "run.checkpoint_every_steps",
-    "run.checkpoint_every_minutes",
+    "run.name", "run.root", "run.checkpoint_every_steps", "run.checkpoint_every_minutes", "run.timeout_minutes",
     "trainer.enable_progress_bar",
-)
+)  # fmt: skip
 
 
 def find_run(which: str, path: Path | None, overrides: list[str]) -> Config:
@@ -47,7 +44,7 @@ def find_run(which: str, path: Path | None, overrides: list[str]) -> Config:
     config = load_config(path or folder / "config.yaml", overrides)
     if changed := difference(load_config(folder / "config.yaml"), config):
         key, there, here = changed
-        problem = f"{key} is {here} here, and {there} in {folder}"
+        problem = f"is {here} here, and {there} in {folder}"
         raise ConfigError(
             config.where(key), key, problem, "a changed experiment is a new run; start it without --resume"
         )
@@ -60,7 +57,8 @@ def is_finished(folder: Path) -> bool:
 
 def difference(one: Config, other: Config) -> tuple[str, Any, Any] | None:
     """The first key that decides the result and differs, with both values."""
-    for key in sorted({*one.all_keys(), *other.all_keys()} - {*FREE}):
+    keys = {*one.all_keys(), *other.all_keys()} - {*FREE}
+    for key in sorted(keys, key=lambda key: (not key.endswith(".name"), key)):  # another model has other keys, too
         values = [config[key] if key in config.all_keys() else "not there" for config in (one, other)]
         if values[0] != values[1]:
             there, here = ("null" if value is None else value for value in values)
@@ -73,9 +71,9 @@ def _newest(path: Path | None, overrides: list[str]) -> Config:
         hint = "python train.py --config FILE --resume auto, or --resume runs/CONFIG/NAME"
         raise ConfigError(COMMAND_LINE, "--resume", f"{AUTO} looks for a run of a config, and none is named", hint)
     config = load_config(path, overrides)
-    root = experiment_folder(config)
-    folders = [one.parent for one in root.glob("*/config.yaml") if not is_finished(one.parent)]
-    said = f"{root} has no unfinished run"
+    root, name = experiment_folder(config), config["run.name"]
+    folders = [one.parent for one in root.glob(f"{name or '*'}/config.yaml") if not is_finished(one.parent)]
+    said = f"{root} has no unfinished run" + (f" {name}" if name else "")
     for folder in sorted(folders, key=_last_written, reverse=True):
         changed = difference(load_config(folder / "config.yaml"), config)
         if changed is None:

@@ -69,6 +69,7 @@ class Run:
         checkpoint_every_minutes: Minutes between two checkpoints within an epoch; null for none. Every epoch of more than
             two seconds, and the end, has one anyway.
         checkpoint_every_steps: Likewise, in optimizer steps.
+        timeout_minutes: How long one process of several waits for the others before it gives them up.
     """
 
     root: str = "runs"
@@ -76,6 +77,7 @@ class Run:
     monitor: Literal["val/accuracy", "val/f1", "val/loss"] = "val/accuracy"
     checkpoint_every_minutes: Annotated[float, "> 0"] | None = 10.0
     checkpoint_every_steps: Annotated[int, ">= 1"] | None = None
+    timeout_minutes: Annotated[float, "> 0"] = 10.0
 
 
 @dataclass

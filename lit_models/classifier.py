@@ -6,7 +6,8 @@ into ``self.network``. It lists the kinds of input it takes in ``accepts``.
 
 from collections.abc import Mapping, Sequence
 from inspect import signature
-from typing import Annotated, Any, ClassVar, Literal
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +18,7 @@ from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
 
 from lit_models import optimizers, schedules
+from lit_models.checkpoint_file import plain_values_only, verify
 
 # B batch, K classes
 Batch = tuple[Any, Tensor]  # inputs, labels (B,) of 0..K-1
@@ -75,6 +77,19 @@ class LitClassifier(LightningModule):
         self.train_accuracy = _accuracy(num_classes)
         self.val_loss, self.val_metrics = MeanMetric(nan_strategy="disable"), _metrics(num_classes)
         self.test_loss, self.test_metrics = MeanMetric(nan_strategy="disable"), _metrics(num_classes)
+
+    @classmethod
+    def load_from_checkpoint(cls, checkpoint_path: Any, map_location: Any = None, **hyperparameters: Any) -> Self:  # type: ignore[override]
+        """The model of a checkpoint of a run; hyperparameters that are given replace those in it.
+
+        Raises:
+            BrokenCheckpointError: if the file is missing, damaged, not of a run, or an address.
+        """
+        verify(Path(checkpoint_path))
+        if "weights_only" in hyperparameters:
+            raise TypeError("weights_only cannot be chosen: nothing but tensors and plain values is ever loaded")
+        with plain_values_only(checkpoint_path):
+            return super().load_from_checkpoint(checkpoint_path, map_location, weights_only=True, **hyperparameters)
 
     def setup(self, stage: str) -> None:
         if self.hparams["compile"]:

@@ -5,15 +5,23 @@ import os
 import torch
 from lightning.pytorch.accelerators import Accelerator, CPUAccelerator
 
+BF16_FEATURES = ("amx_bf16", "avx512_bf16")  # of CPUs
 
-def best_precision(accelerator: str) -> str:
-    """bf16-mixed where the hardware that will be used multiplies bf16 natively, else 32-true."""
-    if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
-        native = torch.cuda.get_device_capability() >= (8, 0)
-    else:
-        on_cpu = accelerator == "cpu" or (accelerator == "auto" and not torch.backends.mps.is_available())
-        features = torch.cpu.get_capabilities() if on_cpu else {}
-        native = bool(features.get("amx_bf16") or features.get("avx512_bf16"))
+
+def precision_for(accelerator: str, wanted: str | int) -> str | int:
+    """`wanted`; for "auto" bf16-mixed where the hardware that will be used multiplies bf16 natively, else 32-true.
+
+    Raises:
+        ValueError: if that hardware cannot have it. Lightning would take another one, or train to NaN.
+    """
+    on_gpu = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+    on_cpu = accelerator == "cpu" or (accelerator == "auto" and not on_gpu and not torch.backends.mps.is_available())
+    if on_cpu and str(wanted) in ("16", "16-mixed", "16-true"):
+        raise ValueError(f"precision {wanted} needs a GPU; a CPU has bf16-mixed and 32-true")
+    if wanted != "auto":
+        return wanted
+    features = torch.cpu.get_capabilities() if on_cpu else {}
+    native = torch.cuda.get_device_capability() >= (8, 0) if on_gpu else any(map(features.get, BF16_FEATURES))
     return "bf16-mixed" if native else "32-true"
 
 

@@ -11,6 +11,32 @@ os.environ.setdefault("OMP_NUM_THREADS", "2")
 from configs.catalogue import PROJECT
 from tests import files
 
+OUTCOMES: dict[tuple[str, str], list[tuple[bool, str]]] = {}  # fault and promise -> passed, what happened
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo):
+    """Note how a fault of the table went."""
+    made = yield
+    report = made.get_result()
+    marker = item.get_closest_marker("faults")
+    if marker is not None and len(marker.args) == 2 and report.when == "call" and not report.skipped:
+        happened = dict(report.user_properties).get("happened", "")
+        OUTCOMES.setdefault(marker.args, []).append((report.passed, happened))
+
+
+def pytest_terminal_summary(terminalreporter, config: pytest.Config) -> None:
+    """The table of faults, where they were asked for."""
+    if "faults" not in config.option.markexpr:
+        return
+    terminalreporter.section("faults")
+    terminalreporter.write_line("| fault | promise | what happened |\n|---|---|---|")
+    for (fault, promise), outcomes in OUTCOMES.items():
+        kept = sum(passed for passed, _ in outcomes)
+        details = ", ".join(dict.fromkeys(happened for _, happened in outcomes if happened))
+        told = f"kept, {kept} of {len(outcomes)}" + (f": {details}" if details else "")
+        terminalreporter.write_line(f"| {fault} | {promise} | {told} |")
+
 
 @pytest.fixture(autouse=True)
 def no_network(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,7 +28,10 @@ def test_defaults_come_from_the_constructors(good):
     assert config["optimizer"] == {
         "name": "sgd", "lr": 0.01, "momentum": 0.0, "nesterov": False, "weight_decay": 0.0, "fused": None,
     }  # fmt: skip
-    assert config["run"] == {"root": "runs", "name": None, "monitor": "val/accuracy"}
+    assert config["run"] == {
+        "root": "runs", "name": None, "monitor": "val/accuracy", "checkpoint_every_minutes": 10.0,
+        "checkpoint_every_steps": None, "timeout_minutes": 10.0,
+    }  # fmt: skip
 
 
 def test_last_override_wins_and_is_remembered(good):
@@ -62,7 +65,7 @@ def test_another_name_starts_a_section_anew(tmp_path):
 
 def test_null_switches_a_callback_off(good):
     config = load_config(good, ["callbacks.confusion_matrix=null"])
-    assert config["callbacks"] == {"progress_line": {"live": None}, "confusion_matrix": None}
+    assert config["callbacks"] == {"progress_line": {"live": None}, "confusion_matrix": None, "finite_steps": {}}
 
 
 def test_integers_become_floats_and_nothing_else_changes(good):

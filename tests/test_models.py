@@ -11,7 +11,7 @@ from torch import nn
 from datamodules.batches import EpochOrder, TensorBatches
 from lit_models import optimizers, schedules
 from lit_models.cnn import LitCNN
-from lit_models.hardware import best_precision
+from lit_models.hardware import precision_for
 from lit_models.mlp import LitMLP
 from tests.contracts import trainer
 
@@ -219,7 +219,7 @@ def test_plateau_warms_up_and_then_drops_when_nothing_improves(tmp_path):
 def test_precision_on_a_gpu(monkeypatch, capability, expected):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
-    assert [best_precision(one) for one in ("auto", "gpu", "cuda")] == [expected] * 3
+    assert [precision_for(one, "auto") for one in ("auto", "gpu", "cuda")] == [expected] * 3
 
 
 @pytest.mark.parametrize(
@@ -229,7 +229,7 @@ def test_precision_on_a_gpu(monkeypatch, capability, expected):
 def test_precision_on_a_cpu(monkeypatch, features, expected):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: features)
-    assert [best_precision(one) for one in ("auto", "cpu", "tpu")] == [expected, expected, "32-true"]
+    assert [precision_for(one, "auto") for one in ("auto", "cpu", "tpu")] == [expected, expected, "32-true"]
 
 
 def test_a_loss_of_ln_k_for_a_network_that_knows_nothing():

@@ -1,16 +1,9 @@
 """What `trainer:` and `callbacks:` change, what only the machine or the data can refuse, and how a run ends."""
 
-import signal
-import subprocess
-import sys
-
 import pytest
 import torch
 
 import train
-from configs import load_config
-from configs.catalogue import PROJECT
-from lit_models.mlp import LitMLP
 from tests.runs import IRIS, curve, events, figures, run
 
 
@@ -52,37 +45,6 @@ def test_clipping_bounds_what_a_step_changes(tmp_path, precision):
 def test_accumulating_gradients_makes_fewer_steps(tmp_path):
     options = ["trainer.max_epochs=2", "trainer.accumulate_grad_batches=3"]
     assert figures(run(tmp_path, "--config", IRIS, *options))["steps"] == 2
-
-
-def test_two_processes_share_the_work(tmp_path):
-    """The same validation and test figures as one process would give for these weights, every sample counted once."""
-    command = [sys.executable, "train.py", "--config", IRIS, "trainer.max_epochs=2", f"run.root={tmp_path}"]
-    command += ["trainer.accelerator=cpu", "trainer.devices=2", "data.batch_size=16"]
-    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    assert "sync_dist" not in done.stderr
-    assert done.stdout.count("run folder:") == 1
-    (folder,) = tmp_path.glob("*/*")
-    from datamodules.iris import Iris
-
-    datamodule = Iris(**load_config(folder / "config.yaml").options("data"))
-    datamodule.setup()
-    model = LitMLP.load_from_checkpoint(folder / "checkpoints/best.ckpt", map_location="cpu").eval()
-    for part, loader in (("test", datamodule.test_dataloader()), ("val", datamodule.val_dataloader())):
-        inputs, labels = next(iter(loader))
-        loss = torch.nn.functional.cross_entropy(model(inputs), labels).item()
-        assert figures(folder)[f"{part}/loss"] == pytest.approx(loss, rel=1e-5)
-    assert figures(folder)["steps"] == 6
-
-
-@pytest.mark.parametrize(("name", "count"), [("torchrun", "WORLD_SIZE"), ("srun", "SLURM_NTASKS")])
-def test_other_launchers_are_refused_in_one_line(tmp_path, monkeypatch, capsys, name, count):
-    monkeypatch.setenv(count, "2")
-    assert train.main(["--config", IRIS, f"run.root={tmp_path}"]) == 2
-    assert capsys.readouterr().err == (
-        f"error: command line: {name} started 2 processes ({count});"
-        " start one, python train.py ... trainer.devices=N; it starts the others\n"
-    )
 
 
 def test_the_profiler_and_the_summary_are_shown(tmp_path, caplog):
@@ -191,19 +153,3 @@ def test_the_end_tells_a_person_what_they_want_to_know(tmp_path, capsys):
         assert part in said
     assert f"tensorboard --logdir {tmp_path}" in said
     assert "epoch 2/2  train/loss" in said
-
-
-def test_ctrl_c_ends_with_130_and_keeps_the_last_epoch(tmp_path):
-    command = [sys.executable, "train.py", "--config", IRIS, "trainer.max_epochs=100000", f"run.root={tmp_path}"]
-    process = subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    for line in process.stdout:
-        if line.startswith("epoch"):
-            break
-    process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert "Traceback" not in said
-    assert "interrupted" in said
-    (last,) = tmp_path.glob("*/*/checkpoints/last.ckpt")
-    torch.load(last, weights_only=True)
