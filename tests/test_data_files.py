@@ -4,6 +4,7 @@ import gzip
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -12,6 +13,7 @@ from datamodules.cifar import CIFAR
 from datamodules.classification import ClassificationDataModule, DataError, DataSpec
 from datamodules.iris import Iris
 from datamodules.mnist import MNIST
+from datamodules.text import Text
 from tests import files
 
 
@@ -200,3 +202,43 @@ def test_iris_is_fishers_corrected_data():
     everything = torch.cat([inputs, test_inputs])
     torch.testing.assert_close(everything.mean(0), torch.tensor([5.8433, 3.0573, 3.7580, 1.1993]), atol=1e-4, rtol=0)
     assert torch.bincount(test_labels).tolist() == [10, 10, 10]
+
+
+# Any damage
+
+
+def damaged(content: bytes, generator: np.random.Generator) -> bytes:
+    """Cut off, with something flipped, or with something in it, at a random place."""
+    place = int(generator.integers(len(content)))
+    return {
+        0: content[:place],
+        1: content[:place] + bytes([content[place] ^ (1 << int(generator.integers(8)))]) + content[place + 1 :],
+        2: content[:place] + generator.bytes(int(generator.integers(1, 9))) + content[place:],
+    }[int(generator.integers(3))]
+
+
+@pytest.mark.faults(
+    "data files cut, flipped, with bytes in between, at random", "one line that names the file, or no harm"
+)
+@pytest.mark.parametrize("name", ["MNIST/raw/train-images-idx3-ubyte.gz", "MNIST/raw/t10k-labels-idx1-ubyte.gz",
+                                  "cifar-10-batches-bin/data_batch_1.bin", "text/train.tsv"])  # fmt: skip
+def test_any_damage_is_one_line_or_no_harm(name, small_data):
+    path, generator, refused = small_data / name, np.random.default_rng(0), []
+    content = path.read_bytes()
+    for _ in range(25):
+        path.write_bytes(damaged(content, generator))
+        datamodule = {
+            "MNIST": lambda: MNIST(root=str(small_data)),
+            "cifar-10-batches-bin": lambda: CIFAR(root=str(small_data)),
+            "text": lambda: Text(
+                str(path), text_column="text", test=None, dataset=None, cache=str(small_data / "cache")
+            ),
+        }[name.split("/")[0]]()
+        try:
+            datamodule.prepare_data()
+            datamodule.setup()
+        except DataError as error:
+            refused.append(str(error))
+    assert len(refused) > 5
+    assert not any("\n" in said for said in refused)
+    assert all(path.name in said or "class" in said for said in refused)
