@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, BinaryIO
+from zipfile import BadZipFile, ZipFile
 
 _MARK = b"sha256:"
 _COMMENT = len(_MARK) + 64  # bytes at the end of the file: the mark and the hexadecimal digest
@@ -75,7 +76,7 @@ def plain_values_only(path: Path) -> Iterator[None]:
 
 
 def verify(path: Path) -> None:
-    """See that `path` holds what was written to it.
+    """See that `path` holds what was written to it; of a file that another trainer wrote, that its parts do.
 
     Raises:
         BrokenCheckpointError: if not.
@@ -85,27 +86,39 @@ def verify(path: Path) -> None:
             size = os.fstat(file.fileno()).st_size
             if size <= _COMMENT:
                 raise BrokenCheckpointError(f"{path} is {'empty' if size == 0 else 'cut off'}")
-            start = file.read(4)
+            if file.read(4) != b"PK\x03\x04":
+                raise BrokenCheckpointError(f"{path} is no checkpoint")
             file.seek(size - _COMMENT)
             comment = file.read()
-            if start != b"PK\x03\x04":
-                raise BrokenCheckpointError(f"{path} is no checkpoint")
-            if not comment.startswith(_MARK):
-                raise BrokenCheckpointError(
-                    f"{path} is cut off, or no checkpoint of this project's (it has no checksum)"
-                )
-            file.seek(0)
-            digest, left = hashlib.sha256(), size - _COMMENT - 2
-            while left:
-                chunk = file.read(min(left, _CHUNK))
-                digest.update(chunk)
-                left -= len(chunk)
-            length = file.read(2)
+            if comment.startswith(_MARK):
+                file.seek(0)
+                _verify_whole(path, file, size, comment)
+            else:
+                _verify_parts(path)
     except OSError as error:
         raise BrokenCheckpointError(f"{path} cannot be read ({error.strerror})") from None
+
+
+def _verify_whole(path: Path, file: BinaryIO, size: int, comment: bytes) -> None:
+    digest, left = hashlib.sha256(), size - _COMMENT - 2
+    while left:
+        chunk = file.read(min(left, _CHUNK))
+        digest.update(chunk)
+        left -= len(chunk)
     digest.update(b"\0\0")  # the comment's length, as it was when the digest was taken
-    if length != _COMMENT.to_bytes(2, "little") or comment != _MARK + digest.hexdigest().encode():
+    if file.read(2) != _COMMENT.to_bytes(2, "little") or comment != _MARK + digest.hexdigest().encode():
         raise BrokenCheckpointError(f"{path} is damaged: its content does not match its checksum")
+
+
+def _verify_parts(path: Path) -> None:
+    """A zip file has a checksum of each part, though none of the whole."""
+    try:
+        with ZipFile(path) as archive:
+            broken = "its comment" if archive.comment else archive.testzip()  # a comment is our checksum, or was
+    except (BadZipFile, OSError, ValueError, NotImplementedError):
+        raise BrokenCheckpointError(f"{path} is cut off, or no checkpoint") from None
+    if broken is not None:
+        raise BrokenCheckpointError(f"{path} is damaged in {broken}")
 
 
 def newest(folder: Path, fall_back: bool) -> Path | None:

@@ -83,7 +83,7 @@ class LitClassifier(LightningModule):
         """The model of a checkpoint of a run; hyperparameters that are given replace those in it.
 
         Raises:
-            BrokenCheckpointError: if the file is missing, damaged, not of a run, or an address.
+            BrokenCheckpointError: if the file is missing, damaged, no checkpoint, or an address.
         """
         verify(Path(checkpoint_path))
         if "weights_only" in hyperparameters:

@@ -23,10 +23,10 @@ def differences(one: Path, other: Path) -> list[str]:
     found = []
     for name in ("last", "best"):
         states = [torch.load(folder / f"checkpoints/{name}.ckpt", weights_only=True) for folder in (one, other)]
-        found += _different(*states, name)
+        found += different(*states, name)
     figures = [json.loads((folder / "metrics.json").read_text(encoding="utf-8")) for folder in (one, other)]
-    found += _different(*figures, "metrics.json")
-    return [*found, *_different(points(one), points(other), "events")]
+    found += different(*figures, "metrics.json")
+    return [*found, *different(points(one), points(other), "events")]
 
 
 def points(folder: Path) -> dict[str, list[tuple[int, float]]]:
@@ -40,18 +40,18 @@ def points(folder: Path) -> dict[str, list[tuple[int, float]]]:
     return found
 
 
-def _different(one: Any, other: Any, place: str) -> Iterator[str]:
+def different(one: Any, other: Any, place: str) -> Iterator[str]:
     if isinstance(one, dict) and isinstance(other, dict):
         for key in sorted({*one, *other} - CLOCK, key=str):
             if key in one and key in other:
-                yield from _different(one[key], other[key], f"{place}.{key}")
+                yield from different(one[key], other[key], f"{place}.{key}")
             else:
                 yield f"{place}.{key} is in one only"
     elif isinstance(one, list | tuple) and isinstance(other, list | tuple):
         if len(one) != len(other):
             yield f"{place}: {len(one)} and {len(other)} values"
         for i, pair in enumerate(zip(one, other, strict=False)):
-            yield from _different(*pair, f"{place}[{i}]")
+            yield from different(*pair, f"{place}[{i}]")
     elif isinstance(one, Tensor) and isinstance(other, Tensor):
         if one.dtype != other.dtype or not torch.equal(one, other):
             yield f"{place}: tensors differ"
