@@ -29,8 +29,8 @@ class FiniteSteps(Callback):
         self._look(trainer, loss.detach(), is_loss=True)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
-        if not self._scaled:
-            gradients = [one.grad for one in pl_module.parameters() if one.grad is not None]
+        gradients = [one.grad for one in pl_module.parameters() if one.grad is not None]
+        if gradients and not self._scaled:  # weight averaging makes an epoch without any
             norms = torch._foreach_norm(gradients)
             self._look(trainer, torch.stack([one.float() for one in norms]).sum(), is_loss=False)
 

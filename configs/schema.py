@@ -42,7 +42,6 @@ LIGHTNING_CALLBACKS = {
     "ema_weight_averaging": ("weight_averaging", "EMAWeightAveraging"),
     "learning_rate_monitor": ("lr_monitor", "LearningRateMonitor"),
     "model_summary": ("model_summary", "ModelSummary"),
-    "stochastic_weight_averaging": ("stochastic_weight_avg", "StochasticWeightAveraging"),
     "timer": ("timer", "Timer"),
 }
 

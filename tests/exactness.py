@@ -22,7 +22,8 @@ def differences(one: Path, other: Path) -> list[str]:
     """Where the ends of two runs differ: checkpoints, figures, points of curves."""
     found = []
     for name in ("last", "best"):
-        states = [torch.load(folder / f"checkpoints/{name}.ckpt", weights_only=True) for folder in (one, other)]
+        paths = [folder / f"checkpoints/{name}.ckpt" for folder in (one, other)]
+        states = [torch.load(path, weights_only=True) if path.exists() else None for path in paths]
         found += different(*states, name)
     figures = [json.loads((folder / "metrics.json").read_text(encoding="utf-8")) for folder in (one, other)]
     found += different(*figures, "metrics.json")

@@ -64,6 +64,18 @@ VARIANTS = [
     ("cnn", ["callbacks.early_stopping={monitor: val/loss, patience: 1, min_delta: 10.0}"], [(0, 0, True)]),
     ("cnn", ["optimizer={name: sgd, lr: 0.1, momentum: 0.9}", "schedule={name: one_cycle}"], [(2, 7)]),
     ("cnn", ["trainer.precision=bf16-mixed"], [(1, 3)]),
+    ("cnn", ["trainer.max_epochs=null", "trainer.max_steps=20"], [(2, 1)]),
+    ("cnn", ["trainer.max_epochs=null", "trainer.max_steps=18"], [(1, 0, True)]),
+    ("cnn", ["trainer.check_val_every_n_epoch=null", "trainer.val_check_interval=4"], [(1, 0, True), (2, 3)]),
+    ("cnn", ["trainer.limit_train_batches=5", "trainer.accumulate_grad_batches=2"], [(1, 3)]),
+    ("cnn", ["trainer.overfit_batches=2"], [(1, 1)]),
+    ("cnn", ["trainer.reload_dataloaders_every_n_epochs=1"], [(1, 3)]),
+    ("cnn", ["trainer.limit_val_batches=0", "schedule.name=constant"], [(1, 3)]),
+    ("cnn", ["trainer.logger=false"], [(1, 0, True)]),
+    (
+        "cnn",
+        [(2, 3)],
+    ),
     ("bert", [], [(1, 3)]),
     ("bert", [], [(2, 0, True)]),
 ]
