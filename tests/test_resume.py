@@ -72,10 +72,6 @@ VARIANTS = [
     ("cnn", ["trainer.reload_dataloaders_every_n_epochs=1"], [(1, 3)]),
     ("cnn", ["trainer.limit_val_batches=0", "schedule.name=constant"], [(1, 3)]),
     ("cnn", ["trainer.logger=false"], [(1, 0, True)]),
-    (
-        "cnn",
-        [(2, 3)],
-    ),
     ("bert", [], [(1, 3)]),
     ("bert", [], [(2, 0, True)]),
 ]
