@@ -26,7 +26,11 @@ class FiniteSteps(Callback):
         self._first_bad = torch.full((4,), -1, device=pl_module.device) if self._lazy else None
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
-        self._look(trainer, loss.detach(), is_loss=True)
+        if trainer.world_size == 1:
+            self._look(trainer, loss.detach(), is_loss=True)
+        else:  # every process has a loss of its own, and all must end at one step: they share a gradient made bad by it
+            good = loss.detach().isfinite()
+            loss.register_hook(lambda gradient: torch.where(good, gradient, math.nan))
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
         gradients = [one.grad for one in pl_module.parameters() if one.grad is not None]
@@ -53,8 +57,13 @@ class FiniteSteps(Callback):
         Raises:
             Diverged: if not.
         """
-        if self._first_bad is not None and int(self._first_bad[0]) >= 0:
-            step, epoch, batch, is_loss = self._first_bad.tolist()
+        if self._first_bad is None:
+            return
+        first_bad = self._first_bad
+        if trainer.world_size > 1:  # of a sharded model each process has other gradients
+            first_bad = trainer.strategy.reduce(first_bad.clone(), reduce_op="max")
+        step, epoch, batch, is_loss = first_bad.tolist()
+        if step >= 0:
             raise Diverged(_message(trainer, "loss" if is_loss else "gradient", "not finite", step, epoch, batch))
 
     def _look(self, trainer: Trainer, value: Tensor, is_loss: bool) -> None:

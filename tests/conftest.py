@@ -1,12 +1,14 @@
 """What every test gets: no network but loopback, threads pinned, small files in the real formats."""
 
 import os
+import signal
 import socket
 from pathlib import Path
 
 import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "2")
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it, and tests need it
 
 from configs.catalogue import PROJECT
 from tests import files

@@ -178,6 +178,36 @@ def test_one_dies(first, tmp_path, record_property):
     process.stderr.close()
 
 
+SPOILT = """
+import os, sys
+sys.path.insert(0, os.getcwd())
+import train
+from lit_models.classifier import LitClassifier
+original = LitClassifier.training_step
+
+def training_step(self, batch, batch_idx):
+    loss = original(self, batch, batch_idx)
+    return loss + float("inf") if os.environ.get("LOCAL_RANK") == "1" and self.global_step == 7 else loss
+
+LitClassifier.training_step = training_step
+sys.exit(train.main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.faults("the loss of one of two processes is not finite", "both stop before the step, exit code 3")
+def test_one_diverges(tmp_path):
+    script = tmp_path / "spoilt.py"
+    script.write_text(SPOILT)
+    done = subprocess.run(
+        [sys.executable, script, *LONG, f"run.root={tmp_path}"],
+        cwd=PROJECT, capture_output=True, text=True, timeout=120, env=environment(),
+    )  # fmt: skip
+    assert done.returncode == 3, done.stderr
+    assert done.stderr.count("diverged: the gradient's norm is nan at epoch 3, batch 2 (step 8)") == 1
+    assert "Traceback" not in done.stderr
+
+
 @pytest.mark.slow
 @pytest.mark.faults("one of two processes hangs", "the other ends after run.timeout_minutes; no process is left")
 def test_one_hangs(tmp_path, record_property):
