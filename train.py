@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 """Train, validate and test one experiment.
 
 Reads from top to bottom. Heavy packages are imported only when the config is known to be right.
@@ -6,7 +5,7 @@ Reads from top to bottom. Heavy packages are imported only when the config is kn
 
 import signal
 
-if __name__ == "__main__":
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # until `main` handles it: no traceback out of an import
 
 import importlib
@@ -15,7 +14,7 @@ import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from callbacks.endings import REFUSED, RunEnded, end_children, ending, tell
+from callbacks.endings import REFUSED, RunEnded, end_children, ending, say, tell
 from callbacks.signals import Signals
 from configs import Config, ConfigError, parse, rank, run_folder
 from configs.catalogue import PROJECT, lightning_folder
@@ -68,7 +67,7 @@ def train(config: Config, folder: Path, signals: Signals) -> int:
         if trainer.is_global_zero:
             datamodule.save(folder)
         model.set_normalization(datamodule.mean, datamodule.std)
-        signals.deferred = True
+        signals.children = lambda: getattr(trainer.strategy.launcher, "procs", ())
         trainer.fit(model, datamodule, ckpt_path=checkpoint, weights_only=True)
         best = folder / "checkpoints/best.ckpt"  # of the first process, if there are more
         tested = trainer.strategy.broadcast(best if best.is_file() else None)
@@ -81,13 +80,13 @@ def train(config: Config, folder: Path, signals: Signals) -> int:
             raise config.refused("trainer", str(error)) from error  # Lightning refuses options; the rest are bugs
         raise
     except Exception as error:
-        raise ending(error, config["data.batch_size"]) from error
+        raise ending(error, config["data.batch_size"], trainer.world_size if trainer else 1) from error
     finally:
         if trainer is not None and not trainer.state.finished:
-            end_children(getattr(trainer.strategy.launcher, "procs", []))
+            end_children(signals.children())
     if trainer.is_global_zero:
         record.finish(trainer, tested)
-        print(record.report())
+        say(record.report())
     return 0
 
 
@@ -129,9 +128,9 @@ def make_trainer(config: Config, folder: Path, record: "RunRecord", signals: Sig
     wanted = {name for name, values in config["callbacks"].items() if values is not None}
     if not options.pop("enable_progress_bar"):
         wanted.discard("progress_line")
-    run, enabled = config["run"], options.pop("enable_checkpointing")
-    every = run["checkpoint_every_steps"], run["checkpoint_every_minutes"]
-    checkpoints = Checkpoints(folder, signals, run["monitor"], METRICS[run["monitor"]], *every, enabled)
+    run = {name: value for name, value in config["run"].items() if name not in ("root", "name")}
+    mode, enabled = METRICS[run["monitor"]], options.pop("enable_checkpointing")
+    checkpoints = Checkpoints(folder, signals, mode=mode, enabled=enabled, **run)
     # these two first: what they write is how things stood before the others acted
     callbacks: list[Callback] = [record, checkpoints, *(make(config, f"callbacks.{one}") for one in sorted(wanted))]
     ours = {"enable_progress_bar": False, "enable_checkpointing": False, "plugins": VerifiedCheckpoints()}

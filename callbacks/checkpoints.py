@@ -8,6 +8,9 @@ import math
 import os
 import shutil
 import time
+from collections.abc import Callable
+from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,8 +20,9 @@ from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.trainer.states import TrainerFn
 from tensorboard.compat.proto import event_pb2
+from torch import Tensor
 
-from callbacks.endings import REFUSED, RunEnded, Stopped
+from callbacks.endings import REFUSED, RunEnded, Stopped, say
 from callbacks.epoch_loop import EpochLoop, progress, restore_volatile_state, volatile_state
 from callbacks.signals import Signals
 
@@ -37,6 +41,7 @@ class Checkpoints(Callback):
         checkpoint_every_steps: Optimizer steps between two checkpoints within an epoch; null for none.
         checkpoint_every_minutes: Likewise, by the clock.
         enabled: Write checkpoints at all.
+        timeout_minutes: Of several processes' agreements.
     """
 
     def __init__(
@@ -48,29 +53,41 @@ class Checkpoints(Callback):
         checkpoint_every_steps: int | None = None,
         checkpoint_every_minutes: float | None = None,
         enabled: bool = True,
+        timeout_minutes: float = 10.0,
     ) -> None:
         self.folder, self.signals, self.monitor, self.mode, self.enabled = folder, signals, monitor, mode, enabled
         self.every_steps, self.every_minutes = checkpoint_every_steps, checkpoint_every_minutes
+        self.timeout = timedelta(minutes=timeout_minutes)
         self.best: float | None = None
         self._old_events = set(folder.glob("events.out.tfevents.*"))
         self._saved_at, self._saved_step = -math.inf, -1
         self._restored: dict[str, Any] | None = None
         self._position: dict[str, Any] | None = None  # of the checkpoint that is being written
         self._before_validation: dict[str, Any] | None = None
+        self._reduce: Callable[[Tensor], Tensor] | None = None  # the largest of all processes
         self._group: Any = None
+        self._has_room = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if trainer.world_size > 1 and self._group is None:  # its own, on the CPU: asking a GPU would hold it up
-            self._group = torch.distributed.new_group(backend="gloo")
+        if trainer.world_size == 1 or self._reduce is not None:
+            return
+        if torch.distributed.is_initialized():  # a group of its own, on the CPU: asking a GPU would hold it up
+            self._group = torch.distributed.new_group(backend="gloo", timeout=self.timeout)
+        self._reduce = partial(_largest, group=self._group, trainer=trainer)
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._restored is not None:  # also where nothing is left to train
+            self._cut_events(trainer, self._restored["events"], self._restored["step"])
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.signals.deferred = True  # before, a process may be waiting for others, and must be able to end
+        if self._restored is None:
+            self._cut_events(trainer, {}, 0)
+            return
         if trainer.is_global_zero:
-            self._cut_events(trainer, self._restored["events"] if self._restored else {})
-        if self._restored is not None:
-            if trainer.is_global_zero:
-                print(f"going on in {_place(trainer, trainer.fit_loop.batch_idx + 1)}", flush=True)
-            restore_volatile_state(pl_module, self._restored["processes"][trainer.global_rank])
-            self._saved_at, self._saved_step, self._restored = time.monotonic(), trainer.global_step, None
+            say(f"going on in {_place(trainer, trainer.fit_loop.batch_idx + 1)}")
+        restore_volatile_state(trainer, self._restored["processes"][trainer.global_rank])
+        self._saved_at, self._saved_step, self._restored = time.monotonic(), trainer.global_step, None
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         if batch_idx % trainer.accumulate_grad_batches == 0:  # gradients that are not whole are in no checkpoint
@@ -104,7 +121,7 @@ class Checkpoints(Callback):
                 self._save(trainer, pl_module, "best", position)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._save(trainer, pl_module, "last", self._here(trainer, pl_module) | {"finished": True})
+        self._save(trainer, pl_module, "last", self._here(trainer, pl_module) | {"should_stop": True})
 
     def on_test_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
@@ -133,7 +150,8 @@ class Checkpoints(Callback):
             loop = trainer.fit_loop.epoch_loop
             assert isinstance(loop, EpochLoop)
             loop.validation_due = self._restored["validation_due"]
-            trainer.should_stop = self._restored["finished"]  # `fit` then restores, and trains nothing
+            self._restored["step"] = checkpoint["global_step"]
+            trainer.should_stop = self._restored["should_stop"]  # at the end `fit` then restores, and trains nothing
 
     def _due(self, trainer: Trainer, batch_idx: int) -> bool:
         seconds = time.monotonic() - self._saved_at
@@ -145,10 +163,9 @@ class Checkpoints(Callback):
 
     def _agreed(self, signum: int, due: bool) -> tuple[int, bool]:
         """What any process wants, all do, at the same step."""
-        if self._group is None:
+        if self._reduce is None:
             return signum, due
-        wanted = torch.tensor([signum, int(due)])
-        torch.distributed.all_reduce(wanted, torch.distributed.ReduceOp.MAX, self._group)
+        wanted = self._reduce(torch.tensor([signum, int(due)]))
         return int(wanted[0]), bool(wanted[1])
 
     def _here(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
@@ -159,10 +176,10 @@ class Checkpoints(Callback):
         ended = 0 <= trainer.max_steps <= trainer.global_step
         return {
             "loops": loops,
-            "process": volatile_state(pl_module),
+            "process": volatile_state(trainer),
             "events": self._event_sizes(trainer),
             "validation_due": trainer.validating,
-            "finished": False,
+            "should_stop": trainer.should_stop,
             # a validation cannot be gone back to with half a window of gradients, with averaged weights in the place of the
             # trained ones, or when no step is left
             "exact": not trainer.validating or (whole and not averaging and not ended),
@@ -177,13 +194,13 @@ class Checkpoints(Callback):
             torch.distributed.all_gather_object(processes, process, self._group)
         self._position = position | {"processes": processes}
         path = self.folder / f"checkpoints/{name}.ckpt"
-        first = not path.parent.exists()
         trainer.save_checkpoint(path, weights_only=False)
         self._position = None
         if name == "last":
             self._saved_at, self._saved_step = time.monotonic(), trainer.global_step
-        if first and trainer.is_global_zero:
+        if trainer.is_global_zero and not self._has_room:
             _check_room(path)
+            self._has_room = True
 
     def _event_sizes(self, trainer: Trainer) -> dict[str, int]:
         """How far TensorBoard's files have come."""
@@ -191,17 +208,28 @@ class Checkpoints(Callback):
             logger.save()
         return {path.name: path.stat().st_size for path in self.folder.glob("events.out.tfevents.*")}
 
-    def _cut_events(self, trainer: Trainer, sizes: dict[str, int]) -> None:
-        """Take back what was logged after the checkpoint, which will be logged again."""
+    def _cut_events(self, trainer: Trainer, sizes: dict[str, int], step: int) -> None:
+        """Take back what was logged after the checkpoint of `step`, which will be logged again."""
+        if not trainer.is_global_zero:
+            return
         if self._old_events and isinstance(trainer.logger, TensorBoardLogger):  # for a TensorBoard that has read it
             start = event_pb2.Event(session_log=event_pb2.SessionLog(status=event_pb2.SessionLog.START))
-            trainer.logger.experiment.file_writer.add_event(start, trainer.global_step)
+            trainer.logger.experiment.file_writer.add_event(start, step)
         for path in self._old_events:
             size = sizes.get(path.name, 0)
             if size == 0:
                 path.unlink(missing_ok=True)
             elif path.stat().st_size > size:
                 os.truncate(path, size)
+        self._old_events = set()
+
+
+def _largest(values: Tensor, group: Any, trainer: Trainer) -> Tensor:
+    if group is None:  # devices with a way of their own, such as TPUs
+        reduced: Tensor = trainer.strategy.reduce(values.to(trainer.strategy.root_device), reduce_op="max")
+        return reduced
+    torch.distributed.all_reduce(values, torch.distributed.ReduceOp.MAX, group)
+    return values
 
 
 def _place(trainer: Trainer, batch_idx: int) -> str:

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 TERMINATED, INTERRUPTED = 128 + signal.SIGTERM, 128 + signal.SIGINT  # as a shell counts
@@ -18,7 +19,7 @@ LOST = (
     "nccl",
     "broken pipe",
 )  # torch.distributed
-DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
 class RunEnded(BaseException):
@@ -27,11 +28,12 @@ class RunEnded(BaseException):
     Args:
         message: Why and where, in a line.
         exit_code: Of the command.
+        agreed: Whether all processes of the run end by it, at the same step.
     """
 
-    def __init__(self, message: str, exit_code: int) -> None:
+    def __init__(self, message: str, exit_code: int, agreed: bool = False) -> None:
         super().__init__(" ".join(message.split()))
-        self.exit_code = exit_code
+        self.exit_code, self.agreed = exit_code, agreed
 
 
 class Stopped(RunEnded):
@@ -45,7 +47,8 @@ class Stopped(RunEnded):
     def __init__(self, signum: int, place: str = "") -> None:
         interrupted = signum == signal.SIGINT
         message = "interrupted" if interrupted else f"stopped by {signal.Signals(signum).name}"
-        super().__init__(f"{message} in {place}" if place else message, INTERRUPTED if interrupted else TERMINATED)
+        message = f"{message} in {place}" if place else message
+        super().__init__(message, INTERRUPTED if interrupted else TERMINATED, agreed=bool(place))
         self.signum = signum
 
 
@@ -54,26 +57,40 @@ class Diverged(RunEnded):
 
     def __init__(self, message: str) -> None:
         hint = "lower optimizer.lr, clip by trainer.gradient_clip_val=1.0, or warm up"
-        super().__init__(f"diverged: {message}; {hint}", DIVERGED)
+        super().__init__(f"diverged: {message}; {hint}", DIVERGED, agreed=True)
 
 
-def ending(error: Exception, batch_size: int) -> BaseException:
+def ending(error: Exception, batch_size: int, num_devices: int) -> BaseException:
     """What `error` means to a user; itself, if it is a bug.
 
     Args:
         error: That ended the training.
         batch_size: Of the run, which it may be too large for the memory.
+        num_devices: Of the run.
     """
     text = " ".join(str(error).split())
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in text:
         hint = f"lower data.batch_size (now {batch_size}; trainer.accumulate_grad_batches makes up for it) or the model"
         return RunEnded(f"error: out of memory; {hint}", FAILED)
-    if isinstance(error, OSError) and error.errno in DISK:
+    if isinstance(error, OSError) and error.errno in NO_ROOM:
         where = f" {error.filename}" if error.filename else ""
         return RunEnded(f"error: cannot write{where}: {error.strerror}; what was written before is still good", REFUSED)
-    if isinstance(error, RuntimeError) and any(part in text.lower() for part in LOST):
+    if isinstance(error, PermissionError):
+        return RunEnded(f"error: {error.filename}: {error.strerror}", REFUSED)
+    if "Error(s) in loading state_dict" in text:
+        return RunEnded(f"error: the checkpoint is of another model: {text[:200]}", REFUSED)
+    lost = any(part in text.lower() for part in LOST) or type(error).__name__.startswith("Dist")
+    if isinstance(error, RuntimeError) and num_devices > 1 and lost:
         return RunEnded(f"error: lost another process of this run ({text[:160]})", FAILED)
     return error
+
+
+def say(text: str, end: str = "\n") -> None:
+    """Print, also where nobody reads it any more: ``| tee log`` ends by the same Ctrl-C, before the run is saved."""
+    try:
+        print(text, end=end, flush=True)
+    except BrokenPipeError:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
 
 
 def tell(end: RunEnded, folder: Path | None, rank: int) -> int:
@@ -84,14 +101,15 @@ def tell(end: RunEnded, folder: Path | None, rank: int) -> int:
         folder: Of the run; null if there is none yet.
         rank: Of this process; the first one speaks for all.
     """
-    if rank > 0 and end.exit_code not in (REFUSED, FAILED):
-        return 0  # all agreed to end; a launcher would take another code for a crash and kill the first one
+    if rank > 0 and end.agreed:
+        return 0  # a launcher would take another code for a crash, and kill the first one, which is still at work
     said = [str(end)]
     if folder is not None and end.exit_code != REFUSED and (folder / "checkpoints/last.ckpt").is_file():
         said.append(f"go on with: python train.py --resume {folder}")
     if isinstance(end, Stopped) and (news := requeue(end.signum)):
         said.append(news)
-    print("; ".join(said), file=sys.stderr)
+    with suppress(OSError):
+        print("; ".join(said), file=sys.stderr, flush=True)
     return end.exit_code
 
 

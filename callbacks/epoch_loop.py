@@ -67,8 +67,10 @@ def progress(trainer: Trainer) -> dict[str, Any]:
     return loops
 
 
-def volatile_state(pl_module: LightningModule) -> dict[str, Any]:
-    """What else a step depends on or adds to, of this process: random numbers (dropout), metrics of the epoch so far."""
+def volatile_state(trainer: Trainer) -> dict[str, Any]:
+    """What else a step depends on or adds to, of this process: random numbers (dropout), metrics of the epoch so far, and
+    the last ones that were logged, which schedules and early stopping look at."""
+    pl_module = trainer.lightning_module
     name, key, *rest = np.random.get_state()
     state: dict[str, Any] = {
         "torch": torch.get_rng_state(),
@@ -79,14 +81,18 @@ def volatile_state(pl_module: LightningModule) -> dict[str, Any]:
             for name, metric in _metrics(pl_module)
             if metric._update_count
         },
+        "logged": {name: _copied(value) for name, value in trainer._logger_connector._callback_metrics.items()},
     }
     if pl_module.device.type == "cuda":
         state["cuda"] = torch.cuda.get_rng_state(pl_module.device)
     return state
 
 
-def restore_volatile_state(pl_module: LightningModule, state: dict[str, Any]) -> None:
+def restore_volatile_state(trainer: Trainer, state: dict[str, Any]) -> None:
     """Put back what `volatile_state` took."""
+    pl_module = trainer.lightning_module
+    for name, value in state["logged"].items():
+        trainer._logger_connector._callback_metrics[name] = _moved(value, pl_module.device)
     name, key, *rest = state["numpy"]
     np.random.set_state((name, key.numpy().astype(np.uint32), *rest))
     random.setstate(state["python"])

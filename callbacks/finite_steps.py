@@ -26,7 +26,7 @@ class FiniteSteps(Callback):
         self._first_bad = torch.full((4,), -1, device=pl_module.device) if self._lazy else None
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
-        if trainer.world_size == 1:
+        if trainer.world_size == 1 or self._lazy:
             self._look(trainer, loss.detach(), is_loss=True)
         else:  # every process has a loss of its own, and all must end at one step: they share a gradient made bad by it
             good = loss.detach().isfinite()
@@ -50,6 +50,13 @@ class FiniteSteps(Callback):
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         self.check(trainer)
+        weights = [one for one in checkpoint["state_dict"].values() if one.is_floating_point()]
+        norm = torch.stack([one.float() for one in torch._foreach_norm(weights)]).sum() if weights else torch.zeros(())
+        broken = (~norm.isfinite()).float()
+        if trainer.world_size > 1:  # the first process may have them all, the others a part
+            broken = trainer.strategy.reduce(broken.to(trainer.strategy.root_device), reduce_op="max")
+        if broken > 0:  # a last step, after which nothing else is looked at
+            raise Diverged(f"a weight is not finite after step {trainer.global_step}{_rate(trainer)}")
 
     def check(self, trainer: Trainer) -> None:
         """Read back from the device whether all steps so far were good.
@@ -78,5 +85,8 @@ class FiniteSteps(Callback):
 
 
 def _message(trainer: Trainer, name: str, value: str, step: int, epoch: int, batch: int) -> str:
-    rate = trainer.optimizers[0].param_groups[0]["lr"]
-    return f"the {name} is {value} at epoch {epoch + 1}, batch {batch + 1} (step {step + 1}), learning rate {rate:.3g}"
+    return f"the {name} is {value} at epoch {epoch + 1}, batch {batch + 1} (step {step + 1}){_rate(trainer)}"
+
+
+def _rate(trainer: Trainer) -> str:
+    return f", learning rate {trainer.optimizers[0].param_groups[0]['lr']:.3g}"

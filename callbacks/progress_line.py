@@ -12,6 +12,8 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from callbacks.endings import say
+
 LIVE_SECONDS, LOG_SECONDS = 0.2, 5.0
 
 
@@ -45,7 +47,7 @@ class ProgressLine(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._finished_epoch(trainer, trainer.current_epoch)
         if self.live and trainer.is_global_zero:
-            print(flush=True)
+            say("")
 
     def _finished_epoch(self, trainer: Trainer, epochs: int) -> None:
         """Shown when the next one starts: only then has every hook logged what it logs."""
@@ -62,10 +64,10 @@ class ProgressLine(Callback):
         seconds = self._shown - self._started
         text = f"epoch {epoch}{epochs}{step}  {self._metrics}  {seconds:.0f} s"
         if self.live:  # pad over what the last, longer line left
-            print("\r" + text.ljust(self._width), end="", flush=True)
+            say("\r" + text.ljust(self._width), end="")
             self._width = len(text)
         else:
-            print(text, flush=True)
+            say(text)
 
 
 def quieten() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from callbacks.endings import REFUSED, RunEnded
+from callbacks.endings import REFUSED, RunEnded, say
 from callbacks.environment import changed, environment, noted
 
 
@@ -50,22 +50,22 @@ class RunRecord(Callback):
         self.epoch = 0
         self._started, self._seconds, self._samples = 0.0, 0.0, 0  # of the process, of earlier ones, of all
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        facts = environment(pl_module.device, str(trainer.precision), trainer.world_size)
-        facts["data_sha256"] = getattr(trainer.datamodule, "fingerprint", "")  # type: ignore[attr-defined]
-        facts["pretrained"] = getattr(pl_module, "pretrained_identity", None)
-        facts["seed"] = self.hyperparameters["seed"]
-        path = self.folder / "environment.json"
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.resumes:
-            facts = self._compared(trainer, json.loads(path.read_text(encoding="utf-8")), facts)
-        if trainer.is_global_zero:
-            write_json(path, facts)
-            if isinstance(trainer.logger, TensorBoardLogger) and not self.resumes:
+            path = self.folder / "environment.json"
+            facts = self._compared(trainer, json.loads(path.read_text(encoding="utf-8")), self._facts(trainer))
+            if trainer.is_global_zero:
+                write_json(path, facts)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.is_global_zero and not self.resumes:
+            write_json(self.folder / "environment.json", self._facts(trainer))
+            if isinstance(trainer.logger, TensorBoardLogger):
                 trainer.logger.experiment.add_text("config", f"```yaml\n{self.config_yaml}\n```")
-            if trainer.world_size > 1:
-                size = trainer.datamodule.batch_size  # type: ignore[attr-defined]
-                whole = size * trainer.world_size * trainer.accumulate_grad_batches
-                print(f"{trainer.world_size} devices, batch size {size} per device: steps of {whole}", flush=True)
+        if trainer.is_global_zero and trainer.world_size > 1:
+            size = trainer.datamodule.batch_size  # type: ignore[attr-defined]
+            whole = size * trainer.world_size * trainer.accumulate_grad_batches
+            say(f"{trainer.world_size} devices, batch size {size} per device: steps of {whole}")
         self._started = time.monotonic()
 
     def on_train_batch_end(
@@ -96,6 +96,13 @@ class RunRecord(Callback):
             self.figures = state_dict["figures"]
             self._seconds, self._samples = state_dict["seconds"], state_dict["samples"]
 
+    def _facts(self, trainer: Trainer) -> dict[str, Any]:
+        facts = environment(trainer.strategy.root_device, str(trainer.precision), trainer.world_size)
+        facts["data_sha256"] = getattr(trainer.datamodule, "fingerprint", "")  # type: ignore[attr-defined]
+        facts["pretrained"] = getattr(trainer.lightning_module, "pretrained_identity", None)
+        facts["seed"] = self.hyperparameters["seed"]
+        return facts
+
     def _all_seconds(self) -> float:
         return self._seconds + (time.monotonic() - self._started if self._started else 0.0)
 
@@ -105,9 +112,9 @@ class RunRecord(Callback):
             raise RunEnded(f"error: --resume: {problem}", REFUSED)
         others = noted(there, here)
         if others and trainer.is_global_zero:
-            print(f"resumed, perhaps not to the bit: {', '.join(others)} changed (environment.json)", flush=True)
-        note = {"at": datetime.now(UTC).isoformat(timespec="seconds"), "epoch": trainer.current_epoch}
-        note |= {"step": trainer.global_step, "command": here["command"], **{name: here[name] for name in others}}
+            say(f"resumed, perhaps not to the bit: {', '.join(others)} changed (environment.json)")
+        note = {"at": datetime.now(UTC).isoformat(timespec="seconds"), "after_seconds": round(self._seconds, 3)}
+        note |= {"command": here["command"], **{name: here[name] for name in others}}
         return {**there, "resumed": [*there.get("resumed", []), note]}
 
     def finish(self, trainer: Trainer, tested: Path | None) -> None:
@@ -122,9 +129,9 @@ class RunRecord(Callback):
         self.figures = {**test, **self.validation, **self.figures, "best_checkpoint": best}
         if best:
             self.figures["best_epoch"] = self.epoch
-        write_json(self.folder / "metrics.json", self.figures)
         if isinstance(trainer.logger, TensorBoardLogger):
             self._hparams(trainer.logger, test)
+        write_json(self.folder / "metrics.json", self.figures)  # last of all: with it the run is finished
 
     def report(self) -> str:
         """What a person wants to know at the end."""
@@ -162,5 +169,8 @@ def _values(trainer: Trainer, prefix: str) -> dict[str, float]:
 def write_json(path: Path, content: Any) -> None:
     """Write `content` so that `path` is never half there."""
     temporary = path.with_suffix(".part")
-    temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
     os.replace(temporary, path)

@@ -38,6 +38,9 @@ def run_folder(config: Config) -> Iterator[Path]:
     """
     folder = _opened(config)
     lock = _locked(folder) if rank() == 0 else None
+    if rank() == 0:
+        for part in folder.glob("checkpoints/*.part"):  # of a process that was killed while it wrote
+            part.unlink()
     try:
         yield folder
     finally:
@@ -50,9 +53,6 @@ def run_folder(config: Config) -> Iterator[Path]:
 def _opened(config: Config) -> Path:
     if config.resumes is not None:
         folder = config.resumes
-        if rank() == 0:
-            for part in folder.glob("checkpoints/*.part"):  # of a process that was killed while it wrote
-                part.unlink()
     elif rank() > 0:
         return Path(os.environ.get(VARIABLE, experiment_folder(config)))
     else:
@@ -71,13 +71,17 @@ def experiment_folder(config: Config) -> Path:
 
 
 def _made(config: Config) -> Path:
-    name = config["run.name"] or f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+    name = config["run.name"] or f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
     if Path(name).name != name:
         raise ConfigError(config.where("run.name"), "run.name", f"{name!r} is not a folder's name", "leave out slashes")
     folder = experiment_folder(config) / name
     try:
         folder.mkdir(parents=True)
-        (folder / "config.yaml").write_text(config.to_yaml(name=None), encoding="utf-8")  # it repeats under a new name
+        with (folder / ".config.part").open("w", encoding="utf-8") as file:  # a config is there whole or not at all
+            file.write(config.to_yaml(name=None))  # it repeats under a new name
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(file.name, folder / "config.yaml")
     except FileExistsError:
         hint = f"choose another name, or go on with it: --resume {folder}"
         raise ConfigError(config.where("run.name"), "run.name", f"{folder} exists", hint) from None

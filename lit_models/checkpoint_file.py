@@ -7,7 +7,7 @@ in a tensor load without a word (https://github.com/pytorch/pytorch/issues/12695
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
@@ -35,6 +35,7 @@ def write(checkpoint: dict[str, Any], path: Path) -> None:
 
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part")
+    hashed = None
     try:
         with part.open("w+b") as file:
             hashed = _Hashed(file)
@@ -46,8 +47,8 @@ def write(checkpoint: dict[str, Any], path: Path) -> None:
             os.fsync(file.fileno())
         os.replace(part, path)
         _sync_folder(path.parent)
-    except RuntimeError as error:  # torch's answer to a full disk
-        raise (error.__context__ if isinstance(error.__context__, OSError) else error) from None
+    except RuntimeError as error:  # torch's, in the place of what went wrong while it wrote
+        raise (hashed and hashed.error) or error from None
     finally:
         part.unlink(missing_ok=True)
 
@@ -61,8 +62,11 @@ def read(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
     import torch
 
     verify(path)
-    with plain_values_only(path):
-        checkpoint: dict[str, Any] = torch.load(path, map_location, weights_only=True)
+    try:
+        with plain_values_only(path):
+            checkpoint: dict[str, Any] = torch.load(path, map_location, weights_only=True)
+    except (RuntimeError, EOFError, LookupError, TypeError, AttributeError):
+        raise BrokenCheckpointError(f"{path} is no checkpoint") from None
     return checkpoint
 
 
@@ -75,8 +79,12 @@ def plain_values_only(path: Path) -> Iterator[None]:
         raise BrokenCheckpointError(f"{path} holds pickled objects, which are never loaded") from None
 
 
-def verify(path: Path) -> None:
+def verify(path: Path, ours: bool = False) -> None:
     """See that `path` holds what was written to it; of a file that another trainer wrote, that its parts do.
+
+    Args:
+        path: Of a checkpoint.
+        ours: Refuse those of other trainers.
 
     Raises:
         BrokenCheckpointError: if not.
@@ -93,6 +101,8 @@ def verify(path: Path) -> None:
             if comment.startswith(_MARK):
                 file.seek(0)
                 _verify_whole(path, file, size, comment)
+            elif ours:
+                raise BrokenCheckpointError(f"{path} is cut off, or no checkpoint of a run (it has no checksum)")
             else:
                 _verify_parts(path)
     except OSError as error:
@@ -126,16 +136,16 @@ def newest(folder: Path, fall_back: bool) -> Path | None:
 
     Args:
         folder: Of a run.
-        fall_back: Where the newest is broken, take the next.
+        fall_back: Where the last is broken, take the best.
 
     Raises:
-        BrokenCheckpointError: if the newest, or with `fall_back` every one, is broken.
+        BrokenCheckpointError: if the last, or with `fall_back` the best too, is broken.
     """
-    found = sorted(folder.glob("checkpoints/*.ckpt"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
+    found = [path for name in ("last", "best") if (path := folder / f"checkpoints/{name}.ckpt").is_file()]
     broken: BrokenCheckpointError | None = None
     for path in found:
         try:
-            verify(path)
+            verify(path, ours=True)
         except BrokenCheckpointError as error:
             broken = broken or error
             continue
@@ -148,16 +158,23 @@ def newest(folder: Path, fall_back: bool) -> Path | None:
 
 
 class _Hashed:
-    """A file as `torch.save` writes to it, with the digest of what went through."""
+    """A file as `torch.save` writes to it, with the digest of what went through, and the first thing that went wrong."""
 
     def __init__(self, file: BinaryIO) -> None:
         self.digest = hashlib.sha256()
-        self._write: Callable[[bytes], int] = file.write
-        self.flush = file.flush
+        self.error: BaseException | None = None
+        self._file, self.flush = file, file.flush
 
     def write(self, data: bytes) -> int:
+        try:
+            return self._put(data)
+        except BaseException as error:
+            self.error = self.error or error
+            raise
+
+    def _put(self, data: bytes) -> int:
         self.digest.update(data)
-        return self._write(data)
+        return self._file.write(data)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -22,6 +22,7 @@ LONG = ["--config", IRIS, *TWO, "trainer.max_epochs=100000", "run.name=x"]
 EXACT = ["--config", IRIS, *TWO, "trainer.max_epochs=60", "model.dropout=0.1", "run.checkpoint_every_steps=10"]
 SRUN = """#!/usr/bin/env bash
 # starts the tasks of a job on this machine, as srun would
+while [[ $1 == --* ]]; do shift; done
 pids=()
 for ((i = 0; i < SLURM_NTASKS_PER_NODE; i++)); do
     SLURM_NTASKS=$SLURM_NTASKS_PER_NODE SLURM_PROCID=$i SLURM_LOCALID=$i SLURM_NODEID=0 "$@" & pids+=($!)

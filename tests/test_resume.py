@@ -72,6 +72,13 @@ VARIANTS = [
     ("cnn", ["trainer.reload_dataloaders_every_n_epochs=1"], [(1, 3)]),
     ("cnn", ["trainer.limit_val_batches=0", "schedule.name=constant"], [(1, 3)]),
     ("cnn", ["trainer.logger=false"], [(1, 0, True)]),
+    ("cnn", ["trainer.val_check_interval=4"], [(1, 8)]),  # plateau looks at a validation from before the stop
+    ("cnn", ["trainer.check_val_every_n_epoch=null", "trainer.val_check_interval=7"], [(1, 7)]),
+    (
+        "cnn",
+        ["callbacks.early_stopping={monitor: val/loss, patience: 1, min_delta: 10.0}", "trainer.min_steps=24"],
+        [(2, 3)],
+    ),
     ("bert", [], [(1, 3)]),
     ("bert", [], [(2, 0, True)]),
 ]
