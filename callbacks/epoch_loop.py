@@ -32,7 +32,8 @@ class EpochLoop(_TrainingEpochLoop):
 
     def reset(self) -> None:
         if self.restarting:
-            self.trainer.fit_loop.restarting = False  # the counters, of all loops, are right as they are
+            self.restarting = False  # the counters are right as they are
+            self.trainer.fit_loop._restarting = False  # its setter would not, where max_steps ends the run
         else:
             super().reset()
 

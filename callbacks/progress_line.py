@@ -80,6 +80,7 @@ def quieten() -> None:
         "Loading `",
         "Loaded",
         "Restor",
+        "Found current_model_state",
         "Using ",
         "Initializing distributed",
         "-----",

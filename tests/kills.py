@@ -2,7 +2,8 @@
 
 A process imports everything once and forks for each run: a run then takes a second instead of six. Each trial starts a run,
 kills it with SIGKILL after a random part of the time that a whole run takes, resumes it (and kills it again, in every third
-trial), and compares its end with that of the run that was never killed.
+trial), and compares its end with that of the run that was never killed. Then come moments that chance would seldom hit:
+right after each of the first files was renamed into its place, and between the test and its figures.
 """
 
 import contextlib
@@ -14,6 +15,7 @@ import signal
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -24,6 +26,7 @@ from tests.exactness import differences
 WARM = [
     "lightning.pytorch.callbacks", "torch.utils.tensorboard", "transformers", "callbacks.checkpoints",
     "callbacks.run_record", "datamodules.mnist", "datamodules.text", "lit_models.bert", "lit_models.cnn",
+    "datamodules.iris", "lit_models.mlp",
 ]  # fmt: skip
 OPTIONS = {
     "mnist_cnn": [
@@ -35,6 +38,10 @@ OPTIONS = {
         "data.test=null", "data.text_column=text", "trainer.max_epochs=4", "trainer.precision=32-true",
         "run.checkpoint_every_steps=5",
     ],
+    "iris_mlp": [
+        "callbacks.ema_weight_averaging={decay: 0.9}", "model.dropout=0.1", "trainer.max_epochs=null",
+        "trainer.max_steps=40", "trainer.log_every_n_steps=5", "run.checkpoint_every_steps=7",
+    ],
 }  # fmt: skip
 
 
@@ -45,6 +52,7 @@ def main(count: int, seed: int, root: Path) -> None:
     data = files.write_all(root / "data", patch)
     given = {
         "mnist_cnn": [f"data.root={data}"],
+        "iris_mlp": [],
         "text_bert": [f"data.train={data}/text/train.tsv", f"data.cache={data}/cache"],
     }
     whole = {}
@@ -55,11 +63,14 @@ def main(count: int, seed: int, root: Path) -> None:
         (folder,) = (root / f"whole/{name}").iterdir()
         whole[name] = (argv, time.monotonic() - started, folder)
     draw = random.Random(seed)
+    trials: list[tuple[str, list[float | str]]] = []
     for trial in range(count):
-        name = list(OPTIONS)[trial % 2]
-        argv, seconds, reference = whole[name]
-        runs = root / f"trial{trial}"
-        moments = [draw.uniform(0.02, 1.0) * seconds for _ in range(2 if trial % 3 == 0 else 1)]
+        name = list(OPTIONS)[trial % 3]
+        trials.append((name, [draw.uniform(0.02, 1.0) * whole[name][1] for _ in range(2 if trial % 4 == 0 else 1)]))
+    trials += [("iris_mlp", [f"file {number}"]) for number in range(1, 9)] + [("iris_mlp", ["figures"])]
+    for i, (name, moments) in enumerate(trials):
+        argv, _, reference = whole[name]
+        runs = root / f"trial{i}"
         codes = [run([*argv, f"run.root={runs}"], moments[0])]
         found = list(runs.glob("*/*/config.yaml"))
         for moment in [*moments[1:], None]:
@@ -68,25 +79,48 @@ def main(count: int, seed: int, root: Path) -> None:
                 found = list(runs.glob("*/*/config.yaml"))
             elif not (found[0].parent / "metrics.json").exists():
                 codes.append(run(["--resume", str(found[0].parent)], moment))
-        different = differences(reference, found[0].parent)
-        result = {"trial": trial, "config": name, "killed_after": [round(one, 2) for one in moments]}
-        print(json.dumps(result | {"codes": codes, "different": different}), flush=True)
+        result = {"trial": i, "config": name, "killed": moments, "codes": codes}
+        print(json.dumps(result | {"different": differences(reference, found[0].parent)}), flush=True)
 
 
-def run(argv: list[str], kill_after: float | None) -> int:
-    """The exit code of `train.py` in a process of its own; -9 if it was killed."""
+def run(argv: list[str], kill: float | str | None) -> int:
+    """The exit code of `train.py` in a process of its own; -9 if it was killed.
+
+    Args:
+        argv: Of the command.
+        kill: After so many seconds, after the renaming of "file N", or before the test's "figures" are written; or not.
+    """
     child = os.fork()
     if child == 0:
         with (
             open(os.devnull, "w") as nowhere,
             contextlib.redirect_stdout(nowhere),
-            contextlib.redirect_stderr(sys.stderr if kill_after is None else nowhere),
+            contextlib.redirect_stderr(sys.stderr if kill is None else nowhere),
         ):
+            if isinstance(kill, str):
+                kill_itself(kill)
             os._exit(train.main(argv))
-    if kill_after is not None:
-        time.sleep(kill_after)
+    if isinstance(kill, float):
+        time.sleep(kill)
         os.kill(child, signal.SIGKILL)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def kill_itself(when: str) -> None:
+    """Have this process kill itself at a place in the code."""
+    from callbacks.run_record import RunRecord
+
+    rename, renamed = os.replace, []
+
+    def replace(*paths: Any) -> None:
+        rename(*paths)
+        renamed.append(paths)
+        if when == f"file {len(renamed)}":
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    os.replace = replace
+    if when == "figures":
+        RunRecord.finish = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 
 
 if __name__ == "__main__":

@@ -224,6 +224,27 @@ def test_one_hangs(tmp_path, record_property):
     process.stderr.close()
 
 
+@pytest.mark.slow
+@pytest.mark.faults("SIGTERM while two processes start", "both end within 10 s, not with 0")
+@pytest.mark.parametrize("seconds", [0.5, 4.0])
+def test_sigterm_while_they_start(seconds, tmp_path, record_property):
+    process = subprocess.Popen(
+        [sys.executable, "train.py", *LONG, f"run.root={tmp_path}"],
+        cwd=PROJECT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(),
+    )  # fmt: skip
+    child = None
+    while child is None:
+        child = next(iter(Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()), None)
+    time.sleep(seconds)  # the first process waits for the other, which imports
+    process.send_signal(signal.SIGTERM)
+    started = time.monotonic()
+    _, said = process.communicate(timeout=30)
+    record_property("happened", f"{time.monotonic() - started:.1f} s")
+    assert process.returncode == 143
+    assert "Traceback" not in said
+    assert ended(int(child), 10)
+
+
 def job(tmp_path: Path) -> dict[str, str]:
     """The environment of a SLURM job of two tasks, with its commands on the path."""
     folder = tmp_path / "bin"

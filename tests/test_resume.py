@@ -65,6 +65,7 @@ VARIANTS = [
     ("cnn", ["optimizer={name: sgd, lr: 0.1, momentum: 0.9}", "schedule={name: one_cycle}"], [(2, 7)]),
     ("cnn", ["trainer.precision=bf16-mixed"], [(1, 3)]),
     ("cnn", ["trainer.max_epochs=null", "trainer.max_steps=20"], [(2, 1)]),
+    ("cnn", ["trainer.max_epochs=null", "trainer.max_steps=20"], [(0, 0), (1, 0)]),
     ("cnn", ["trainer.max_epochs=null", "trainer.max_steps=18"], [(1, 0, True)]),
     ("cnn", ["trainer.check_val_every_n_epoch=null", "trainer.val_check_interval=4"], [(1, 0, True), (2, 3)]),
     ("cnn", ["trainer.limit_train_batches=5", "trainer.accumulate_grad_batches=2"], [(1, 3)]),
