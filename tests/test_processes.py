@@ -19,6 +19,7 @@ from tests.runs import IRIS, figures
 
 TWO = ["trainer.accelerator=cpu", "trainer.devices=2", "data.batch_size=16"]
 LONG = ["--config", IRIS, *TWO, "trainer.max_epochs=100000", "run.name=x"]
+HALVES = ["--config", IRIS, "trainer.max_epochs=3", "run.name=x"]
 EXACT = ["--config", IRIS, *TWO, "trainer.max_epochs=60", "model.dropout=0.1", "run.checkpoint_every_steps=10"]
 SRUN = """#!/usr/bin/env bash
 # starts the tasks of a job on this machine, as srun would
@@ -107,17 +108,24 @@ def test_two_processes_share_the_work(tmp_path):
         assert figures(folder)[f"{part}/accuracy"] == pytest.approx(accuracy)
 
 
+@pytest.fixture(scope="module")
+def one(tmp_path_factory) -> Path:
+    """A run of one process."""
+    root = tmp_path_factory.mktemp("one")
+    assert run(*HALVES, f"run.root={root}").returncode == 0
+    return root / "iris_mlp/x"
+
+
 @pytest.mark.slow
 @pytest.mark.faults("two processes with half the batch each", "they follow one process with the whole batch")
 @pytest.mark.parametrize("launcher", ["lightning", "torchrun", "srun"])
-def test_two_halves_follow_the_whole(launcher, tmp_path):
-    short = ["--config", IRIS, "trainer.max_epochs=3", "run.name=x"]
+def test_two_halves_follow_the_whole(launcher, tmp_path, one):
     more, start = {}, (sys.executable,)
     if launcher == "torchrun":
         start = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
     if launcher == "srun":
         more, start = job(tmp_path), (str(tmp_path / "bin/srun"), sys.executable)
-    two = run(*short, *TWO, f"run.root={tmp_path / 'two'}", launcher=start, **more)
+    two = run(*HALVES, *TWO, f"run.root={tmp_path / 'two'}", launcher=start, **more)
     assert two.returncode == 0, two.stderr
     assert two.stdout.count("run folder:") == 1
     assert run(*short, f"run.root={tmp_path / 'one'}").returncode == 0
