@@ -48,6 +48,8 @@ def main(argv: list[str]) -> int:
 def train(config: Config, folder: Path, signals: Signals) -> int:
     """Fit, test the best checkpoint, leave everything in the run's folder; the exit code comes back."""
     checkpoint = config.checkpoint or newest(folder, config.falls_back)
+    if config.resumes and checkpoint is None:
+        say("it has no checkpoint yet: starting from its beginning")
     from lightning.pytorch import seed_everything
     from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
@@ -138,7 +140,7 @@ def make_trainer(config: Config, folder: Path, record: "RunRecord", signals: Sig
         options["precision"] = precision_for(options["accelerator"], options["precision"])
         trainer = Trainer(**options, callbacks=callbacks, **ours)
         control(trainer, run["timeout_minutes"])
-        check_processes(trainer.accelerator, trainer.num_devices)
+        check_processes(trainer.accelerator, trainer.num_devices, trainer.world_size)
     except (ValueError, TypeError, RuntimeError, ImportError, MisconfigurationException) as error:
         raise config.refused("trainer", str(error), hardware()) from error
     return trainer

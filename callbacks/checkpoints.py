@@ -233,6 +233,8 @@ def _largest(values: Tensor, group: Any, trainer: Trainer) -> Tensor:
 
 
 def _place(trainer: Trainer, batch_idx: int) -> str:
+    if batch_idx == trainer.num_training_batches:
+        return f"epoch {trainer.current_epoch + 1}, before its validation"
     return f"epoch {trainer.current_epoch + 1}, after {batch_idx} of {trainer.num_training_batches} batches"
 
 

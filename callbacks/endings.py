@@ -79,9 +79,9 @@ def ending(error: Exception, batch_size: int, num_devices: int) -> BaseException
         return RunEnded(f"error: {error.filename}: {error.strerror}", REFUSED)
     if "Error(s) in loading state_dict" in text:
         return RunEnded(f"error: the checkpoint is of another model: {text[:200]}", REFUSED)
-    lost = any(part in text.lower() for part in LOST) or type(error).__name__.startswith("Dist")
-    if isinstance(error, RuntimeError) and num_devices > 1 and lost:
-        return RunEnded(f"error: lost another process of this run ({text[:160]})", FAILED)
+    lost = [part for part in LOST if part in text.lower()]
+    if isinstance(error, RuntimeError) and num_devices > 1 and (lost or type(error).__name__.startswith("Dist")):
+        return RunEnded(f"error: lost another process of this run ({(lost or [text[:100]])[0]})", FAILED)
     return error
 
 
@@ -89,7 +89,7 @@ def say(text: str, end: str = "\n") -> None:
     """Print, also where nobody reads it any more: ``| tee log`` ends by the same Ctrl-C, before the run is saved."""
     try:
         print(text, end=end, flush=True)
-    except BrokenPipeError:
+    except OSError:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
 
 
@@ -105,7 +105,8 @@ def tell(end: RunEnded, folder: Path | None, rank: int) -> int:
         return 0  # a launcher would take another code for a crash, and kill the first one, which is still at work
     said = [str(end)]
     if folder is not None and end.exit_code != REFUSED and (folder / "checkpoints/last.ckpt").is_file():
-        said.append(f"go on with: python train.py --resume {folder}")
+        before = f"{folder}/checkpoints is from before; a run that goes on from there diverges again"
+        said.append(before if end.exit_code == DIVERGED else f"go on with: python train.py --resume {folder}")
     if isinstance(end, Stopped) and (news := requeue(end.signum)):
         said.append(news)
     with suppress(OSError):

@@ -53,7 +53,12 @@ class RunRecord(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.resumes:
             path = self.folder / "environment.json"
-            facts = self._compared(trainer, json.loads(path.read_text(encoding="utf-8")), self._facts(trainer))
+            try:
+                there = dict(json.loads(path.read_text(encoding="utf-8")))
+            except (OSError, ValueError, TypeError):
+                problem = f"{path} is missing or broken: nothing tells whether this run can go on here"
+                raise RunEnded(f"error: --resume: {problem}", REFUSED) from None
+            facts = self._compared(trainer, there, self._facts(trainer))
             if trainer.is_global_zero:
                 write_json(path, facts)
 

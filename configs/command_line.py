@@ -1,6 +1,7 @@
 """``argv`` -> the experiment to train, or the answer to what was asked about it."""
 
 import argparse
+import difflib
 from pathlib import Path
 from typing import NoReturn
 
@@ -9,7 +10,9 @@ from configs.explain import explain, help_text
 from configs.loading import load_config
 from configs.nodes import COMMAND_LINE, ConfigError, read_override
 from configs.pairs import check_ready
-from configs.resume import find_run
+from configs.resume import check_unfinished, find_run
+
+OPTIONS = ("--config", "--resume", "--print-config", "--explain", "--help")
 
 
 class Parser(argparse.ArgumentParser):
@@ -39,6 +42,8 @@ def parse(argv: list[str], description: str) -> Config | None:
     arguments, rest = parser.parse_known_args(argv)
     for option in rest:
         if option.startswith("-"):
+            if close := difflib.get_close_matches(option, OPTIONS, 1, 0.75):
+                raise ConfigError(COMMAND_LINE, option, "unknown option", f"did you mean {close[0]}?")
             read_override(option)  # which says why not
     overrides = [*arguments.overrides, *rest]
     if arguments.resume is not None and not arguments.help:
@@ -55,6 +60,7 @@ def parse(argv: list[str], description: str) -> Config | None:
     elif config and arguments.print_config:
         print(config.to_yaml(), end="")
     elif config:
+        check_unfinished(config)
         check_ready(config)
         return config
     return None

@@ -27,20 +27,19 @@ def find_run(which: str, path: Path | None, overrides: list[str]) -> Config:
         overrides: What was written beside.
 
     Raises:
-        ConfigError: if there is no such run, if it is finished, or if it was another experiment.
+        ConfigError: if there is no such run, or if it was another experiment.
     """
     if which == AUTO:
         return _newest(path, overrides)
     named = Path(which)
     folder = named.parent.parent if named.suffix == ".ckpt" else named
-    if not (folder / "config.yaml").is_file():
-        hint = "give a folder such as runs/CONFIG/NAME, or a checkpoint in it"
-        raise ConfigError(COMMAND_LINE, "--resume", f"{which} is no run's folder (no config.yaml in it)", hint)
+    if not which or not (folder / "config.yaml").is_file():
+        below = [one.parent for depth in ("*", "*/*") for one in named.glob(f"{depth}/config.yaml")] if which else []
+        meant = max(below, key=_last_written, default="runs/CONFIG/NAME")
+        hint = f"give a run's folder, such as {meant}, or a checkpoint in it"
+        raise ConfigError(COMMAND_LINE, "--resume", f"{which!r} is no run's folder (no config.yaml in it)", hint)
     if named.suffix == ".ckpt" and not named.is_file():
         raise ConfigError(COMMAND_LINE, "--resume", f"there is no file {named}")
-    if is_finished(folder):
-        figures = folder / "metrics.json"
-        raise ConfigError(COMMAND_LINE, "--resume", f"{folder} is finished", f"its figures are in {figures}")
     config = load_config(path or folder / "config.yaml", overrides)
     if changed := difference(load_config(folder / "config.yaml"), config):
         key, there, here = changed
@@ -49,6 +48,17 @@ def find_run(which: str, path: Path | None, overrides: list[str]) -> Config:
             config.where(key), key, problem, "a changed experiment is a new run; start it without --resume"
         )
     return replace(config, resumes=folder, checkpoint=named if named.suffix == ".ckpt" else None)
+
+
+def check_unfinished(config: Config) -> None:
+    """Refuse to train a run that has been trained and tested.
+
+    Raises:
+        ConfigError: it says where its figures are.
+    """
+    if config.resumes is not None and is_finished(config.resumes):
+        hint = f"its figures are in {config.resumes / 'metrics.json'}; a longer or changed one is a new run"
+        raise ConfigError(COMMAND_LINE, "--resume", f"{config.resumes} is finished", hint)
 
 
 def is_finished(folder: Path) -> bool:

@@ -3,6 +3,7 @@
 import os
 import secrets
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -41,6 +42,11 @@ def run_folder(config: Config) -> Iterator[Path]:
     if rank() == 0:
         for part in folder.glob("checkpoints/*.part"):  # of a process that was killed while it wrote
             part.unlink()
+    if rank() == 0:
+        try:
+            print(f"{'run folder:' if config.resumes is None else 'resuming'} {folder}", flush=True)
+        except OSError:  # nobody reads it
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     try:
         yield folder
     finally:
@@ -58,8 +64,6 @@ def _opened(config: Config) -> Path:
     else:
         folder = _made(config)
     os.environ[VARIABLE] = str(folder.resolve())
-    if rank() == 0:
-        print(f"{'resuming' if config.resumes else 'run folder:'} {folder}", flush=True)
     return folder
 
 

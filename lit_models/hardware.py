@@ -33,7 +33,13 @@ def hardware() -> str:
     )
 
 
-def check_processes(accelerator: Accelerator, num_devices: int) -> None:
-    """Refuse more processes than there are CPU cores; Lightning itself counts other devices only."""
+def check_processes(accelerator: Accelerator, num_devices: int, world_size: int) -> None:
+    """Refuse what Lightning lets pass: more processes than CPU cores, or another number than a launcher has started."""
     if isinstance(accelerator, CPUAccelerator) and num_devices > (os.cpu_count() or 1):
         raise ValueError(f"devices: {num_devices} processes on the CPU")
+    environ = os.environ
+    started = int(environ["WORLD_SIZE"] if "RANK" in environ else environ.get("SLURM_NTASKS", "1"))
+    if started > 1 and started != world_size and environ.get("SLURM_JOB_NAME") not in ("bash", "interactive"):
+        raise ValueError(
+            f"{started} processes were started for a run of {world_size}; set devices, and num_nodes, to match"
+        )

@@ -72,7 +72,7 @@ EARLY = [  # answered before torch is imported
     ("30 wrong mode", lambda _: with_("callbacks.early_stopping={monitor: val/loss, mode: max}"), "max does not fit"),
     ("31 model and data", lambda _: with_("model.name=cnn"), "model.name: cnn takes image, and iris is features"),
     ("32 num_classes", lambda _: with_("model.num_classes=4"), "model.num_classes: unknown key"),
-    ("37 no such run", lambda _: ["--resume", "runs/none"], "--resume: runs/none is no run's folder"),
+    ("37 no such run", lambda _: ["--resume", "runs/none"], "--resume: 'runs/none' is no run's folder"),
     ("37 an address", lambda _: ["--resume", "https://example.org/last.ckpt"], "is no run's folder"),
     ("37 nothing to resume", lambda tmp: [*with_(f"run.root={tmp}"), "--resume", "auto"], "nothing to resume"),
     ("37 damaged", lambda tmp: with_checkpoint(tmp, b"PK\x03\x04" + bytes(500)), "is cut off, or no checkpoint"),
@@ -84,6 +84,8 @@ EARLY = [  # answered before torch is imported
     ("39 read-only", lambda _: with_("run.root=/proc/runs"), "run.root: cannot write to /proc/runs"),
     ("39 it exists", lambda tmp: with_(f"run.root={tmp}", "run.name=here"), "here exists; choose another name"),
     ("40 no value", lambda _: with_("lr"), "lr: is not an override"),
+    ("37 an empty name", lambda _: ["--resume", ""], "--resume: '' is no run's folder"),
+    ("40 an option's typo", lambda _: with_("--resum", "x"), "--resum: unknown option; did you mean --resume?"),
     ("40 dashes", lambda _: with_("--lr=3"), "--lr: unknown option; write lr=3, without dashes"),
     ("40 empty value", lambda _: with_("optimizer.lr="), "optimizer.lr: has no value"),
     ("40 no such reference", lambda _: with_("seed=${nope}"), "seed: ${nope} leads to no value"),
@@ -139,5 +141,7 @@ def test_a_finished_run_says_so(tmp_path, capsys):
     _, folder = start(tmp_path / "done", *with_("trainer.max_epochs=1"))
     capsys.readouterr()
     assert "is finished; its figures are in" in answer(["--resume", str(folder)], tmp_path, capsys)
+    assert train.main(["--resume", str(folder), "--explain", "seed"]) == 0
+    assert "such as " + str(folder) in answer(["--resume", str(tmp_path / "done")], tmp_path, capsys)
     again = [*with_("trainer.max_epochs=1", f"run.root={tmp_path / 'done'}"), "--resume", "auto"]
     assert "has no unfinished run" in answer(again, tmp_path, capsys)

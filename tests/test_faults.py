@@ -118,10 +118,11 @@ def test_killed_while_writing(tmp_path, stopped, whole):
 
 
 @pytest.mark.faults("killed before the first checkpoint", "resumed from its beginning, in its folder")
-def test_killed_before_the_first_checkpoint(tmp_path, stopped, whole):
+def test_killed_before_the_first_checkpoint(stopped, whole, capsys):
     for path in (*stopped.glob("checkpoints/*"), stopped / "environment.json"):
         path.unlink()
     assert train.main(["--resume", str(stopped)]) == 0
+    assert "it has no checkpoint yet: starting from its beginning" in capsys.readouterr().out
     assert differences(whole, stopped) == []
 
 
@@ -505,6 +506,7 @@ def test_not_finite(what, options, tmp_path, monkeypatch, capsys):
     assert code == 3
     assert said.startswith(f"diverged: the {what}")
     assert "(step 5)" in said
+    assert "diverges again" in said
     assert said.count("\n") == 1
     for path in folder.glob("checkpoints/*.ckpt"):
         assert finite(checkpoint_file.read(path)["state_dict"]), path
@@ -603,6 +605,33 @@ def test_another_version_is_told_and_noted(stopped, whole, capsys):
     facts = json.loads((stopped / "environment.json").read_text())
     assert len(facts["resumed"]) == 1
     assert facts["resumed"][0]["packages"]["torch"] == torch.__version__
+
+
+@pytest.mark.faults("resumed with other data, threads, devices, precision", "one line, exit code 2, nothing is changed")
+@pytest.mark.parametrize("content", [None, "", "[1, 2]"])
+def test_nothing_tells_the_conditions(content, stopped, capsys):
+    path = stopped / "environment.json"
+    path.unlink() if content is None else path.write_text(content)
+    assert train.main(["--resume", str(stopped)]) == 2
+    assert capsys.readouterr().err.startswith(f"error: --resume: {path} is missing or broken")
+
+
+def test_more_processes_than_the_run_has(tmp_path, monkeypatch, capsys):
+    for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    assert train.main([*SHORT, f"run.root={tmp_path}"]) == 2
+    assert "2 processes were started for a run of 1; set devices" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+def test_output_that_nobody_can_write(tmp_path):
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "train.py", *SHORT, f"run.root={tmp_path}"], cwd=PROJECT, stdout=full, stderr=-1, text=True
+        )
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.faults("a run is resumed while it runs", "refused in one line, exit code 2")
