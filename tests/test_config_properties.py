@@ -3,6 +3,7 @@
 import tempfile
 from pathlib import Path
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -42,6 +43,7 @@ def answer(text: str, overrides: list[str]) -> str | None:
         return None
 
 
+@pytest.mark.faults("900 configs, overrides and arguments made up by hypothesis", "a config, or one line")
 @settings(max_examples=300, deadline=None)
 @given(st.lists(st.tuples(KEYS, VALUES).map("=".join), max_size=3))
 def test_any_overrides(overrides):
@@ -49,6 +51,7 @@ def test_any_overrides(overrides):
     assert said is None or len(said.splitlines()) == 1
 
 
+@pytest.mark.faults("900 configs, overrides and arguments made up by hypothesis", "a config, or one line")
 @settings(max_examples=200, deadline=None)
 @given(st.text(st.characters(codec="utf-8"), max_size=60))
 def test_any_file(text):
@@ -57,6 +60,7 @@ def test_any_file(text):
     assert len(said.splitlines()) == 1
 
 
+@pytest.mark.faults("900 configs, overrides and arguments made up by hypothesis", "a config, or one line")
 @settings(max_examples=200, deadline=None)
 @given(st.integers(0, len(GOOD)), st.text(st.characters(codec="utf-8"), min_size=1, max_size=4))
 def test_a_good_file_with_something_in_it(place, insertion):
@@ -64,6 +68,7 @@ def test_a_good_file_with_something_in_it(place, insertion):
     assert said is None or len(said.splitlines()) == 1
 
 
+@pytest.mark.faults("900 configs, overrides and arguments made up by hypothesis", "a config, or one line")
 @settings(max_examples=200, deadline=None)
 @given(st.text(max_size=20))
 def test_any_argument(argument):
