@@ -50,6 +50,7 @@ def run_folder(config: Config) -> Iterator[Path]:
     try:
         yield folder
     finally:
+        os.environ.pop(VARIABLE, None)
         if lock is not None:
             lock.close()
         if config.resumes is None and rank() == 0 and not (folder / "environment.json").exists():
@@ -60,7 +61,8 @@ def _opened(config: Config) -> Path:
     if config.resumes is not None:
         folder = config.resumes
     elif rank() > 0:
-        return Path(os.environ.get(VARIABLE, experiment_folder(config)))
+        by_lightning = "LOCAL_RANK" in os.environ and "RANK" not in os.environ
+        return Path(os.environ[VARIABLE]) if by_lightning and VARIABLE in os.environ else experiment_folder(config)
     else:
         folder = _made(config)
     os.environ[VARIABLE] = str(folder.resolve())

@@ -23,6 +23,7 @@ from callbacks.checkpoints import Checkpoints
 from callbacks.endings import Stopped
 from callbacks.finite_steps import FiniteSteps
 from configs.catalogue import PROJECT
+from configs.run_folder import VARIABLE
 from lit_models import checkpoint_file
 from lit_models.checkpoint_file import BrokenCheckpointError
 from lit_models.classifier import LitClassifier
@@ -485,7 +486,7 @@ def spoil(monkeypatch: pytest.MonkeyPatch, what: str, step: int) -> None:
 
 
 @pytest.mark.faults(
-    "a loss or a gradient is not finite", "exit code 3 before the step, its place; every saved file stays finite"
+    "a loss or a gradient is not finite", "exit code 3 before the step, its place; all files stay finite"
 )
 @pytest.mark.parametrize(
     "options", [[], ["trainer.accumulate_grad_batches=2"], ["lazy"]], ids=["", "accumulated", "as on a GPU"]
@@ -575,9 +576,7 @@ def forge(folder: Path, **facts: Any) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | facts))
 
 
-@pytest.mark.faults(
-    "resumed with other data, threads, devices or precision", "one line that says so, exit code 2, nothing changed"
-)
+@pytest.mark.faults("resumed with other data, threads, devices, precision", "one line, exit code 2, nothing is changed")
 @pytest.mark.parametrize(
     ("facts", "expected"),
     [
@@ -614,6 +613,11 @@ def test_nothing_tells_the_conditions(content, stopped, capsys):
     path.unlink() if content is None else path.write_text(content)
     assert train.main(["--resume", str(stopped)]) == 2
     assert capsys.readouterr().err.startswith(f"error: --resume: {path} is missing or broken")
+
+
+def test_a_run_leaves_no_trace_in_the_environment(whole):
+    """Another run of this process, or of its children, would take its folder for that of the run."""
+    assert VARIABLE not in os.environ
 
 
 def test_more_processes_than_the_run_has(tmp_path, monkeypatch, capsys):
