@@ -89,7 +89,7 @@ def test_kills_at_random_moments(tmp_path, record_property):
     kills = sum(trial["codes"].count(-9) for trial in trials)
     record_property("happened", f"{kills} kills in {len(trials)} runs, {len(equal)} equal ends")
     assert [trial for trial in trials if trial not in equal] == []
-    assert len(trials) == 25 + 9
+    assert len(trials) == 25 + 9 <= kills
 
 
 KILLED_WHILE_WRITING = """
