@@ -24,6 +24,7 @@ from lightning.pytorch import Callback, seed_everything
 
 from callbacks.progress_line import quieten
 from callbacks.run_record import RunRecord
+from callbacks.signals import Signals
 from configs import load_config
 from datamodules.text import Text
 from datamodules.text_files import Columns, read_file
@@ -74,7 +75,7 @@ def ours(model: str, data: Path, cache: str, seed: int) -> tuple[float, float]:
     datamodule: Text = make(config, "data", seed=seed)
     network = make_model(config, datamodule.spec)
     with tempfile.TemporaryDirectory() as folder:
-        trainer = make_trainer(config, Path(folder), RunRecord(Path(folder), "", {"seed": 0}))
+        trainer = make_trainer(config, Path(folder), RunRecord(Path(folder), "", {"seed": 0}), Signals())
         trainer.callbacks.append(Ticks())
         trainer.fit(network, datamodule)
     loader = datamodule.train_dataloader()

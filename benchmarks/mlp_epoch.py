@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 
 from callbacks.progress_line import quieten
+from callbacks.signals import Signals
 from configs import load_config
 from datamodules.mnist import MNIST
 from lit_models.mlp import LitMLP
@@ -46,7 +47,7 @@ def ours(root: str) -> float:
         datamodule.setup()
         model = make_model(config, datamodule.spec)
         model.set_normalization(datamodule.mean, datamodule.std)
-        trainer = make_trainer(config, Path(folder), RunRecord(Path(folder), "", {"seed": 0}))
+        trainer = make_trainer(config, Path(folder), RunRecord(Path(folder), "", {"seed": 0}), Signals())
         clock = Clock()
         trainer.callbacks.insert(0, clock)
         trainer.fit(model, datamodule)
