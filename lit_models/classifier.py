@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
-from torchmetrics import MeanMetric, MetricCollection
+from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
 
 from lit_models import optimizers, schedules
@@ -22,6 +22,30 @@ from lit_models.checkpoint_file import plain_values_only, verify
 
 # B batch, K classes
 Batch = tuple[Any, Tensor]  # inputs, labels (B,) of 0..K-1
+
+
+class MeanLoss(Metric):
+    """Mean over samples, on any number of processes.
+
+    Torchmetrics' MeanMetric forgets the weights with ``nan_strategy="disable"``, and with any other looks for NaN in every
+    batch, for which a GPU has to stop.
+    """
+
+    full_state_update = False
+    total: Tensor
+    count: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("total", torch.zeros(()), dist_reduce_fx="sum")
+        self.add_state("count", torch.zeros(()), dist_reduce_fx="sum")
+
+    def update(self, loss: Tensor, batch_size: int) -> None:
+        self.total += loss * batch_size
+        self.count += batch_size
+
+    def compute(self) -> Tensor:
+        return self.total / self.count
 
 
 class LitClassifier(LightningModule):
@@ -73,10 +97,10 @@ class LitClassifier(LightningModule):
         weights = None if class_weights is None else torch.tensor(class_weights, dtype=torch.float32)
         self.class_weights: Tensor | None
         self.register_buffer("class_weights", weights, persistent=False)
-        self.train_loss = MeanMetric(nan_strategy="disable")
+        self.train_loss = MeanLoss()
         self.train_accuracy = _accuracy(num_classes)
-        self.val_loss, self.val_metrics = MeanMetric(nan_strategy="disable"), _metrics(num_classes)
-        self.test_loss, self.test_metrics = MeanMetric(nan_strategy="disable"), _metrics(num_classes)
+        self.val_loss, self.val_metrics = MeanLoss(), _metrics(num_classes)
+        self.test_loss, self.test_metrics = MeanLoss(), _metrics(num_classes)
 
     @classmethod
     def load_from_checkpoint(cls, checkpoint_path: Any, map_location: Any = None, **hyperparameters: Any) -> Self:  # type: ignore[override]
@@ -153,7 +177,7 @@ class LitClassifier(LightningModule):
     def _clips_in_mixed_precision(self) -> bool:
         return bool(self.trainer.gradient_clip_val) and "mixed" in str(self.trainer.precision)
 
-    def _evaluate(self, batch: Batch, loss: MeanMetric, metrics: MetricCollection) -> Tensor:
+    def _evaluate(self, batch: Batch, loss: MeanLoss, metrics: MetricCollection) -> Tensor:
         """Update the metrics of a stage; logits (B, K) are for callbacks."""
         inputs, labels = batch
         logits = _at_least_float32(self(inputs))
@@ -161,7 +185,7 @@ class LitClassifier(LightningModule):
         metrics.update(logits, labels)
         return logits
 
-    def _log_evaluation(self, stage: Literal["val", "test"], loss: MeanMetric, metrics: MetricCollection) -> None:
+    def _log_evaluation(self, stage: Literal["val", "test"], loss: MeanLoss, metrics: MetricCollection) -> None:
         values = metrics.compute()
         by_class = values.pop("class_accuracy")
         self.log_dict({f"{stage}/loss": loss.compute(), **{f"{stage}/{name}": value for name, value in values.items()}})

@@ -237,3 +237,12 @@ def test_a_loss_of_ln_k_for_a_network_that_knows_nothing():
     nn.init.zeros_(model.network.layers[-1].weight)
     nn.init.zeros_(model.network.layers[-1].bias)
     assert F.cross_entropy(model(INPUTS), LABELS).item() == pytest.approx(math.log(3))
+
+
+def test_the_mean_of_a_loss_is_over_samples():
+    from lit_models.classifier import MeanLoss
+
+    mean = MeanLoss()
+    mean.update(torch.tensor(1.0), 7)
+    mean.update(torch.tensor(2.0), 8)
+    assert mean.compute().item() == pytest.approx(23 / 15)
