@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torchmetrics import MeanMetric
 
 from lit_models import encoder
-from lit_models.classifier import Batch, LitClassifier
+from lit_models.classifier import Batch, LitClassifier, MeanLoss
 
 if TYPE_CHECKING:
     from transformers import BertModel
@@ -180,7 +179,7 @@ class LitBERT(LitClassifier):
         **options: Any,
     ) -> None:
         super().__init__(input_shape, num_classes, **options)
-        self.train_padding = MeanMetric(nan_strategy="disable") if not input_shape else None
+        self.train_padding = MeanLoss() if not input_shape else None
         for name in ("hidden_size", "num_layers", "num_heads", "intermediate_size"):
             if pretrained is not None and self.hparams[name] is not None:
                 raise ValueError(f"model.{name}: {pretrained} has its own; leave it out, or set model.pretrained=null")
