@@ -4,6 +4,7 @@
 the best, and its `last` is not the last.
 """
 
+import errno
 import math
 import os
 import shutil
@@ -93,13 +94,13 @@ class Checkpoints(Callback):
         if batch_idx % trainer.accumulate_grad_batches == 0:  # gradients that are not whole are in no checkpoint
             signum, due = self._agreed(self.signals.received, self._due(trainer, batch_idx))
             if signum or due:
-                self._save(trainer, pl_module, "last", self._here(trainer, pl_module))
+                self._save(trainer, "last", self._here(trainer))
             if signum:
                 raise Stopped(signum, _place(trainer, batch_idx))
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         training = trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking
-        self._before_validation = self._here(trainer, pl_module) if training else None
+        self._before_validation = self._here(trainer) if training else None
 
     def on_validation_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
@@ -108,7 +109,7 @@ class Checkpoints(Callback):
         position = self._before_validation
         if signum and (position is None or position["exact"]):
             if position is not None:
-                self._save(trainer, pl_module, "last", position)
+                self._save(trainer, "last", position)
             raise Stopped(signum, f"the validation of epoch {trainer.current_epoch + 1}")
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -118,10 +119,10 @@ class Checkpoints(Callback):
             better = self.best is None or (value < self.best if self.mode == "min" else value > self.best)
             if math.isfinite(value) and better:
                 self.best = value
-                self._save(trainer, pl_module, "best", position)
+                self._save(trainer, "best", position)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._save(trainer, pl_module, "last", self._here(trainer, pl_module) | {"should_stop": True})
+        self._save(trainer, "last", self._here(trainer) | {"should_stop": True})
 
     def on_test_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
@@ -144,7 +145,7 @@ class Checkpoints(Callback):
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         if trainer.state.fn == TrainerFn.FITTING:
-            self._restored = checkpoint.get("position", {"exact": False})
+            self._restored = checkpoint["position"]
             if not self._restored["exact"]:
                 raise RunEnded("error: --resume: this checkpoint is not one to go on from; take last.ckpt", REFUSED)
             loop = trainer.fit_loop.epoch_loop
@@ -168,7 +169,7 @@ class Checkpoints(Callback):
         wanted = self._reduce(torch.tensor([signum, int(due)]))
         return int(wanted[0]), bool(wanted[1])
 
-    def _here(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
+    def _here(self, trainer: Trainer) -> dict[str, Any]:
         loops = progress(trainer)
         done = loops["epoch_loop.batch_progress"]["current"]["completed"]
         whole = done % trainer.accumulate_grad_batches == 0 or done == trainer.num_training_batches
@@ -185,7 +186,7 @@ class Checkpoints(Callback):
             "exact": not trainer.validating or (whole and not averaging and not ended),
         }
 
-    def _save(self, trainer: Trainer, pl_module: LightningModule, name: str, position: dict[str, Any]) -> None:
+    def _save(self, trainer: Trainer, name: str, position: dict[str, Any]) -> None:
         if not self.enabled or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         process = position.pop("process")
@@ -243,4 +244,4 @@ def _check_room(path: Path) -> None:
     size, free = path.stat().st_size, shutil.disk_usage(path.parent).free
     if free < (LEAST_FREE - 1) * size:
         message = f"a checkpoint has {size / 1e6:.0f} MB, and the disk of {path.parent} has {free / 1e6:.0f} MB left"
-        raise OSError(28, message)  # ENOSPC
+        raise OSError(errno.ENOSPC, message)
