@@ -16,6 +16,8 @@ from lightning.pytorch.loops.fetchers import _DataFetcher
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 from torchmetrics import Metric
 
+from callbacks.lean_step import LeanStep, is_plain
+
 
 class EpochLoop(_TrainingEpochLoop):
     """Lightning's loop over the batches of an epoch, which starts where `progress` says that it was.
@@ -25,6 +27,7 @@ class EpochLoop(_TrainingEpochLoop):
     """
 
     validation_due = False
+    lean: LeanStep | None = None
 
     @property
     def done(self) -> bool:
@@ -36,12 +39,21 @@ class EpochLoop(_TrainingEpochLoop):
             self.trainer.fit_loop._restarting = False  # its setter would not, where max_steps ends the run
         else:
             super().reset()
+        self.lean = LeanStep(self.trainer) if is_plain(self.trainer) else None
 
     def advance(self, data_fetcher: _DataFetcher) -> None:
         if self.validation_due:
             self.validation_due = False  # the loop goes on to `on_advance_end`, which validates
-        else:
+        elif self.lean is None:
             super().advance(data_fetcher)
+        else:
+            self.val_loop.restarting = False
+            batch, *_ = next(data_fetcher)
+            self.batch_progress.is_last_batch = data_fetcher.done
+            self.lean.run(batch, self.batch_idx + 1)
+
+    def _broadcast_sigterm_tensor(self) -> None:
+        """Nothing: `callbacks.checkpoints` sees to it that all processes stop at one step."""
 
 
 def control(trainer: Trainer, timeout_minutes: float) -> None:

@@ -9,21 +9,23 @@ from torch import Tensor
 
 from callbacks.endings import Diverged
 
+Place = tuple[str, int, int, int]  # what was looked at, its epoch, batch and step
+
 
 class FiniteSteps(Callback):
     """Looks at the loss of every batch and at the gradient before every optimizer step.
 
-    On a CPU the step is not taken. On a GPU, where reading a number back would stall every step, the first bad one is
-    remembered there and asked for at each logging interval, validation and checkpoint, before anything is written.
+    On a CPU the step is not taken. On a GPU, where reading a number back would stall every step, the numbers stay there and
+    are asked for at each logging interval, validation and checkpoint, before anything is written.
     """
 
     def __init__(self) -> None:
-        self._first_bad: Tensor | None = None  # [step, epoch, batch, 1 if it was the loss], on the device
+        self._unread: list[tuple[Place, Tensor]] = []  # on the device
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._lazy = pl_module.device.type != "cpu"
         self._scaled = trainer.precision == "16-mixed"  # its scaler skips steps of infinite gradients by design
-        self._first_bad = torch.full((4,), -1, device=pl_module.device) if self._lazy else None
+        self._unread = []
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
         if trainer.world_size == 1 or self._lazy:
@@ -33,7 +35,8 @@ class FiniteSteps(Callback):
             loss.register_hook(lambda gradient: torch.where(good, gradient, math.nan))
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
-        gradients = [one.grad for one in pl_module.parameters() if one.grad is not None]
+        parameters = (one for group in optimizer.param_groups for one in group["params"])
+        gradients = [one.grad for one in parameters if one.grad is not None]
         if gradients and not self._scaled:  # weight averaging makes an epoch without any
             norms = torch._foreach_norm(gradients)
             self._look(trainer, torch.stack([one.float() for one in norms]).sum(), is_loss=False)
@@ -64,27 +67,27 @@ class FiniteSteps(Callback):
         Raises:
             Diverged: if not.
         """
-        if self._first_bad is None:
+        if not self._unread:
             return
-        first_bad = self._first_bad
-        if trainer.world_size > 1:  # of a sharded model each process has other gradients
-            first_bad = trainer.strategy.reduce(first_bad.clone(), reduce_op="max")
-        step, epoch, batch, is_loss = first_bad.tolist()
-        if step >= 0:
-            raise Diverged(_message(trainer, "loss" if is_loss else "gradient", "not finite", step, epoch, batch))
+        places, values = zip(*self._unread, strict=True)
+        self._unread = []
+        bad = (~torch.stack([one.float() for one in values]).isfinite()).float()
+        if trainer.world_size > 1:  # losses differ, and of a sharded model the gradients, too
+            bad = trainer.strategy.reduce(bad, reduce_op="max")
+        if bad.any():
+            raise Diverged(_message(trainer, places[int(bad.argmax())], "not finite"))
 
     def _look(self, trainer: Trainer, value: Tensor, is_loss: bool) -> None:
-        step, epoch, batch = trainer.global_step, trainer.current_epoch, trainer.fit_loop.batch_idx
-        if self._first_bad is not None:
-            here = self._first_bad.new_tensor([step, epoch, batch, int(is_loss)])
-            bad = ~torch.isfinite(value) & (self._first_bad[0] < 0)
-            self._first_bad = torch.where(bad, here, self._first_bad)
+        name = "loss" if is_loss else "gradient's norm"
+        place = (name, trainer.current_epoch, trainer.fit_loop.batch_idx, trainer.global_step)
+        if self._lazy:
+            self._unread.append((place, value))
         elif not math.isfinite(number := float(value)):
-            name = "loss" if is_loss else "gradient's norm"
-            raise Diverged(_message(trainer, name, str(number), step, epoch, batch))
+            raise Diverged(_message(trainer, place, str(number)))
 
 
-def _message(trainer: Trainer, name: str, value: str, step: int, epoch: int, batch: int) -> str:
+def _message(trainer: Trainer, place: Place, value: str) -> str:
+    name, epoch, batch, step = place
     return f"the {name} is {value} at epoch {epoch + 1}, batch {batch + 1} (step {step + 1}){_rate(trainer)}"
 
 

@@ -5,7 +5,7 @@ indexing (https://github.com/pytorch/pytorch/issues/106704). Nothing here has hi
 (seed, epoch), augmentation of (seed, epoch, batch, rank).
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from typing import Any
 
@@ -97,15 +97,30 @@ class TensorBatches:
     def __iter__(self) -> Iterator[tuple[Any, Tensor]]:
         order = self.batch_sampler
         generator = Generator(self.labels.device)
-        for i, indices in islice(enumerate(order), order.skipped, None):
+        seeds = mixed_seeds(len(order), order.seed, order.epoch, order.rank)
+        for i, indices in enumerate(_on(self.labels.device, list(islice(order, order.skipped, None))), order.skipped):
             inputs = self.inputs[indices]
             if self.augment is not None:
-                generator.manual_seed(mixed_seed(order.seed, order.epoch, i, order.rank))
+                generator.manual_seed(seeds[i])
                 inputs = self.augment(inputs, generator)
             yield inputs, self.labels[indices]
 
 
 def mixed_seed(*numbers: int) -> int:
     """One well-mixed seed of several numbers: neighbours give unrelated streams."""
+    return mixed_seeds(1, *numbers)[0]
+
+
+def mixed_seeds(count: int, *numbers: int) -> list[int]:
+    """As many as `count`; the first are the same for a larger one."""
     sequence = np.random.SeedSequence((len(numbers), *numbers))  # without the length (1,) and (1, 0) would be the same
-    return int(sequence.generate_state(1, np.uint64)[0] >> np.uint64(1))
+    seeds: list[int] = (sequence.generate_state(count, np.uint64) >> np.uint64(1)).tolist()
+    return seeds
+
+
+def _on(device: torch.device, batches: list[Tensor | slice]) -> Sequence[Tensor | slice]:
+    """Indices where the data are, in one copy an epoch: each of its own would have the device waited for."""
+    if device.type == "cpu" or not batches or isinstance(batches[0], slice):
+        return batches
+    tensors = [one for one in batches if isinstance(one, Tensor)]
+    return torch.cat(tensors).to(device).split([len(one) for one in tensors])

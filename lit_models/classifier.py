@@ -41,11 +41,28 @@ class MeanLoss(Metric):
         self.add_state("count", torch.zeros(()), dist_reduce_fx="sum")
 
     def update(self, loss: Tensor, batch_size: int) -> None:
-        self.total += loss * batch_size
-        self.count += batch_size
+        self.total.add_(loss, alpha=batch_size)  # in place: setting a module's attribute costs more than the sum
+        self.count.add_(batch_size)
 
     def compute(self) -> Tensor:
         return self.total / self.count
+
+
+class TrainingMeans(MeanLoss):
+    """Mean loss and accuracy over an epoch's samples: one metric, because it is part of every step."""
+
+    hits: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("hits", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:  # type: ignore[override]
+        super().update(loss, len(labels))
+        self.hits.add_((logits.argmax(1) == labels).sum())
+
+    def compute(self) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        return super().compute(), self.hits / self.count
 
 
 class LitClassifier(LightningModule):
@@ -97,8 +114,7 @@ class LitClassifier(LightningModule):
         weights = None if class_weights is None else torch.tensor(class_weights, dtype=torch.float32)
         self.class_weights: Tensor | None
         self.register_buffer("class_weights", weights, persistent=False)
-        self.train_loss = MeanLoss()
-        self.train_accuracy = _accuracy(num_classes)
+        self.train_means = TrainingMeans()
         self.val_loss, self.val_metrics = MeanLoss(), _metrics(num_classes)
         self.test_loss, self.test_metrics = MeanLoss(), _metrics(num_classes)
 
@@ -137,8 +153,7 @@ class LitClassifier(LightningModule):
         loss = F.cross_entropy(logits, labels, weights, label_smoothing=self.hparams["label_smoothing"])
         if self.hparams["l1_penalty"] > 0:
             loss = loss + self.hparams["l1_penalty"] * self._absolute_weights()
-        self.train_loss.update(loss.detach(), len(labels))
-        self.train_accuracy.update(logits.detach(), labels)
+        self.train_means.update(loss.detach(), logits.detach(), labels)
         self._log_step(loss, batch_idx)
         return loss
 
@@ -149,9 +164,9 @@ class LitClassifier(LightningModule):
         return self._evaluate(batch, self.test_loss, self.test_metrics)
 
     def on_train_epoch_end(self) -> None:
-        self.log_dict({"train/loss": self.train_loss.compute(), "train/accuracy": self.train_accuracy.compute()})
-        self.train_loss.reset()
-        self.train_accuracy.reset()
+        loss, accuracy = self.train_means.compute()
+        self.log_dict({"train/loss": loss, "train/accuracy": accuracy})
+        self.train_means.reset()
 
     def on_validation_epoch_end(self) -> None:
         self._log_evaluation("val", self.val_loss, self.val_metrics)

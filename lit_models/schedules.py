@@ -141,15 +141,14 @@ def _by_step(
     """Multiply the rate by a linear warm-up, then by `factor` of the share (0 to 1) of the steps after it."""
 
     def multiplier(step: int) -> float:
-        if math.isinf(total_steps):
-            return factor(0.0)
         warmup_steps = warmup_fraction * total_steps
         if step < warmup_steps:
             return (step + 1) / (warmup_steps + 1)
         return factor(min(1.0, (step - warmup_steps) / max(1.0, total_steps - warmup_steps)))
 
-    if warmup_fraction > 0 or factor(0.0) != factor(1.0):
-        _finite(total_steps)
+    if warmup_fraction == 0 and factor(0.0) == factor(0.5) == factor(1.0):
+        return []  # a rate that never changes
+    _finite(total_steps)
     return [{"scheduler": LambdaLR(optimizer, multiplier), "interval": "step"}]
 
 
