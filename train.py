@@ -68,7 +68,7 @@ def train(config: Config, folder: Path, signals: Signals) -> int:
         datamodule.setup()
         if trainer.is_global_zero:
             datamodule.save(folder)
-        model.set_normalization(datamodule.mean, datamodule.std)
+        model.start_from(datamodule.training_inputs(), datamodule.mean, datamodule.std)
         signals.children = lambda: getattr(trainer.strategy.launcher, "procs", ())
         trainer.fit(model, datamodule, ckpt_path=checkpoint, weights_only=True)
         best = folder / "checkpoints/best.ckpt"  # of the first process, if there are more

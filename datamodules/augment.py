@@ -1,4 +1,4 @@
-"""Augmentation of whole batches: pure functions of (images, generator), every sample drawn for itself.
+"""Augmentation of whole batches: pure functions of images and of what is drawn, every sample for itself.
 
 Images are (B, C, H, W), uint8 or float, on any device; the generator lives on the same device. Cropping and flipping move
 pixels and keep the type, so they are cheapest before the images become floats.
@@ -29,6 +29,24 @@ def random_flip(images: Tensor, generator: Generator) -> Tensor:
     """Mirror each image left to right with probability one half."""
     flipped = torch.rand(len(images), generator=generator, device=images.device) < 0.5
     return torch.where(flipped[:, None, None, None], images.flip(3), images)
+
+
+def alternating_flip(images: Tensor, samples: Tensor, epoch: int) -> Tensor:
+    """Mirror a random half of all samples left to right, and in the next epoch the other half.
+
+    Of two epochs each shows an image as it is or mirrored, never twice the same (Jordan 2024,
+    https://arxiv.org/abs/2404.00498, section 3.6).
+
+    Args:
+        images: (B, C, H, W).
+        samples: (B,) of int64: which samples of the set they are.
+        epoch: Counted from 0.
+    """
+    coin = samples
+    for _ in range(2):  # a hash of 32 bits (Mueller 2012, https://stackoverflow.com/a/12996028): neighbours are unrelated
+        coin = ((coin >> 16) ^ coin) * 0x45D9F3B & 0xFFFFFFFF
+    mirrored = ((coin >> 16) + epoch) % 2 == 1
+    return torch.where(mirrored[:, None, None, None], images.flip(3), images)
 
 
 def random_affine(

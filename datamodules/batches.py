@@ -6,6 +6,7 @@ indexing (https://github.com/pytorch/pytorch/issues/106704). Nothing here has hi
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
@@ -14,7 +15,24 @@ import torch
 from torch import Generator, Tensor
 
 # N samples, B batch
-Augment = Callable[[Tensor, Generator], Tensor]
+
+
+@dataclass(frozen=True)
+class Draw:
+    """All that the augmentation of a batch may depend on, so that a resumed run repeats it.
+
+    Attributes:
+        generator: Seeded for this batch, on the device of the data.
+        epoch: Counted from 0.
+        samples: (B,) of int64: which samples of the training part they are.
+    """
+
+    generator: Generator
+    epoch: int
+    samples: Tensor
+
+
+Augment = Callable[[Tensor, Draw], Tensor]
 
 
 class EpochOrder:
@@ -84,7 +102,7 @@ class TensorBatches:
         inputs: (N, ...) of any type, or `TokenRows` of N.
         labels: (N,) of int64, on the same device.
         order: Which samples each batch holds.
-        augment: From a batch of `inputs` and a generator to a batch of the same shape; null for none.
+        augment: From a batch of `inputs` and a `Draw` to a batch of the same shape; null for none.
     """
 
     def __init__(self, inputs: Any, labels: Tensor, order: EpochOrder, augment: Augment | None = None) -> None:
@@ -102,7 +120,7 @@ class TensorBatches:
             inputs = self.inputs[indices]
             if self.augment is not None:
                 generator.manual_seed(seeds[i])
-                inputs = self.augment(inputs, generator)
+                inputs = self.augment(inputs, Draw(generator, order.epoch, indices))  # type: ignore[arg-type]
             yield inputs, self.labels[indices]
 
 

@@ -7,18 +7,18 @@ code, and loading it would run whatever is in it.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
-from torch import Generator, Tensor
+from torch import Tensor
 
-from datamodules.augment import random_crop, random_flip
+from datamodules.augment import alternating_flip, random_crop, random_flip
+from datamodules.batches import Draw
 from datamodules.classification import ClassificationDataModule, DataError, DataSpec, Labelled
 from datamodules.download import RemoteFile, extract, fetch, locked
 
 SHAPE, PIXEL_BYTES = (3, 32, 32), 3072
-PADDING = 4  # pixels, as in every CIFAR recipe since He et al. 2015 (https://arxiv.org/abs/1512.03385, section 4.2)
 MIRRORS = ("https://www.cs.toronto.edu/~kriz/", "https://cave.cs.toronto.edu/kriz/")
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 CIFAR100 = tuple(
@@ -78,7 +78,9 @@ class CIFAR(ClassificationDataModule):
     Args:
         root: Folder that holds cifar-10-batches-bin (cifar-100-binary) or the archive; what is not there is downloaded.
         variant: Which of the two sets.
-        augment_images: Shift training images by up to 4 pixels and mirror half of them.
+        augment_images: Shift training images and mirror half of them.
+        padding: Pixels by which an image is shifted at most; 4 since He et al. 2015 (https://arxiv.org/abs/1512.03385).
+        flip: Mirror each image with probability one half, or in every second epoch, which shows it all of its views sooner.
         mirrors: Addresses of the archive to try before the built-in ones.
         options: Those of `ClassificationDataModule`.
     """
@@ -90,11 +92,13 @@ class CIFAR(ClassificationDataModule):
         root: str = "data",
         variant: Literal["cifar10", "cifar100"] = "cifar10",
         augment_images: bool = True,
+        padding: Annotated[int, ">= 0, < 32"] = 4,
+        flip: Literal["random", "alternating"] = "random",
         mirrors: Sequence[str] = (),
         **options: Any,
     ) -> None:
         super().__init__(**options)
-        self.augment_images = augment_images
+        self.augment_images, self.padding, self.flip = augment_images, padding, flip
         self.source, self.root = VARIANTS[variant], Path(root)
         self.folder = self.root / self.source.folder
         self.mirrors = (*mirrors, *MIRRORS)
@@ -115,10 +119,13 @@ class CIFAR(ClassificationDataModule):
     def load(self) -> tuple[Labelled, Labelled]:
         return self._read(self.source.train), self._read(self.source.test)
 
-    def augment(self, inputs: Tensor, generator: Generator) -> Tensor:
+    def augment(self, inputs: Tensor, draw: Draw) -> Tensor:
         if not self.augment_images:
             return inputs
-        return random_flip(random_crop(inputs, PADDING, generator), generator)
+        moved = random_crop(inputs, self.padding, draw.generator)
+        if self.flip == "alternating":
+            return alternating_flip(moved, draw.samples, draw.epoch)
+        return random_flip(moved, draw.generator)
 
     def _sizes(self) -> dict[str, int]:
         record = self.source.label_bytes + PIXEL_BYTES

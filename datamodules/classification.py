@@ -13,7 +13,7 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch import Generator, Tensor
 
-from datamodules.batches import EpochOrder, TensorBatches, mixed_seed
+from datamodules.batches import Draw, EpochOrder, TensorBatches, mixed_seed
 
 # N samples, B batch, C channels, H, W, D features, K classes
 Modality = Literal["features", "image", "tokens"]
@@ -108,8 +108,8 @@ class ClassificationDataModule(LightningDataModule):
         """The training set and the official test set: inputs (N, *input_shape) of any type, labels (N,)."""
         raise NotImplementedError(f"{type(self).__name__} needs a `load` method that returns (train, test)")
 
-    def augment(self, inputs: Tensor, generator: Generator) -> Tensor:
-        """A training batch (B, *input_shape) of any type; the same shape comes back."""
+    def augment(self, inputs: Tensor, draw: Draw) -> Tensor:
+        """A training batch (B, *input_shape) of any type; the same shape comes back, as a function of it and `draw`."""
         return inputs
 
     def save(self, folder: Path) -> None:
@@ -156,6 +156,10 @@ class ClassificationDataModule(LightningDataModule):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._resumed = (state_dict["epoch"], state_dict["batches"])
+
+    def training_inputs(self) -> Any:
+        """All of them, in the units of the data."""
+        return self._parts["train"][0]
 
     def num_samples(self, part: Part) -> int:
         """Samples in a part, over all devices."""

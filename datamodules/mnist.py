@@ -14,9 +14,10 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import Generator, Tensor
+from torch import Tensor
 
 from datamodules.augment import random_affine, random_crop, random_flip
+from datamodules.batches import Draw
 from datamodules.classification import ClassificationDataModule, DataError, DataSpec, Labelled
 from datamodules.download import RemoteFile, fetch
 
@@ -135,12 +136,12 @@ class MNIST(ClassificationDataModule):
         arrays = [read_idx(path, (n, *shape)) for path, n, shape in zip(paths, sizes, shapes, strict=True) if path]
         return (arrays[0].unsqueeze(1), arrays[1]), (arrays[2].unsqueeze(1), arrays[3])
 
-    def augment(self, inputs: Tensor, generator: Generator) -> Tensor:
+    def augment(self, inputs: Tensor, draw: Draw) -> Tensor:
         if not self.augment_images:
             return inputs
         if self.variant == "fashion":  # articles stand upright, and may face either way
-            return random_flip(random_crop(inputs, PADDING, generator), generator)
-        return random_affine(inputs, DEGREES, SHIFT_FRACTION, SCALE_FRACTION, generator)
+            return random_flip(random_crop(inputs, PADDING, draw.generator), draw.generator)
+        return random_affine(inputs, DEGREES, SHIFT_FRACTION, SCALE_FRACTION, draw.generator)
 
     def _find(self, name: str) -> Path | None:
         """The file, packed or not, in the first place that has it."""

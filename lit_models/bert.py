@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lit_models import encoder
-from lit_models.classifier import Batch, LitClassifier, MeanLoss
+from lit_models.classifier import Batch, LitClassifier
+from lit_models.metrics import MeanLoss
 
 if TYPE_CHECKING:
     from transformers import BertModel

@@ -14,55 +14,14 @@ import torch.nn.functional as F
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
-from torchmetrics import Metric, MetricCollection
-from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
+from torchmetrics import MetricCollection
 
 from lit_models import optimizers, schedules
 from lit_models.checkpoint_file import plain_values_only, verify
+from lit_models.metrics import MeanLoss, TrainingMeans, evaluation_metrics
 
 # B batch, K classes
 Batch = tuple[Any, Tensor]  # inputs, labels (B,) of 0..K-1
-
-
-class MeanLoss(Metric):
-    """Mean over samples, on any number of processes.
-
-    Torchmetrics' MeanMetric forgets the weights with ``nan_strategy="disable"``, and with any other looks for NaN in every
-    batch, for which a GPU has to stop.
-    """
-
-    full_state_update = False
-    total: Tensor
-    count: Tensor
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.add_state("total", torch.zeros(()), dist_reduce_fx="sum")
-        self.add_state("count", torch.zeros(()), dist_reduce_fx="sum")
-
-    def update(self, loss: Tensor, batch_size: int) -> None:
-        self.total.add_(loss, alpha=batch_size)  # in place: setting a module's attribute costs more than the sum
-        self.count.add_(batch_size)
-
-    def compute(self) -> Tensor:
-        return self.total / self.count
-
-
-class TrainingMeans(MeanLoss):
-    """Mean loss and accuracy over an epoch's samples: one metric, because it is part of every step."""
-
-    hits: Tensor
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.add_state("hits", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
-
-    def update(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:  # type: ignore[override]
-        super().update(loss, len(labels))
-        self.hits.add_((logits.argmax(1) == labels).sum())
-
-    def compute(self) -> tuple[Tensor, Tensor]:  # type: ignore[override]
-        return super().compute(), self.hits / self.count
 
 
 class LitClassifier(LightningModule):
@@ -115,8 +74,8 @@ class LitClassifier(LightningModule):
         self.class_weights: Tensor | None
         self.register_buffer("class_weights", weights, persistent=False)
         self.train_means = TrainingMeans()
-        self.val_loss, self.val_metrics = MeanLoss(), _metrics(num_classes)
-        self.test_loss, self.test_metrics = MeanLoss(), _metrics(num_classes)
+        self.val_loss, self.val_metrics = MeanLoss(), evaluation_metrics(num_classes)
+        self.test_loss, self.test_metrics = MeanLoss(), evaluation_metrics(num_classes)
 
     @classmethod
     def load_from_checkpoint(cls, checkpoint_path: Any, map_location: Any = None, **hyperparameters: Any) -> Self:  # type: ignore[override]
@@ -132,7 +91,7 @@ class LitClassifier(LightningModule):
             return super().load_from_checkpoint(checkpoint_path, map_location, weights_only=True, **hyperparameters)
 
     def setup(self, stage: str) -> None:
-        if self.hparams["compile"]:
+        if self.hparams["compile"] and self.network._compiled_call_impl is None:
             self.network.compile()  # in place: a wrapper would rename every key of the state
 
     def set_normalization(self, mean: Tensor, std: Tensor) -> None:
@@ -140,11 +99,19 @@ class LitClassifier(LightningModule):
         self.input_mean.copy_(mean)
         self.input_std.copy_(std)
 
+    def start_from(self, inputs: Any, mean: Tensor, std: Tensor) -> None:
+        """All that begins with a look at the training inputs (N, *input_shape): here the normalisation."""
+        self.set_normalization(mean, std)
+
     def forward(self, inputs: Any) -> Tensor:
         """Logits (B, K) of a batch in the units of the data, of any number type; or of tokens as a tokenizer gives them."""
         if isinstance(inputs, Mapping):
             return self.network(inputs)
-        return self.network((inputs.to(self.input_mean.dtype) - self.input_mean) / self.input_std)
+        return self.network(self.normalized(inputs))
+
+    def normalized(self, inputs: Tensor) -> Tensor:
+        """Inputs (B, *input_shape) of any number type, shifted and scaled."""
+        return (inputs.to(self.input_mean.dtype) - self.input_mean) / self.input_std
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         inputs, labels = batch
@@ -220,20 +187,6 @@ class LitClassifier(LightningModule):
 
     def _absolute_weights(self) -> Tensor:
         return torch.stack([one.abs().sum() for one in self.network.parameters() if one.ndim > 1]).sum()
-
-
-def _accuracy(num_classes: int) -> MulticlassAccuracy:
-    return MulticlassAccuracy(num_classes, average="micro", validate_args=False)
-
-
-def _metrics(num_classes: int) -> MetricCollection:
-    return MetricCollection(
-        {
-            "accuracy": _accuracy(num_classes),
-            "f1": MulticlassF1Score(num_classes, average="macro", validate_args=False),
-            "class_accuracy": MulticlassAccuracy(num_classes, average="none", validate_args=False),
-        }
-    )
 
 
 def _at_least_float32(logits: Tensor) -> Tensor:

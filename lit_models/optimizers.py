@@ -12,6 +12,8 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from lit_models.muon import Muon
+
 
 def sgd(
     network: nn.Module,
@@ -100,6 +102,46 @@ def rmsprop(
         weight_decay: L2 penalty on weights, not on biases and norms.
     """
     return torch.optim.RMSprop(_groups(network, lr, weight_decay), lr=lr, alpha=alpha, eps=eps, momentum=momentum)
+
+
+def muon(
+    network: nn.Module,
+    *,
+    lr: Annotated[float, "> 0"] = 0.02,
+    momentum: Annotated[float, ">= 0, < 1"] = 0.95,
+    weight_decay: Annotated[float, ">= 0"] = 0.0,
+    normalize: bool = False,
+    rounds: Annotated[int, ">= 1"] = 3,
+    head_lr: Annotated[float, "> 0"] = 0.1,
+    vector_lr: Annotated[float, "> 0"] = 0.05,
+    sgd_momentum: Annotated[float, ">= 0, < 1"] = 0.9,
+) -> Optimizer:
+    """Muon for the weights of all linear and convolutional layers but the last, SGD with momentum for the rest
+    (https://kellerjordan.github.io/posts/muon).
+
+    Args:
+        lr: Learning rate of Muon; with a schedule, its peak. An update has singular values of about this size.
+        momentum: Of Muon: share of the last update that is kept.
+        weight_decay: Share of a weight that a step at lr=1 removes; not from biases and norms.
+        normalize: Hold the rows of Muon's weights at norm 1, instead of decay; for networks with a norm after each layer.
+        rounds: Of the iteration that makes an update orthogonal.
+        head_lr: Learning rate of the last layer's weights, and of embeddings.
+        vector_lr: Learning rate of biases and norms.
+        sgd_momentum: Of SGD.
+    """
+    layers = [one.weight for one in network.modules() if isinstance(one, nn.Linear | nn.modules.conv._ConvNd)]
+    matrices = {id(one) for one in layers[:-1]}
+    groups: dict[str, list[nn.Parameter]] = {"matrices": [], "heads": [], "vectors": []}
+    for one in network.parameters():
+        kind = "matrices" if id(one) in matrices else "heads" if one.ndim > 1 else "vectors"
+        groups[kind] += [one] if one.requires_grad else []
+    rest = {"momentum": sgd_momentum, "matrices": False}
+    options = [
+        {"params": groups["matrices"], "lr": lr, "momentum": momentum, "weight_decay": weight_decay, "matrices": True},
+        {"params": groups["heads"], "lr": head_lr, "weight_decay": weight_decay, **rest},
+        {"params": groups["vectors"], "lr": vector_lr, "weight_decay": 0.0, **rest},
+    ]
+    return Muon([one for one in options if one["params"]], rounds, normalize)
 
 
 def _groups(network: nn.Module, lr: float, weight_decay: float) -> list[dict[str, Any]]:

@@ -65,7 +65,7 @@ def test_fewer_samples_than_processes_cannot_be_evaluated():
 
 def test_batches_pair_inputs_with_their_labels_and_augment_each_differently():
     labels = torch.arange(50)
-    noise = lambda inputs, generator: inputs + torch.rand(len(inputs), generator=generator)  # noqa: E731
+    noise = lambda inputs, draw: inputs + torch.rand(len(inputs), generator=draw.generator)  # noqa: E731
     batches = TensorBatches(labels.float(), labels, EpochOrder(50, 8, shuffle=True, seed=1), augment=noise)
     seen = [(inputs - labels, labels) for inputs, labels in batches]
     assert all(((noise >= 0) & (noise < 1)).all() for noise, _ in seen)

@@ -133,7 +133,7 @@ def test_compiling_changes_neither_logits_nor_checkpoint(tmp_path):
     torch.testing.assert_close(again(INPUTS), compiled.eval()(INPUTS))
 
 
-@pytest.mark.parametrize("name", ["sgd", "adam", "adamw", "rmsprop"])
+@pytest.mark.parametrize("name", ["sgd", "adam", "adamw", "rmsprop", "muon"])
 def test_every_optimizer_learns_and_decays_weights_only(name, tmp_path):
     network = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 3))
     optimizer = getattr(optimizers, name)(network, weight_decay=0.5)
@@ -240,7 +240,7 @@ def test_a_loss_of_ln_k_for_a_network_that_knows_nothing():
 
 
 def test_the_mean_of_a_loss_is_over_samples():
-    from lit_models.classifier import MeanLoss
+    from lit_models.metrics import MeanLoss
 
     mean = MeanLoss()
     mean.update(torch.tensor(1.0), 7)
