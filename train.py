@@ -126,20 +126,20 @@ def make_trainer(config: Config, folder: Path, record: "RunRecord", signals: Sig
     options = config.options("trainer")
     options["default_root_dir"] = options["default_root_dir"] or str(folder)
     options |= {name: options[name] or -1 for name in ("max_epochs", "max_steps")}
-    options["logger"] = RunLogger(folder) if options["logger"] else False
+    options["logger"] = RunLogger(folder, record.clock) if options["logger"] else False
     wanted = {name for name, values in config["callbacks"].items() if values is not None}
     if not options.pop("enable_progress_bar"):
         wanted.discard("progress_line")
     run = {name: value for name, value in config["run"].items() if name not in ("root", "name")}
     mode, enabled = METRICS[run["monitor"]], options.pop("enable_checkpointing")
-    checkpoints = Checkpoints(folder, signals, mode=mode, enabled=enabled, **run)
+    checkpoints = Checkpoints(folder, signals, record.clock, mode=mode, enabled=enabled, **run)
     # these two first: what they write is how things stood before the others acted
     callbacks: list[Callback] = [record, checkpoints, *(make(config, f"callbacks.{one}") for one in sorted(wanted))]
     ours = {"enable_progress_bar": False, "enable_checkpointing": False, "plugins": VerifiedCheckpoints()}
     try:
         options["precision"] = precision_for(options["accelerator"], options["precision"])
         trainer = Trainer(**options, callbacks=callbacks, **ours)
-        control(trainer, run["timeout_minutes"])
+        control(trainer, run["timeout_minutes"], record.clock)
         check_processes(trainer.accelerator, trainer.num_devices, trainer.world_size)
     except (ValueError, TypeError, RuntimeError, ImportError, MisconfigurationException) as error:
         raise config.refused("trainer", str(error), hardware()) from error

@@ -23,6 +23,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from tensorboard.compat.proto import event_pb2
 from torch import Tensor
 
+from callbacks.clock import Clock
 from callbacks.endings import REFUSED, RunEnded, Stopped, say
 from callbacks.epoch_loop import EpochLoop, progress, restore_volatile_state, volatile_state
 from callbacks.signals import Signals
@@ -37,6 +38,7 @@ class Checkpoints(Callback):
     Args:
         folder: Of the run.
         signals: That may ask to stop.
+        clock: That counts what checkpoints take.
         monitor: Metric that the best checkpoint is chosen by.
         mode: Whether less of it is better.
         checkpoint_every_steps: Optimizer steps between two checkpoints within an epoch; null for none.
@@ -49,6 +51,7 @@ class Checkpoints(Callback):
         self,
         folder: Path,
         signals: Signals,
+        clock: Clock,
         monitor: str,
         mode: Literal["min", "max"],
         checkpoint_every_steps: int | None = None,
@@ -58,7 +61,7 @@ class Checkpoints(Callback):
     ) -> None:
         self.folder, self.signals, self.monitor, self.mode, self.enabled = folder, signals, monitor, mode, enabled
         self.every_steps, self.every_minutes = checkpoint_every_steps, checkpoint_every_minutes
-        self.timeout = timedelta(minutes=timeout_minutes)
+        self.timeout, self.clock = timedelta(minutes=timeout_minutes), clock
         self.best: float | None = None
         self._old_events = set(folder.glob("events.out.tfevents.*"))
         self._saved_at, self._saved_step = -math.inf, -1
@@ -102,9 +105,7 @@ class Checkpoints(Callback):
         training = trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking
         self._before_validation = self._here(trainer) if training else None
 
-    def on_validation_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
+    def on_validation_batch_start(self, trainer: Trainer, *__: Any) -> None:
         signum, _ = self._agreed(self.signals.received, False)
         position = self._before_validation
         if signum and (position is None or position["exact"]):
@@ -124,9 +125,7 @@ class Checkpoints(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._save(trainer, "last", self._here(trainer) | {"should_stop": True})
 
-    def on_test_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
+    def on_test_batch_start(self, *__: Any) -> None:
         signum, _ = self._agreed(self.signals.received, False)
         if signum:
             raise Stopped(signum, "the test")
@@ -187,8 +186,11 @@ class Checkpoints(Callback):
         }
 
     def _save(self, trainer: Trainer, name: str, position: dict[str, Any]) -> None:
-        if not self.enabled or trainer.fast_dev_run:  # type: ignore[attr-defined]
-            return
+        if self.enabled and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            with self.clock.part("checkpoints"):
+                self._write(trainer, name, position)
+
+    def _write(self, trainer: Trainer, name: str, position: dict[str, Any]) -> None:
         process = position.pop("process")
         processes = [process] * trainer.world_size
         if self._group is not None:

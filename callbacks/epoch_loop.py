@@ -16,6 +16,7 @@ from lightning.pytorch.loops.fetchers import _DataFetcher
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 from torchmetrics import Metric
 
+from callbacks.clock import Clock
 from callbacks.lean_step import LeanStep, is_plain
 
 
@@ -24,10 +25,13 @@ class EpochLoop(_TrainingEpochLoop):
 
     Attributes:
         validation_due: Validate before the first batch: the stop came between the two.
+        lean: Runs the batches, where nothing unusual is asked for.
+        clock: Counts what the data take.
     """
 
     validation_due = False
     lean: LeanStep | None = None
+    clock = Clock()
 
     @property
     def done(self) -> bool:
@@ -48,7 +52,8 @@ class EpochLoop(_TrainingEpochLoop):
             super().advance(data_fetcher)
         else:
             self.val_loop.restarting = False
-            batch, *_ = next(data_fetcher)
+            with self.clock.part("data"):
+                batch, *_ = next(data_fetcher)
             self.batch_progress.is_last_batch = data_fetcher.done
             self.lean.run(batch, self.batch_idx + 1)
 
@@ -56,15 +61,17 @@ class EpochLoop(_TrainingEpochLoop):
         """Nothing: `callbacks.checkpoints` sees to it that all processes stop at one step."""
 
 
-def control(trainer: Trainer, timeout_minutes: float) -> None:
+def control(trainer: Trainer, timeout_minutes: float, clock: Clock | None = None) -> None:
     """Give `trainer` this loop, and what its own arguments do not reach.
 
     Args:
         trainer: Before it is used. Signals are ours (`callbacks.signals`), not its.
         timeout_minutes: Of every collective operation of several processes; Lightning's is half an hour.
+        clock: That counts what the data take.
     """
     old = trainer.fit_loop.epoch_loop
-    trainer.fit_loop.epoch_loop = EpochLoop(trainer, min_steps=old.min_steps, max_steps=old.max_steps)
+    loop = trainer.fit_loop.epoch_loop = EpochLoop(trainer, min_steps=old.min_steps, max_steps=old.max_steps)
+    loop.clock = clock or Clock()
     trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
     if hasattr(trainer.strategy, "_timeout"):
         trainer.strategy._timeout = timedelta(minutes=timeout_minutes)

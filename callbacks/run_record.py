@@ -11,18 +11,30 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from callbacks.clock import Clock
 from callbacks.endings import REFUSED, RunEnded, say
 from callbacks.environment import changed, environment, noted
 
 
 class RunLogger(TensorBoardLogger):
-    """TensorBoard's event file in the run's folder, and no other file beside it."""
+    """TensorBoard's event file in the run's folder, and no other file beside it.
 
-    def __init__(self, folder: Path) -> None:
+    Args:
+        folder: Of the run.
+        clock: That counts what logging takes.
+    """
+
+    def __init__(self, folder: Path, clock: Clock) -> None:
         super().__init__(str(folder.parent), name="", version=folder.name, default_hp_metric=False)
+        self._clock = clock
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        with self._clock.part("logging"):
+            super().log_metrics(metrics, step)
 
     def save(self) -> None:
-        self.experiment.flush()
+        with self._clock.part("logging"):
+            self.experiment.flush()
 
     def finalize(self, status: str) -> None:
         """Keep the file open: the test writes to it after the training."""
@@ -43,7 +55,7 @@ class RunRecord(Callback):
         self, folder: Path, config_yaml: str, hyperparameters: Mapping[str, Any], resumes: bool = False
     ) -> None:
         self.folder, self.config_yaml, self.hyperparameters = folder, config_yaml, hyperparameters
-        self.resumes = resumes
+        self.resumes, self.clock = resumes, Clock()
         self.figures: dict[str, Any] = {}
         # of the weights in memory; a checkpoint brings back its own
         self.validation: dict[str, float] = {}
@@ -72,6 +84,7 @@ class RunRecord(Callback):
             whole = size * trainer.world_size * trainer.accumulate_grad_batches
             say(f"{trainer.world_size} devices, batch size {size} per device: steps of {whole}")
         self._started = time.monotonic()
+        self.clock.train_start()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -79,6 +92,7 @@ class RunRecord(Callback):
         self._samples += len(batch[1])
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.clock.train_end()
         seconds = self._all_seconds()
         self.figures |= {
             "epochs": trainer.current_epoch,
@@ -87,7 +101,11 @@ class RunRecord(Callback):
             "samples_per_second": round(self._samples * trainer.world_size / seconds, 1),
         }
 
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._validation_started = time.perf_counter()
+
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.clock.seconds["validation"] += time.perf_counter() - self._validation_started
         if not trainer.sanity_checking:
             self.validation, self.epoch = _values(trainer, "val/"), trainer.current_epoch + 1
 
@@ -131,7 +149,9 @@ class RunRecord(Callback):
         """
         test = _values(trainer, "test")
         best = str(tested.relative_to(self.folder)) if tested else None
-        self.figures = {**test, **self.validation, **self.figures, "best_checkpoint": best}
+        self.clock.test_end()
+        seconds = {name: round(value, 3) for name, value in self.clock.seconds.items()}
+        self.figures = {**test, **self.validation, **self.figures, "seconds": seconds, "best_checkpoint": best}
         if best:
             self.figures["best_epoch"] = self.epoch
         if isinstance(trainer.logger, TensorBoardLogger):
@@ -150,7 +170,8 @@ class RunRecord(Callback):
                 f"checkpoint   epoch {figures['best_epoch']}, the best by {self.hyperparameters['run.monitor']}"
             )
         steps = f"{figures['epochs']} epochs, {figures['steps']} steps in {figures['train_seconds']:.1f} s"
-        rows += [f"trained      {steps}", f"run folder   {self.folder}"]
+        rows += [f"trained      {steps}", *(f"{'time':<12} {line}" for line in self.clock.verdict())]
+        rows.append(f"run folder   {self.folder}")
         return "\n".join([*rows, f"TensorBoard  tensorboard --logdir {self.folder.parent.parent}"])
 
     def _hparams(self, logger: TensorBoardLogger, test: Mapping[str, float]) -> None:

@@ -43,7 +43,9 @@ def alternating_flip(images: Tensor, samples: Tensor, epoch: int) -> Tensor:
         epoch: Counted from 0.
     """
     coin = samples
-    for _ in range(2):  # a hash of 32 bits (Mueller 2012, https://stackoverflow.com/a/12996028): neighbours are unrelated
+    for _ in range(
+        2
+    ):  # a hash of 32 bits (Mueller 2012, https://stackoverflow.com/a/12996028): neighbours are unrelated
         coin = ((coin >> 16) ^ coin) * 0x45D9F3B & 0xFFFFFFFF
     mirrored = ((coin >> 16) + epoch) % 2 == 1
     return torch.where(mirrored[:, None, None, None], images.flip(3), images)

@@ -5,7 +5,7 @@ indexing (https://github.com/pytorch/pytorch/issues/106704). Nothing here has hi
 (seed, epoch), augmentation of (seed, epoch, batch, rank).
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -99,8 +99,8 @@ class TensorBatches:
     """An iterable of ``(inputs, labels)`` that takes a `DataLoader`'s place.
 
     Args:
-        inputs: (N, ...) of any type, or `TokenRows` of N.
-        labels: (N,) of int64, on the same device.
+        inputs: (N, ...) of any type, or `TokenRows` of N; on the device, or with the host.
+        labels: (N,) of int64, on the device.
         order: Which samples each batch holds.
         augment: From a batch of `inputs` and a `Draw` to a batch of the same shape; null for none.
     """
@@ -114,10 +114,13 @@ class TensorBatches:
 
     def __iter__(self) -> Iterator[tuple[Any, Tensor]]:
         order = self.batch_sampler
-        generator = Generator(self.labels.device)
+        device = self.labels.device
+        resident = isinstance(self.inputs, Tensor) and self.inputs.device == device
+        generator = Generator(device)
         seeds = mixed_seeds(len(order), order.seed, order.epoch, order.rank)
-        for i, indices in enumerate(_on(self.labels.device, list(islice(order, order.skipped, None))), order.skipped):
-            inputs = self.inputs[indices]
+        with_host = list(islice(order, order.skipped, None))
+        for i, (host, indices) in enumerate(zip(with_host, _on(device, with_host), strict=True), order.skipped):
+            inputs = self.inputs[indices] if resident else brought(self.inputs[host], device)
             if self.augment is not None:
                 generator.manual_seed(seeds[i])
                 inputs = self.augment(inputs, Draw(generator, order.epoch, indices))  # type: ignore[arg-type]
@@ -134,6 +137,15 @@ def mixed_seeds(count: int, *numbers: int) -> list[int]:
     sequence = np.random.SeedSequence((len(numbers), *numbers))  # without the length (1,) and (1, 0) would be the same
     seeds: list[int] = (sequence.generate_state(count, np.uint64) >> np.uint64(1)).tolist()
     return seeds
+
+
+def brought(batch: Any, device: torch.device) -> Any:
+    """A batch, or a mapping of tensors, from wherever it is, without waiting for what the device is doing."""
+    if isinstance(batch, Mapping):
+        return {name: brought(one, device) for name, one in batch.items()}
+    if device.type == "cuda" and batch.device.type == "cpu":
+        return batch.pin_memory().to(device, non_blocking=True)
+    return batch.to(device)
 
 
 def _on(device: torch.device, batches: list[Tensor | slice]) -> Sequence[Tensor | slice]:

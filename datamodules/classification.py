@@ -3,8 +3,7 @@
 A dataset is one file: a subclass of `ClassificationDataModule` with its ``modality``, its `DataSpec` and ``load()``.
 """
 
-import hashlib
-from collections.abc import Iterable
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -14,13 +13,12 @@ from lightning.pytorch import LightningDataModule
 from torch import Generator, Tensor
 
 from datamodules.batches import Draw, EpochOrder, TensorBatches, mixed_seed
+from datamodules.summary import CHUNK, fingerprint, mean_and_std, num_bytes
 
 # N samples, B batch, C channels, H, W, D features, K classes
 Modality = Literal["features", "image", "tokens"]
 Part = Literal["train", "val", "test"]
 Labelled = tuple[Any, Tensor]  # inputs: a Tensor (N, ...), or TokenRows of N; labels (N,) of 0..K-1
-
-_CHUNK = 4096  # samples whose statistics are taken at once: floats of a whole set would take four times its memory
 
 
 class DataError(ValueError):
@@ -77,6 +75,8 @@ class ClassificationDataModule(LightningDataModule):
         eval_batch_size: Samples per validation or test batch; it changes speed and memory, not results.
         val_fraction: Share of the training set that is held out for validation.
         split_seed: Of the validation split.
+        resident_gigabytes: Of a GPU's memory that the data may take; what does not fit stays with the host, and is copied
+            batch by batch. Null for half of what is free.
         normalize: Have the model shift and scale its inputs to mean 0 and standard deviation 1.
         seed: Of the order and the augmentation; `train.py` hands over the experiment's.
     """
@@ -89,12 +89,14 @@ class ClassificationDataModule(LightningDataModule):
         eval_batch_size: Annotated[int, ">= 1"] = 1000,
         val_fraction: Annotated[float, "> 0, < 1"] = 0.1,
         split_seed: Annotated[int, ">= 0"] = 0,
+        resident_gigabytes: Annotated[float, ">= 0"] | None = None,
         normalize: bool = True,
         seed: int = 0,
     ) -> None:
         super().__init__()
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.val_fraction, self.split_seed, self.normalize, self.seed = val_fraction, split_seed, normalize, seed
+        self.resident_gigabytes, self._resident_bytes = resident_gigabytes, 0
         self.fingerprint = ""
         self._parts: dict[Part, Labelled] = {}
         self._resumed = (0, 0)
@@ -120,9 +122,9 @@ class ClassificationDataModule(LightningDataModule):
         if self._parts:
             return
         self._parts = self.parts()
-        self.fingerprint = _fingerprint(one for part in self._parts.values() for one in part)
+        self.fingerprint = fingerprint(one for part in self._parts.values() for one in part)
         zero, one = torch.zeros(()), torch.ones(())
-        self.mean, self.std = _statistics(self._parts["train"][0]) if self.normalize else (zero, one)
+        self.mean, self.std = mean_and_std(self._parts["train"][0]) if self.normalize else (zero, one)
 
     def parts(self) -> dict[Part, Labelled]:
         """Training, validation and test; by default what `load` gives, with validation cut from the training set."""
@@ -174,9 +176,23 @@ class ClassificationDataModule(LightningDataModule):
         if self.trainer is not None:
             rank, world_size = self.trainer.global_rank, self.trainer.world_size
             device = self.trainer.strategy.root_device
-        inputs, labels = self._parts[part] = tuple(one.to(device) for one in self._parts[part])  # type: ignore[assignment]
+        inputs, labels = self._parts[part]
+        if labels.device != device:
+            fits = self._fits(num_bytes(inputs), device)
+            self._parts[part] = inputs, labels = (inputs.to(device) if fits else inputs), labels.to(device)
         order = self.order(inputs, batch_size, shuffle, rank, world_size)
         return TensorBatches(inputs, labels, order, self.augment if shuffle else None)
+
+    def _fits(self, size: int, device: torch.device) -> bool:
+        """Whether so many bytes more may lie on the device."""
+        budget = math.inf
+        if self.resident_gigabytes is not None:
+            budget = self.resident_gigabytes * 1e9 - self._resident_bytes
+        elif device.type == "cuda":
+            budget = torch.cuda.mem_get_info(device)[0] / 2
+        fits = size <= budget
+        self._resident_bytes += size if fits else 0
+        return fits
 
     def _check(self, title: str, inputs: Tensor, labels: Tensor) -> None:
         spec = self.spec
@@ -184,10 +200,10 @@ class ClassificationDataModule(LightningDataModule):
             raise DataError(f"{title} set: {len(inputs)} inputs and {len(labels)} labels; there must be one label each")
         if tuple(inputs.shape[1:]) != spec.input_shape:
             raise DataError(f"{title} set: inputs of shape {tuple(inputs.shape[1:])}; the spec says {spec.input_shape}")
-        for first, chunk in enumerate(inputs.split(_CHUNK) if inputs.is_floating_point() else ()):
+        for first, chunk in enumerate(inputs.split(CHUNK) if inputs.is_floating_point() else ()):
             broken = torch.nonzero(~torch.isfinite(chunk).flatten(1).all(1))
             if len(broken):
-                row = first * _CHUNK + int(broken[0])
+                row = first * CHUNK + int(broken[0])
                 raise DataError(f"{title} set: row {row} has a value that is missing or infinite (NaN, inf)")
         wrong = torch.nonzero((labels < 0) | (labels >= spec.num_classes))
         if len(wrong):
@@ -226,26 +242,3 @@ def stratified_split(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor
         chosen = torch.randperm(len(members), generator=generator)[: round(fraction * len(members))]
         held_out[members[chosen]] = True
     return torch.nonzero(~held_out).flatten(), torch.nonzero(held_out).flatten()
-
-
-def _statistics(inputs: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation, per feature (D,) or per channel (C, 1, 1); a constant one counts as 1."""
-    axes = (0, *range(2, inputs.ndim))
-    count = inputs.numel() // inputs.shape[1]
-    chunks = inputs.split(_CHUNK)
-    mean = torch.stack([chunk.float().sum(axes, dtype=torch.float64) for chunk in chunks]).sum(0) / count
-    shape = (-1, *[1] * (inputs.ndim - 2))
-    deviations = ((chunk.float() - mean.float().view(shape)).square() for chunk in chunks)
-    variance = torch.stack([one.sum(axes, dtype=torch.float64) for one in deviations]).sum(0) / count
-    std = variance.sqrt()
-    return mean.float().view(shape), torch.where(std > 0, std, 1.0).float().view(shape)
-
-
-def _fingerprint(inputs_and_labels: Iterable[Any]) -> str:
-    """SHA-256 of the values: two runs with the same one saw the same data, split alike."""
-    digest = hashlib.sha256()
-    for one in inputs_and_labels:
-        for tensor in (one,) if isinstance(one, Tensor) else one.tensors():
-            digest.update(str((tensor.dtype, tuple(tensor.shape))).encode())
-            digest.update(tensor.contiguous().numpy().data)
-    return digest.hexdigest()

@@ -10,7 +10,7 @@ from typing import TypeVar
 import torch
 from torch import Generator, Tensor
 
-from datamodules.batches import EpochOrder, mixed_seed
+from datamodules.batches import EpochOrder, brought, mixed_seed
 
 # N rows, B batch, T tokens in the longest row of a batch, rounded up
 
@@ -54,12 +54,13 @@ class TokenRows:
         column = torch.arange(int(self.rounded(self.lengths[indices].max())))  # (T,)
         mask = column < self.lengths[indices, None]  # (B, T)
         places = torch.where(mask, self.starts[indices, None] + column, 0)
-        batch = {"input_ids": self.ids[places.to(device)].long()}
+        batch = {"input_ids": self.ids[brought(places, device)].long()}
         if not mask.all():
-            batch["attention_mask"] = mask.to(device)
+            batch["attention_mask"] = brought(mask, device)
             batch["input_ids"].masked_fill_(~batch["attention_mask"], self.pad_id)
         if self.second_starts is not None:
-            batch["token_type_ids"] = ((column >= self.second_starts[indices, None]) & mask).long().to(device)
+            second = (column >= self.second_starts[indices, None]) & mask
+            batch["token_type_ids"] = brought(second.long(), device)
         return batch
 
     def select(self, indices: Tensor) -> "TokenRows":
