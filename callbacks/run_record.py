@@ -14,6 +14,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from callbacks.clock import Clock
 from callbacks.endings import REFUSED, RunEnded, say
 from callbacks.environment import changed, environment, noted
+from callbacks.throughput import Throughput
 
 
 class RunLogger(TensorBoardLogger):
@@ -150,6 +151,9 @@ class RunRecord(Callback):
         test = _values(trainer, "test")
         best = str(tested.relative_to(self.folder)) if tested else None
         self.clock.test_end()
+        for one in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(one, Throughput) and one.peak_share is not None:
+                self.figures["peak_share"] = round(one.peak_share, 4)
         seconds = {name: round(value, 3) for name, value in self.clock.seconds.items()}
         self.figures = {**test, **self.validation, **self.figures, "seconds": seconds, "best_checkpoint": best}
         if best:
@@ -170,7 +174,14 @@ class RunRecord(Callback):
                 f"checkpoint   epoch {figures['best_epoch']}, the best by {self.hyperparameters['run.monitor']}"
             )
         steps = f"{figures['epochs']} epochs, {figures['steps']} steps in {figures['train_seconds']:.1f} s"
-        rows += [f"trained      {steps}", *(f"{'time':<12} {line}" for line in self.clock.verdict())]
+        speed = f"{figures['samples_per_second']:,.0f} samples/s"
+        if "peak_share" in figures:
+            speed += f", {figures['peak_share']:.0%} of what a matrix product reaches here"
+        rows += [
+            f"trained      {steps}",
+            f"speed        {speed}",
+            *(f"{'time':<12} {line}" for line in self.clock.verdict()),
+        ]
         rows.append(f"run folder   {self.folder}")
         return "\n".join([*rows, f"TensorBoard  tensorboard --logdir {self.folder.parent.parent}"])
 

@@ -33,7 +33,7 @@ SHARES = (
 )  # fmt: skip
 
 # Callbacks of every run, unless it sets them to null.
-DEFAULT_CALLBACKS = ("progress_line", "confusion_matrix", "finite_steps")
+DEFAULT_CALLBACKS = ("progress_line", "confusion_matrix", "finite_steps", "throughput")
 
 # Lightning's callbacks by short name: the file below lightning/pytorch/callbacks and the class.
 LIGHTNING_CALLBACKS = {

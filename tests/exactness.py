@@ -15,7 +15,10 @@ from torch import Tensor
 import train
 from callbacks.epoch_loop import EpochLoop
 
-CLOCK = {"seconds", "train_seconds", "samples_per_second", "events", "time_elapsed"}  # what no two runs share
+CLOCK = {
+    "seconds", "train_seconds", "samples_per_second", "train/samples_per_second", "peak_share", "train/peak_share",
+    "events", "time_elapsed",
+}  # fmt: skip # what no two runs share
 
 
 def differences(one: Path, other: Path) -> list[str]:

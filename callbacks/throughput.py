@@ -1,0 +1,121 @@
+"""Samples a second, and how much of the device they use."""
+
+import copy
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+# B batch, T tokens
+
+LEAST_SECONDS = 10.0  # of training; the peak of a shorter one is not worth the time that measuring it takes
+MATRIX_SIDE = {"cpu": 2048, "cuda": 8192}  # large enough to reach the peak
+PEAK_SECONDS = 0.2  # over which products are repeated; the fastest counts
+
+
+class Throughput(Callback):
+    """`train/samples_per_second` in every epoch, and at the end of a training of more than ten seconds `train/peak_share`:
+    floating-point operations a second, as a share of those of a matrix product of the same precision.
+
+    Attributes:
+        samples_per_second: Of the last epoch, over all devices.
+        peak_share: Of the whole training on one device; null if it is not known.
+    """
+
+    def __init__(self) -> None:
+        self.samples_per_second = 0.0
+        self.peak_share: float | None = None
+        self._units = self._seconds = 0.0  # of the whole training
+        self._begun = self._paused = 0.0
+        self._samples = 0  # of the epoch so far
+        self._inputs: Any = None  # of the last batch
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._begun, self._samples = time.perf_counter(), 0
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self._inputs = batch[0]
+        self._samples += len(batch[1])
+        self._units += num_units(batch[0])
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._paused = time.perf_counter()
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._begun += time.perf_counter() - self._paused
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if pl_module.device.type == "cuda":
+            torch.cuda.synchronize(pl_module.device)
+        seconds = time.perf_counter() - self._begun
+        self._seconds += seconds
+        self.samples_per_second = self._samples * trainer.world_size / seconds
+        self._log(trainer, "train/samples_per_second", self.samples_per_second)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._seconds < LEAST_SECONDS or pl_module.device.type not in MATRIX_SIDE or self._inputs is None:
+            return
+        flops = flops_per_unit(pl_module, self._inputs)
+        if flops is not None:
+            achieved = flops * self._units / self._seconds
+            self.peak_share = achieved / matmul_flops(pl_module.device, _dtype(str(trainer.precision)))
+            self._log(trainer, "train/peak_share", self.peak_share)
+        self._inputs = None
+
+    def _log(self, trainer: Trainer, name: str, value: float) -> None:
+        if trainer.logger is not None:
+            trainer.logger.log_metrics({name: value}, step=trainer.global_step)
+
+
+def num_units(inputs: Any) -> int:
+    """What the work grows with: tokens, padding included, or samples."""
+    return inputs["input_ids"].numel() if isinstance(inputs, Mapping) else len(inputs)
+
+
+def flops_per_unit(module: LightningModule, inputs: Any) -> float | None:
+    """Floating-point operations of a training step for each unit of `inputs`, counted without doing them.
+
+    Null where the network asks for values, which a tensor without data does not have.
+    """
+    network = copy.deepcopy(module.network).to("meta")
+    assert isinstance(network, nn.Module)
+    shaped = {name: _shaped(one) for name, one in inputs.items()} if isinstance(inputs, Mapping) else _shaped(inputs)
+    try:
+        with FlopCounterMode(display=False) as counter:
+            network.forward(shaped).sum().backward()
+    except (RuntimeError, NotImplementedError):
+        return None
+    return counter.get_total_flops() / num_units(inputs)
+
+
+def matmul_flops(device: torch.device, dtype: torch.dtype) -> float:
+    """Floating-point operations a second of a large matrix product: the most that this device reaches."""
+    side = MATRIX_SIDE[device.type]
+    one, other = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+    fastest, ends = float("inf"), time.perf_counter() + PEAK_SECONDS
+    while time.perf_counter() < ends or fastest == float("inf"):
+        begun = time.perf_counter()
+        product = one @ other
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        fastest = min(fastest, time.perf_counter() - begun)
+        del product
+    return 2 * side**3 / fastest
+
+
+def _dtype(precision: str) -> torch.dtype:
+    """Of the products of a training."""
+    if precision.startswith("bf16"):
+        return torch.bfloat16
+    return torch.float16 if precision.startswith("16") else torch.float32
+
+
+def _shaped(tensor: Tensor) -> Tensor:
+    dtype = tensor.dtype if tensor.dtype in (torch.int64, torch.bool) else torch.float32
+    return torch.empty_like(tensor, device="meta", dtype=dtype)
