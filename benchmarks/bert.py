@@ -1,12 +1,10 @@
-"""Fine-tuning a pretrained BERT on SST-2: by `train.py`, and by Hugging Face's `Trainer`.
+"""Fine-tuning a pretrained BERT on SST-2: by `configs/sst2_bert.yaml`, and by Hugging Face's `Trainer`.
 
-    python -m benchmarks.bert --model FOLDER [--data data/sst2] [--pairs 5]
-    python -m benchmarks.bert --model FOLDER --accuracy [--epochs 1] [--lr 5e-5] [--seed 0]
+Seconds a row in steady training. `Trainer` is as its example script sets it (every row padded to 128 tokens, fp32, batch
+32, AdamW), and the same with rows padded to the longest of their batch. For the accuracy on the development set that
+`train.py` is to be compared with, `Trainer` trains for whole epochs with dynamic padding:
 
-Rows a second in steady training, in turn: ours as `configs/sst2_bert.yaml` has it; `Trainer` as its example script sets it
-(every row padded to 128 tokens, fp32, batch 32, AdamW); the same with rows padded to the longest of their batch. The share
-of padding is that of a whole epoch. `--accuracy` trains with `Trainer` (dynamic padding) for whole epochs, for the accuracy
-on the development set that `python train.py --config configs/sst2_bert.yaml` is to be compared with.
+    python -m benchmarks.bert --model FOLDER [--data data/sst2] [--epochs 1] [--lr 5e-5] [--seed 0]
 """
 
 import argparse
@@ -22,7 +20,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import torch
 from lightning.pytorch import Callback, seed_everything
 
-from callbacks.progress_line import quieten
+from benchmarks.measure import Row, in_turn
 from callbacks.run_record import RunRecord
 from callbacks.signals import Signals
 from configs import load_config
@@ -133,38 +131,59 @@ def theirs(
         return clock.rate, 0.0 if steps > 0 else trainer.evaluate()["eval_accuracy"]
 
 
+def run(options: argparse.Namespace) -> list[Row]:
+    data, paddings, accelerated = Path(options.data) / "sst2", list[float](), options.gpu
+    with tempfile.TemporaryDirectory() as cache:
+        seeds = {
+            name: iter(range(options.pairs)) for name in ("ours", "padded", "dynamic")
+        }  # other batches in each pair
+
+        def by_us() -> float:
+            rate, padding = ours(options.model, data, cache, next(seeds["ours"]))
+            paddings.append(padding)
+            return 1 / rate
+
+        def by_them(name: str) -> float:
+            padded = name == "padded"
+            return 1 / theirs(options.model, data, padded, STEPS[name] + WARM_UP, 1, next(seeds[name]))[0]
+
+        sides = {"ours": by_us, "padded": lambda: by_them("padded"), "dynamic": lambda: by_them("dynamic")}
+        times = in_turn(sides, options.pairs)
+    note = f"{1 / statistics.median(times['ours']):,.0f} rows/s, {100 * paddings[0]:.1f} % padding"
+    work, name = "a row of SST-2", Path(options.model).name
+    return [
+        Row(
+            work,
+            "Trainer, padded to 128, fp32",
+            times["ours"],
+            times["padded"],
+            at_least=4.0 if accelerated else 12.0,
+            note=note,
+        ),
+        Row(
+            work,
+            "Trainer, dynamic padding",
+            times["ours"],
+            times["dynamic"],
+            at_least=2.0 if accelerated else 4.0,
+            note=name,
+        ),
+    ]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--model", required=True, help="folder of a pretrained BERT")
     parser.add_argument("--data", type=Path, default=Path("data/sst2"), help="folder with train.tsv and dev.tsv")
-    parser.add_argument("--pairs", type=int, default=5, help="how often each side runs")
-    parser.add_argument("--accuracy", action="store_true", help="train with Trainer for whole epochs instead")
-    parser.add_argument("--epochs", type=int, default=1, help="of --accuracy")
-    parser.add_argument("--lr", type=float, default=5e-5, help="of --accuracy; 5e-5 is Trainer's own")
-    parser.add_argument("--seed", type=int, default=0, help="of --accuracy")
+    parser.add_argument("--epochs", type=int, default=1, help="how many are trained")
+    parser.add_argument("--lr", type=float, default=5e-5, help="learning rate; 5e-5 is Trainer's own")
+    parser.add_argument("--seed", type=int, default=0, help="of the order and the head")
     arguments = parser.parse_args()
-    quieten()
-    if arguments.accuracy:
-        options = (arguments.epochs, arguments.seed, arguments.lr)
-        rate, accuracy = theirs(arguments.model, arguments.data, False, -1, *options)
-        print(
-            f"Trainer, {options[0]} epochs, seed {options[1]}, lr {options[2]}: accuracy {accuracy:.4f}, {rate:.1f} rows/s"
-        )
-        return
-    ratios: dict[str, list[float]] = {"padded": [], "dynamic": []}
-    with tempfile.TemporaryDirectory() as cache:
-        for seed in range(arguments.pairs):  # other batches in every pair
-            rate, padding = ours(arguments.model, arguments.data, cache, seed)
-            line = f"train.py {rate:6.1f} rows/s ({100 * padding:.1f} % padding)"
-            for name, measured in ratios.items():
-                other, _ = theirs(arguments.model, arguments.data, name == "padded", STEPS[name] + WARM_UP, 1, seed)
-                measured.append(rate / other)
-                line += f"   Trainer {name} {other:6.1f} rows/s, ratio {rate / other:.1f}"
-            print(line, flush=True)
-    for name, measured in ratios.items():
-        print(
-            f"median ratio to Trainer {name}: {statistics.median(measured):.1f} ({min(measured):.1f} to {max(measured):.1f})"
-        )
+    options = (arguments.epochs, arguments.seed, arguments.lr)
+    rate, accuracy = theirs(arguments.model, arguments.data, False, -1, *options)
+    print(
+        f"Trainer, {options[0]} epochs, seed {options[1]}, lr {options[2]}: accuracy {accuracy:.4f}, {rate:.1f} rows/s"
+    )
 
 
 if __name__ == "__main__":

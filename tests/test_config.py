@@ -65,7 +65,12 @@ def test_another_name_starts_a_section_anew(tmp_path):
 
 def test_null_switches_a_callback_off(good):
     config = load_config(good, ["callbacks.confusion_matrix=null"])
-    assert config["callbacks"] == {"progress_line": {"live": None}, "confusion_matrix": None, "finite_steps": {}, "throughput": {}}
+    assert config["callbacks"] == {
+        "progress_line": {"live": None},
+        "confusion_matrix": None,
+        "finite_steps": {},
+        "throughput": {},
+    }
 
 
 def test_integers_become_floats_and_nothing_else_changes(good):

@@ -1,0 +1,69 @@
+"""Images a second in the training of `configs/cifar10_cnn.yaml`."""
+
+from argparse import Namespace
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from benchmarks.measure import Row, in_turn
+from benchmarks.sides import Experiment, Ticks, autocast_type, bare, ours
+from callbacks.throughput import flops_per_unit, matmul_flops
+from lit_models.cnn import CNN
+
+STEPS, WARM_UP = 15, 3
+
+
+class DefaultLayout(nn.Module):
+    """The network with its images as (B, C, H, W) in memory."""
+
+    def __init__(self, network: CNN) -> None:
+        super().__init__()
+        self.network = network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+
+    def forward(self, images: Tensor) -> Tensor:
+        network = self.network
+        if network.whitening is not None:
+            images = F.gelu(network.whitening(images))
+        return network.head(network.stages(images).amax((2, 3))) * network.logit_scale
+
+
+def default_layout(network: nn.Module) -> nn.Module:
+    assert isinstance(network, CNN)
+    return DefaultLayout(network)
+
+
+def run(options: Namespace) -> list[Row]:
+    short = [
+        f"trainer.limit_train_batches={STEPS}",
+        "trainer.limit_val_batches=0",
+        "trainer.enable_checkpointing=false",
+    ]
+    experiment = Experiment("configs/cifar10_cnn.yaml", [*short, f"data.root={options.data}"])
+    size, dtype = experiment.config["data.batch_size"], autocast_type(experiment)
+
+    def a_step(train: Callable[[], Ticks]) -> float:
+        steps = train().steps
+        if experiment.on_gpu:
+            torch.cuda.synchronize()
+        return (steps[-1] - steps[WARM_UP - 1]) / (len(steps) - WARM_UP)
+
+    experiment.config.values["trainer"]["max_epochs"] = 1
+    sides = {
+        "ours": lambda: a_step(lambda: ours(experiment)),
+        "bare": lambda: a_step(lambda: bare(experiment, 1, max_steps=STEPS, precision=dtype)),
+        "fp32": lambda: a_step(lambda: bare(experiment, 1, max_steps=STEPS, change=default_layout)),
+    }
+    times = in_turn(sides, options.pairs)
+    flops = flops_per_unit(experiment.model(), torch.zeros(size, *experiment.datamodule.spec.input_shape)) or 0.0
+    rate, peak = (
+        size / sorted(times["ours"])[len(times["ours"]) // 2],
+        matmul_flops(experiment.device, dtype or torch.float32),
+    )
+    note = f"{rate:,.0f} images/s, {flops * rate / 1e9:,.0f} of {peak / 1e9:,.0f} GFLOP/s of a matrix product"
+    work = f"step of {size} images"
+    return [
+        Row(work, "bare loop", times["ours"], times["bare"], at_most=1.15 if options.gpu else 1.05, note=note),
+        Row(work, "bare loop in fp32, default layout", times["ours"], times["fp32"], at_least=2.5),
+    ]

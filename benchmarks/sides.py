@@ -1,0 +1,254 @@
+"""The sides of the benchmarks: ours, a bare PyTorch loop, and Lightning as its documentation teaches it.
+
+All train the network that `train.py` makes of a config, on the same training part in batches of the same size.
+"""
+
+import itertools
+import tempfile
+import time
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
+from PIL import Image
+from torch import Generator, Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+from torchmetrics.classification import MulticlassAccuracy
+
+from callbacks.run_record import RunRecord
+from callbacks.signals import Signals
+from configs import Config, load_config
+from datamodules.batches import Draw, mixed_seeds
+from datamodules.classification import ClassificationDataModule
+from lit_models import optimizers, schedules
+from lit_models.classifier import LitClassifier
+from lit_models.hardware import precision_for
+from train import make, make_model, make_trainer
+
+
+class Experiment:
+    """A config with its data, from which every side is made.
+
+    Args:
+        path: Of the config.
+        overrides: As on the command line.
+    """
+
+    def __init__(self, path: str, overrides: Iterable[str]) -> None:
+        quiet = ["callbacks.progress_line.live=false", "callbacks.throughput=null"]
+        self.config: Config = load_config(path, [*overrides, *quiet])
+        self.datamodule = self.data()
+        self.datamodule.prepare_data()
+        self.datamodule.setup()
+        self.device = torch.device("cuda" if self.on_gpu else "cpu")
+
+    @property
+    def on_gpu(self) -> bool:
+        return self.config["trainer.accelerator"] in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+
+    def data(self) -> ClassificationDataModule:
+        """A datamodule; the first one holds the parts, which the others share."""
+        made: ClassificationDataModule = make(self.config, "data", seed=self.config["seed"])
+        if hasattr(self, "datamodule"):
+            made._parts, made.mean, made.std = dict(self.datamodule._parts), self.datamodule.mean, self.datamodule.std
+        return made
+
+    def model(self) -> LitClassifier:
+        seed_everything(self.config["seed"], verbose=False)
+        made = make_model(self.config, self.datamodule.spec)
+        made.start_from(self.datamodule.training_inputs(), self.datamodule.mean, self.datamodule.std)
+        return made
+
+
+class Ticks(Callback):
+    """When each epoch and each step was over, and what the validations found; the callback comes last."""
+
+    def __init__(self, until: float | None = None) -> None:
+        self.until, self.epochs, self.steps = until, list[float](), list[float]()
+        self.accuracies: list[float] = []
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.begun = _now()
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        self.steps.append(time.perf_counter())
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.accuracies.append(float(trainer.callback_metrics["val/accuracy"]))
+        if self.until is not None and self.accuracies[-1] >= self.until:
+            self.reached = _now() - self.begun
+            trainer.should_stop = True
+
+    def on_train_epoch_start(self, *_: Any) -> None:
+        self.epochs.append(_now())
+
+    def on_train_end(self, *_: Any) -> None:
+        self.epochs.append(_now())
+
+    @property
+    def seconds(self) -> list[float]:
+        """Of each epoch."""
+        return [after - before for before, after in itertools.pairwise(self.epochs)]
+
+
+def ours(experiment: Experiment, until: float | None = None) -> Ticks:
+    """Train as `train.py` does."""
+    model, ticks = experiment.model(), Ticks(until)
+    with tempfile.TemporaryDirectory() as folder:
+        record = RunRecord(Path(folder), "", {"seed": 0})
+        trainer = make_trainer(experiment.config, Path(folder), record, Signals())
+        trainer.callbacks.append(ticks)  # type: ignore[attr-defined]
+        ticks.clock = record.clock
+        trainer.fit(model, experiment.data())
+    return ticks
+
+
+def bare(
+    experiment: Experiment,
+    epochs: int,
+    until: float | None = None,
+    max_steps: int | None = None,
+    change: Callable[[nn.Module], nn.Module] = lambda network: network,
+    precision: torch.dtype | None = None,
+) -> Ticks:
+    """A plain loop over the same batches with the same augmentation, optimizer, schedule and validation; no curves, no
+    metrics of the training, no guard, no checkpoints.
+
+    Args:
+        experiment: What is trained.
+        epochs: How many are trained; the schedule has all of the config's.
+        until: Stop at this validation accuracy.
+        max_steps: Stop after so many steps, without a validation.
+        change: Done to the network first.
+        precision: Of autocast; null for none.
+    """
+    model, config, ticks = experiment.model().to(experiment.device), experiment.config, Ticks(until)
+    network = change(model.network)
+    loader = experiment.datamodule.train_dataloader()
+    inputs, labels = (one.to(experiment.device) for one in (loader.inputs, loader.labels))
+    val_inputs, val_labels = (one.to(experiment.device) for one in experiment.datamodule._parts["val"])
+    options = {name: value for name, value in config["optimizer"].items() if name != "name"}
+    optimizer = getattr(optimizers, config["optimizer.name"])(network, **options)
+    total = config["trainer.max_epochs"] * len(loader)
+    options = {name: value for name, value in config["schedule"].items() if name != "name"}
+    entries = getattr(schedules, config["schedule.name"])(optimizer, total, **options)
+    generator, smoothing = Generator(experiment.device), config["model.label_smoothing"]
+    augments = config["data"].get("augment_images", False)
+
+    def autocast() -> AbstractContextManager[Any]:
+        return torch.autocast(experiment.device.type, precision) if precision else nullcontext()
+
+    ticks.begun = _now()
+    for epoch in range(epochs):
+        ticks.epochs.append(_now())
+        network.train()
+        order = loader.batch_sampler
+        order.set_epoch(epoch)
+        seeds = mixed_seeds(len(order), order.seed, epoch, 0)
+        for i, rows in enumerate(order):
+            rows = rows.to(experiment.device)
+            batch = inputs[rows]
+            if augments:
+                batch = experiment.datamodule.augment(batch, Draw(generator.manual_seed(seeds[i]), epoch, rows))
+            with autocast():
+                logits = network(model.normalized(batch))
+            loss = F.cross_entropy(logits.float(), labels[rows], label_smoothing=smoothing)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            for entry in entries:
+                entry["scheduler"].step()
+            ticks.steps.append(time.perf_counter())
+            if max_steps is not None and len(ticks.steps) >= max_steps:
+                return ticks
+        network.eval()
+        hits = torch.zeros((), device=experiment.device)
+        with torch.inference_mode(), autocast():
+            for images, targets in zip(val_inputs.split(1000), val_labels.split(1000), strict=True):
+                hits += (network(model.normalized(images)).argmax(1) == targets).sum()
+        ticks.accuracies.append(float(hits) / len(val_labels))
+        if until is not None and ticks.accuracies[-1] >= until:
+            ticks.reached = _now() - ticks.begun
+            break
+    ticks.epochs.append(_now())
+    return ticks
+
+
+class Samples(Dataset[tuple[Any, Tensor]]):
+    """The training or validation part, sample by sample, each through `transform`."""
+
+    def __init__(self, inputs: Tensor, labels: Tensor, transform: Callable[[Tensor], Tensor]) -> None:
+        self.inputs, self.labels, self.transform = inputs, labels, transform
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        return self.transform(self.inputs[index]), self.labels[index]
+
+
+class Documented(LightningModule):
+    """A LightningModule as the documentation writes one, with loss and accuracy of every step."""
+
+    def __init__(self, network: nn.Module, num_classes: int) -> None:
+        super().__init__()
+        self.network = network
+        self.train_accuracy, self.val_accuracy = MulticlassAccuracy(num_classes), MulticlassAccuracy(num_classes)
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        logits = self.network(batch[0])
+        loss = F.cross_entropy(logits, batch[1])
+        self.train_accuracy(logits, batch[1])
+        self.log("train_loss", loss, prog_bar=True)
+        self.log("train_accuracy", self.train_accuracy, on_step=True, on_epoch=True, prog_bar=True)
+        return loss
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        logits = self.network(batch[0])
+        self.val_accuracy(logits, batch[1])
+        self.log("val_loss", F.cross_entropy(logits, batch[1]), prog_bar=True)
+        self.log("val/accuracy", self.val_accuracy, prog_bar=True)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.Adam(self.parameters(), lr=1e-3)
+
+
+def documented(experiment: Experiment, epochs: int, workers: int = 0) -> Ticks:
+    """Train with a DataLoader and a default Trainer, each sample taken through Pillow and normalised, as torchvision's MNIST
+    with ToTensor and Normalize takes it."""
+    mean, std = experiment.datamodule.mean / 255, experiment.datamodule.std / 255
+
+    def transform(image: Tensor) -> Tensor:
+        picture = Image.fromarray(image[0].numpy())
+        pixels = torch.from_numpy(np.array(picture)).view(picture.height, picture.width, 1).permute(2, 0, 1)
+        return pixels.contiguous().float().div(255).sub_(mean).div_(std)
+
+    model, ticks, size = experiment.model(), Ticks(), experiment.config["data.batch_size"]
+    parts = {name: experiment.datamodule._parts[name] for name in ("train", "val")}  # type: ignore[index]
+    train, val = (Samples(*(one.cpu() for one in part), transform) for part in parts.values())
+    with tempfile.TemporaryDirectory() as folder:
+        accelerator = "auto" if experiment.on_gpu else "cpu"
+        trainer = Trainer(max_epochs=epochs, default_root_dir=folder, callbacks=[ticks], accelerator=accelerator)
+        trainer.fit(
+            Documented(model.network, model.hparams["num_classes"]),
+            DataLoader(train, size, shuffle=True, num_workers=workers, persistent_workers=workers > 0),
+            DataLoader(val, size, num_workers=workers, persistent_workers=workers > 0),
+        )
+    return ticks
+
+
+def _now() -> float:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def autocast_type(experiment: Experiment) -> torch.dtype | None:
+    """What `trainer.precision` comes to on this machine."""
+    precision = str(precision_for(experiment.config["trainer.accelerator"], experiment.config["trainer.precision"]))
+    return torch.bfloat16 if precision == "bf16-mixed" else None
