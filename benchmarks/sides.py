@@ -46,6 +46,7 @@ class Experiment:
         self.datamodule.prepare_data()
         self.datamodule.setup()
         self.device = torch.device("cuda" if self.on_gpu else "cpu")
+        self.share = (0, 1)  # of a bare loop: which of how many processes it is
 
     @property
     def on_gpu(self) -> bool:
@@ -131,10 +132,15 @@ def bare(
     network = change(model.network)
     loader = experiment.datamodule.train_dataloader()
     inputs, labels = (one.to(experiment.device) for one in (loader.inputs, loader.labels))
-    val_inputs, val_labels = (one.to(experiment.device) for one in experiment.datamodule._parts["val"])
+    order = loader.batch_sampler
+    order.rank, order.world_size = experiment.share
+    rank, world_size = experiment.share
+    val_inputs, val_labels = (
+        one[rank::world_size].to(experiment.device) for one in experiment.datamodule._parts["val"]
+    )
     options = {name: value for name, value in config["optimizer"].items() if name != "name"}
     optimizer = getattr(optimizers, config["optimizer.name"])(network, **options)
-    total = config["trainer.max_epochs"] * len(loader)
+    total = config["trainer.max_epochs"] * len(order)
     options = {name: value for name, value in config["schedule"].items() if name != "name"}
     entries = getattr(schedules, config["schedule.name"])(optimizer, total, **options)
     generator, smoothing = Generator(experiment.device), config["model.label_smoothing"]
@@ -147,9 +153,8 @@ def bare(
     for epoch in range(epochs):
         ticks.epochs.append(_now())
         network.train()
-        order = loader.batch_sampler
         order.set_epoch(epoch)
-        seeds = mixed_seeds(len(order), order.seed, epoch, 0)
+        seeds = mixed_seeds(len(order), order.seed, epoch, rank)
         for i, rows in enumerate(order):
             rows = rows.to(experiment.device)
             batch = inputs[rows]
