@@ -135,10 +135,10 @@ def make_trainer(config: Config, folder: Path, record: "RunRecord", signals: Sig
     checkpoints = Checkpoints(folder, signals, record.clock, mode=mode, enabled=enabled, **run)
     # these two first: what they write is how things stood before the others acted
     callbacks: list[Callback] = [record, checkpoints, *(make(config, f"callbacks.{one}") for one in sorted(wanted))]
-    ours = {"enable_progress_bar": False, "enable_checkpointing": False, "plugins": VerifiedCheckpoints()}
+    options |= {"enable_progress_bar": False, "enable_checkpointing": False, "plugins": VerifiedCheckpoints()}
     try:
         options["precision"] = precision_for(options["accelerator"], options["precision"])
-        trainer = Trainer(**options, callbacks=callbacks, **ours)
+        trainer = Trainer(**options, callbacks=callbacks)
         control(trainer, run["timeout_minutes"], record.clock)
         check_processes(trainer.accelerator, trainer.num_devices, trainer.world_size)
     except (ValueError, TypeError, RuntimeError, ImportError, MisconfigurationException) as error:

@@ -17,6 +17,7 @@ from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+import numpy as np
 import torch
 from lightning.pytorch import Callback, seed_everything
 
@@ -74,11 +75,12 @@ def ours(model: str, data: Path, cache: str, seed: int) -> tuple[float, float]:
     network = make_model(config, datamodule.spec)
     with tempfile.TemporaryDirectory() as folder:
         trainer = make_trainer(config, Path(folder), RunRecord(Path(folder), "", {"seed": 0}), Signals())
-        trainer.callbacks.append(Ticks())
+        trainer.callbacks.append(Ticks())  # type: ignore[attr-defined]
         trainer.fit(network, datamodule)
     loader = datamodule.train_dataloader()
     lengths = loader.inputs.lengths
-    padded = sum(len(rows) * int(loader.inputs.rounded(lengths[rows].max())) for rows in loader.batch_sampler)
+    batches = [lengths[rows] for rows in loader.batch_sampler]
+    padded = sum(len(one) * int(loader.inputs.rounded(one.max())) for one in batches)
     return clock.rate, 1 - int(lengths.sum()) / padded
 
 
@@ -123,7 +125,9 @@ def theirs(
             eval_dataset=rows("dev"),
             processing_class=tokenizer,
             data_collator=DataCollatorWithPadding(tokenizer),
-            compute_metrics=lambda made: {"accuracy": float((made.predictions.argmax(-1) == made.label_ids).mean())},
+            compute_metrics=lambda made: {
+                "accuracy": float((np.asarray(made.predictions).argmax(-1) == made.label_ids).mean())
+            },
             callbacks=[Ticks()],
         )
         trainer.remove_callback(transformers.PrinterCallback)

@@ -1,5 +1,6 @@
 """Images a second in the training of `configs/cifar10_cnn.yaml`."""
 
+import statistics
 from argparse import Namespace
 from collections.abc import Callable
 
@@ -8,8 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.measure import Row, in_turn
-from benchmarks.sides import Experiment, Ticks, autocast_type, bare, ours
-from callbacks.throughput import flops_per_unit, matmul_flops
+from benchmarks.sides import Experiment, Ticks, autocast_type, bare, ours, rate
 from lit_models.cnn import CNN
 
 STEPS, WARM_UP = 15, 3
@@ -56,12 +56,7 @@ def run(options: Namespace) -> list[Row]:
         "fp32": lambda: a_step(lambda: bare(experiment, 1, max_steps=STEPS, change=default_layout)),
     }
     times = in_turn(sides, options.pairs)
-    flops = flops_per_unit(experiment.model(), torch.zeros(size, *experiment.datamodule.spec.input_shape)) or 0.0
-    rate, peak = (
-        size / sorted(times["ours"])[len(times["ours"]) // 2],
-        matmul_flops(experiment.device, dtype or torch.float32),
-    )
-    note = f"{rate:,.0f} images/s, {flops * rate / 1e9:,.0f} of {peak / 1e9:,.0f} GFLOP/s of a matrix product"
+    note = rate(experiment, size, statistics.median(times["ours"]))
     work = f"step of {size} images"
     return [
         Row(work, "bare loop", times["ours"], times["bare"], at_most=1.15 if options.gpu else 1.05, note=note),

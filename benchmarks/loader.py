@@ -21,9 +21,8 @@ def _rows(options: Namespace, augments: bool) -> list[Row]:
     overrides = [f"data.augment_images={str(augments).lower()}", "data.batch_size=256", f"data.root={options.data}"]
     experiment = Experiment("configs/mnist_cnn.yaml", overrides)
     loader = experiment.datamodule.train_dataloader()
-    inputs, labels = loader.inputs, loader.labels = (
-        one.to(experiment.device) for one in (loader.inputs, loader.labels)
-    )
+    inputs, labels = loader.inputs.to(experiment.device), loader.labels.to(experiment.device)
+    loader.inputs, loader.labels = inputs, labels
     generator, single = Generator(experiment.device), Generator()
 
     def batches() -> None:

@@ -20,8 +20,10 @@ from torch import Generator, Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchmetrics.classification import MulticlassAccuracy
 
+from callbacks.clock import Clock
 from callbacks.run_record import RunRecord
 from callbacks.signals import Signals
+from callbacks.throughput import flops_per_unit, matmul_flops
 from configs import Config, load_config
 from datamodules.batches import Draw, mixed_seeds
 from datamodules.classification import ClassificationDataModule
@@ -69,7 +71,8 @@ class Experiment:
 class Ticks(Callback):
     """When each epoch and each step was over, and what the validations found; the callback comes last."""
 
-    def __init__(self, until: float | None = None) -> None:
+    def __init__(self, until: float | None = None, clock: Clock | None = None) -> None:
+        self.clock = clock or Clock()
         self.until, self.epochs, self.steps = until, list[float](), list[float]()
         self.accuracies: list[float] = []
 
@@ -99,12 +102,12 @@ class Ticks(Callback):
 
 def ours(experiment: Experiment, until: float | None = None) -> Ticks:
     """Train as `train.py` does."""
-    model, ticks = experiment.model(), Ticks(until)
+    model = experiment.model()
     with tempfile.TemporaryDirectory() as folder:
         record = RunRecord(Path(folder), "", {"seed": 0})
+        ticks = Ticks(until, record.clock)
         trainer = make_trainer(experiment.config, Path(folder), record, Signals())
         trainer.callbacks.append(ticks)  # type: ignore[attr-defined]
-        ticks.clock = record.clock
         trainer.fit(model, experiment.data())
     return ticks
 
@@ -156,6 +159,7 @@ def bare(
         order.set_epoch(epoch)
         seeds = mixed_seeds(len(order), order.seed, epoch, rank)
         for i, rows in enumerate(order):
+            assert isinstance(rows, Tensor)
             rows = rows.to(experiment.device)
             batch = inputs[rows]
             if augments:
@@ -234,8 +238,10 @@ def documented(experiment: Experiment, epochs: int, workers: int = 0) -> Ticks:
         return pixels.contiguous().float().div(255).sub_(mean).div_(std)
 
     model, ticks, size = experiment.model(), Ticks(), experiment.config["data.batch_size"]
-    parts = {name: experiment.datamodule._parts[name] for name in ("train", "val")}  # type: ignore[index]
-    train, val = (Samples(*(one.cpu() for one in part), transform) for part in parts.values())
+    train, val = (
+        Samples(inputs.cpu(), labels.cpu(), transform)
+        for inputs, labels in (experiment.datamodule._parts["train"], experiment.datamodule._parts["val"])
+    )
     with tempfile.TemporaryDirectory() as folder:
         accelerator = "auto" if experiment.on_gpu else "cpu"
         trainer = Trainer(max_epochs=epochs, default_root_dir=folder, callbacks=[ticks], accelerator=accelerator)
@@ -251,6 +257,26 @@ def _now() -> float:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter()
+
+
+def rate(experiment: Experiment, samples: int, seconds: float) -> str:
+    """Samples a second, and what their arithmetic is of a matrix product's, measured now."""
+    size, dtype = experiment.config["data.batch_size"], autocast_type(experiment) or torch.float32
+    flops = flops_per_unit(experiment.model(), torch.zeros(size, *experiment.datamodule.spec.input_shape)) or 0.0
+    achieved, peak = flops * samples / seconds, matmul_flops(experiment.device, dtype)
+    share = f"{achieved / 1e9:,.0f} of {peak / 1e9:,.0f} GFLOP/s of a matrix product, {achieved / peak:.0%}"
+    return f"{samples / seconds:,.0f} samples/s of {flops / 1e6:,.2f} MFLOP: {share}"
+
+
+def learns_as_much(ours: float, theirs: float) -> str:
+    """Both validation accuracies.
+
+    Raises:
+        RuntimeError: if ours is a point below: faster is not better then.
+    """
+    if ours < theirs - 0.01:
+        raise RuntimeError(f"ours learns less: a validation accuracy of {ours:.4f} beside {theirs:.4f}")
+    return f"validation accuracy {ours:.4f} / {theirs:.4f}"
 
 
 def autocast_type(experiment: Experiment) -> torch.dtype | None:

@@ -7,9 +7,10 @@ TensorBoard's curves.
 
 import statistics
 from argparse import Namespace
+from collections.abc import Callable
 
 from benchmarks.measure import Row, in_turn
-from benchmarks.sides import Experiment, bare, documented, ours
+from benchmarks.sides import Experiment, Ticks, bare, documented, learns_as_much, ours, rate
 
 EPOCHS = 3  # after one that is not counted
 MLP = [
@@ -19,39 +20,31 @@ MLP = [
 
 
 def run(options: Namespace) -> list[Row]:
-    rows = []
-    for size, at_most in ((128, 1.5), (1024, 1.15 if not options.gpu else 1.3)):
-        experiment = Experiment(
-            "configs/mnist_mlp.yaml", [*MLP, f"data.batch_size={size}", f"data.root={options.data}"]
-        )
-        accuracies: dict[str, float] = {}
+    return [*_rows(options, 128, 1.5), *_rows(options, 1024, 1.3 if options.gpu else 1.15)]
 
-        def ours_epoch(experiment: Experiment = experiment, accuracies: dict[str, float] = accuracies) -> float:
-            ticks = ours(experiment)
-            accuracies["ours"] = ticks.accuracies[-1]
-            return statistics.median(ticks.seconds[1:])
 
-        def bare_epoch(experiment: Experiment = experiment, accuracies: dict[str, float] = accuracies) -> float:
-            ticks = bare(experiment, EPOCHS + 1)
-            accuracies["bare"] = ticks.accuracies[-1]
-            return statistics.median(ticks.seconds[1:])
+def _rows(options: Namespace, size: int, at_most: float) -> list[Row]:
+    experiment = Experiment("configs/mnist_mlp.yaml", [*MLP, f"data.batch_size={size}", f"data.root={options.data}"])
+    accuracies: dict[str, float] = {}
 
-        def documented_epoch(experiment: Experiment = experiment, accuracies: dict[str, float] = accuracies) -> float:
-            ticks = documented(experiment, 2)
-            accuracies["documented"] = ticks.accuracies[-1]
-            return ticks.seconds[1]
+    def an_epoch(name: str, train: Callable[[], Ticks]) -> float:
+        ticks = train()
+        accuracies[name] = ticks.accuracies[-1]
+        return statistics.median(ticks.seconds[1:])
 
-        sides = {"ours": ours_epoch, "bare": bare_epoch}
-        if size == 128:
-            sides["documented"] = documented_epoch
-        times = in_turn(sides, options.pairs)
-        work = f"epoch of the 68k MLP, batch {size}"
-        note = f"validation accuracy {accuracies['ours']:.4f} / {{:.4f}}"
-        rows.append(Row(work, "bare loop", times["ours"], times["bare"], at_most, note=note.format(accuracies["bare"])))
-        if "documented" in times:
-            note = note.format(accuracies["documented"]) + " after 4 and 2 epochs"
-            bar = 10.0 if options.gpu else 5.0
-            rows.append(
-                Row(work, "Lightning as documented", times["ours"], times["documented"], at_least=bar, note=note)
-            )
-    return rows
+    sides = {
+        "ours": lambda: an_epoch("ours", lambda: ours(experiment)),
+        "bare": lambda: an_epoch("bare", lambda: bare(experiment, EPOCHS + 1)),
+        "documented": lambda: an_epoch("documented", lambda: documented(experiment, 2)),
+    }
+    times = in_turn(sides, options.pairs)
+    samples = experiment.datamodule.num_samples("train")
+    work = f"epoch of the 68k MLP, batch {size}"
+    alike = learns_as_much(accuracies["ours"], accuracies["bare"])
+    note = f"{alike}; {rate(experiment, samples, statistics.median(times['ours']))}"
+    other = learns_as_much(accuracies["ours"], accuracies["documented"]) + f" after {EPOCHS + 1} and 2 epochs"
+    bar = (10.0 if options.gpu else 5.0) if size == 128 else 1.0
+    return [
+        Row(work, "bare loop", times["ours"], times["bare"], at_most=at_most, note=note),
+        Row(work, "Lightning as documented", times["ours"], times["documented"], at_least=bar, note=other),
+    ]

@@ -169,6 +169,8 @@ class RunRecord(Callback):
             values = {name: figures.get(f"{stage}/{name}") for name in ("accuracy", "f1", "loss")}
             shown = "  ".join(f"{name} {value:.4f}" for name, value in values.items() if value is not None)
             rows.append(f"{title:<12} {shown or 'not measured'}")
+        if "test_mirrored/accuracy" in figures:
+            rows.append(f"test         accuracy {figures['test_mirrored/accuracy']:.4f} with mirrored images, too")
         if "best_epoch" in figures:
             rows.append(
                 f"checkpoint   epoch {figures['best_epoch']}, the best by {self.hyperparameters['run.monitor']}"

@@ -18,6 +18,7 @@ def check_pairs(config: Config) -> None:
         ConfigError: the first one found.
     """
     _check_monitors(config)
+    _check_callbacks(config)
     _check_tokenizer(config)
     _check_plateau(config)
     _check_shares(config)
@@ -83,6 +84,16 @@ def _check_monitors(config: Config) -> None:
             where = config.origins.get(f"callbacks.{name}.mode", config.where(key))
             key = f"callbacks.{name}.mode"
             raise ConfigError(where, key, f"{options['mode']} does not fit {monitor}", f"set {key}={best}")
+
+
+def _check_callbacks(config: Config) -> None:
+    modality = config.components["data"].constants["modality"]
+    for name, options in config["callbacks"].items():
+        component = config.components.get(f"callbacks.{name}")
+        accepts = component.constants.get("accepts", ()) if component and options is not None else ()
+        if accepts and modality not in accepts:
+            problem = f"is for {' or '.join(accepts)}, and {config['data.name']} is {modality}"
+            raise ConfigError(config.where(f"callbacks.{name}"), f"callbacks.{name}", problem, "leave it out")
 
 
 def _check_tokenizer(config: Config) -> None:
