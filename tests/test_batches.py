@@ -1,12 +1,15 @@
 """Order, sharding and augmentation of batches."""
 
+from argparse import Namespace
+
 import pytest
 import torch
 from torch import Generator
 
 from datamodules.augment import random_affine, random_crop, random_flip
-from datamodules.batches import EpochOrder, TensorBatches, mixed_seed
+from datamodules.batches import EpochOrder, TensorBatches, brought, mixed_seed
 from datamodules.classification import stratified_split
+from datamodules.iris import Iris
 
 
 def epoch(order: EpochOrder) -> list[list[int]]:
@@ -137,3 +140,35 @@ def test_random_affine_turns_without_shearing():
     bar[:, :, 20, 5:36] = 1.0
     turned = random_affine(bar, 30.0, 0.0, 0.0, Generator().manual_seed(0))
     assert turned.sum((1, 2, 3)).std() / turned.sum((1, 2, 3)).mean() < 0.1
+
+
+def test_data_that_does_not_fit_stays_with_the_host():
+    """A tensor on "meta" has no data: good enough to see what is put where."""
+    device = torch.device("meta")
+    kept = {}
+    for budget in (None, 0.0, 1.0, 1800 / 1e9):
+        datamodule = Iris(resident_gigabytes=budget)
+        datamodule.setup()
+        datamodule.trainer = Namespace(global_rank=0, world_size=1, strategy=Namespace(root_device=device))
+        loaders = [datamodule._batches(part, 10, shuffle=False) for part in ("train", "val", "test")]
+        assert all(loader.labels.device == device for loader in loaders)
+        kept[budget] = [loader.inputs.device.type for loader in loaders]
+    assert kept[None] == kept[1.0] == ["meta"] * 3
+    assert kept[0.0] == ["cpu"] * 3
+    assert kept[1800 / 1e9] == ["meta", "cpu", "cpu"]  # of 1,728, 192 and 480 bytes
+
+
+def test_batches_from_the_host_are_those_from_the_device(monkeypatch):
+    inputs, labels = torch.arange(60).view(20, 3), torch.arange(20)
+    loader = TensorBatches(inputs, labels, EpochOrder(20, 6, shuffle=True, seed=1))
+    resident = [(batch.tolist(), targets.tolist()) for batch, targets in loader]
+
+    class Elsewhere(torch.Tensor):
+        """Rows that say they are on another device."""
+
+        device = torch.device("meta")
+
+    loader.inputs = inputs.as_subclass(Elsewhere)
+    assert [(batch.tolist(), targets.tolist()) for batch, targets in loader] == resident
+    mapping = brought({"ids": inputs, "mask": labels}, torch.device("cpu"))
+    assert torch.equal(mapping["ids"], inputs)
