@@ -29,7 +29,7 @@ class Clock:
 
     def __init__(self) -> None:
         self.seconds: dict[Part, float] = dict.fromkeys(("start", *TRAINING, "test"), 0.0)
-        self._since: dict[str, float] = {}
+        self._since = dict.fromkeys(("training", "test"), time.perf_counter())  # also where nothing is left to train
 
     @contextmanager
     def part(self, name: Part) -> Iterator[None]:
@@ -61,7 +61,7 @@ class Clock:
         shares = {name: self.seconds[name] / training for name in TRAINING if training > 0}
         shown = ", ".join(f"{name} {share:.0%}" for name, share in shares.items() if share >= 0.005)
         start, test = self.seconds["start"], self.seconds["test"]
-        lines = [f"start {start:.1f} s, training {training:.1f} s ({shown}), test {test:.1f} s"]
+        lines = [f"start {start:.1f} s, training {training:.1f} s{f' ({shown})' if shown else ''}, test {test:.1f} s"]
         if training >= LEAST_SECONDS:
             lines += [
                 f"{name} takes {shares[name]:.0%} of the training: {key}"

@@ -43,3 +43,10 @@ def test_the_process_knows_its_age():
     assert 0 < age < 36_000
     assert process_seconds() >= age
     assert time.perf_counter() > 0
+
+
+def test_a_run_of_which_only_the_test_was_left_has_no_training():
+    clock = Clock()
+    clock.test_end()
+    (line,) = clock.verdict()
+    assert line.startswith("start 0.0 s, training 0.0 s, test")
