@@ -74,11 +74,14 @@ class Signals:
     def _watch(self) -> None:
         """End a process whose main thread hangs in a call that no handler gets into, as in waiting for other processes."""
         with self._watched:
-            while signum := int.from_bytes(self._watched.recv(1)):
-                at_once = not self.deferred or (signum == signal.SIGINT and self.received)
-                came = time.monotonic()
-                time.sleep(HANG_SECONDS)
-                if signum in self._before and at_once and self._handled_at < came - HANG_SECONDS:
-                    for process in self.children():
-                        process.kill()
-                    os._exit(Stopped(signum).exit_code)
+            while signum := int.from_bytes(self._watched.recv(1)):  # of children that ended, too
+                if signum in self._before and (not self.deferred or (signum == signal.SIGINT and self.received)):
+                    timer = threading.Timer(HANG_SECONDS, self._end_if_hanging, (signum, time.monotonic()))
+                    timer.daemon = True
+                    timer.start()
+
+    def _end_if_hanging(self, signum: int, came: float) -> None:
+        if self._handled_at < came - HANG_SECONDS:  # the handler may have been faster than the watch
+            for process in self.children():
+                process.kill()
+            os._exit(Stopped(signum).exit_code)

@@ -19,6 +19,7 @@ import pytest
 import torch
 
 import train
+from callbacks import signals
 from callbacks.checkpoints import Checkpoints
 from callbacks.endings import Stopped
 from callbacks.finite_steps import FiniteSteps
@@ -210,6 +211,24 @@ def test_stopped_before_training(tmp_path, seconds, signum):
     assert "Traceback" not in said
     folders = list(tmp_path.glob("*/*"))
     assert folders == [] or (folders[0] / "checkpoints/last.ckpt").exists()
+
+
+@pytest.mark.faults("Ctrl-C just after a DataLoader's workers have ended", "saved after the step as ever, not cut off")
+def test_children_that_end_do_not_delay_the_watch(monkeypatch):
+    cut_off: list[int] = []
+    monkeypatch.setattr(signals, "HANG_SECONDS", 0.2)
+    monkeypatch.setattr(os, "_exit", cut_off.append)
+    before = signal.signal(signal.SIGCHLD, lambda *_: None)  # as a DataLoader with workers does for good
+    try:
+        with signals.Signals() as watch:
+            watch.deferred = True
+            for signum in (signal.SIGCHLD, signal.SIGCHLD, signal.SIGCHLD, signal.SIGINT):
+                signal.raise_signal(signum)
+            time.sleep(1)
+            assert watch.received == signal.SIGINT
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+    assert cut_off == []
 
 
 class Stalling(BaseHTTPRequestHandler):
