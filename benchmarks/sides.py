@@ -7,7 +7,8 @@ import itertools
 import tempfile
 import time
 from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, redirect_stderr, redirect_stdout
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
+from lightning.pytorch.callbacks import TQDMProgressBar
 from PIL import Image
 from torch import Generator, Tensor, nn
 from torch.utils.data import DataLoader, Dataset
@@ -244,12 +246,14 @@ def documented(experiment: Experiment, epochs: int, workers: int = 0) -> Ticks:
     )
     with tempfile.TemporaryDirectory() as folder:
         accelerator = "auto" if experiment.on_gpu else "cpu"
-        trainer = Trainer(max_epochs=epochs, default_root_dir=folder, callbacks=[ticks], accelerator=accelerator)
-        trainer.fit(
-            Documented(model.network, model.hparams["num_classes"]),
-            DataLoader(train, size, shuffle=True, num_workers=workers, persistent_workers=workers > 0),
-            DataLoader(val, size, num_workers=workers, persistent_workers=workers > 0),
-        )
+        bar = TQDMProgressBar()  # the default one where rich is not installed, which is slower
+        trainer = Trainer(max_epochs=epochs, default_root_dir=folder, callbacks=[ticks, bar], accelerator=accelerator)
+        with redirect_stdout(StringIO()), redirect_stderr(StringIO()):
+            trainer.fit(
+                Documented(model.network, model.hparams["num_classes"]),
+                DataLoader(train, size, shuffle=True, num_workers=workers, persistent_workers=workers > 0),
+                DataLoader(val, size, num_workers=workers, persistent_workers=workers > 0),
+            )
     return ticks
 
 

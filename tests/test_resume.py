@@ -11,6 +11,10 @@ CNN = [
     "--config", "configs/mnist_cnn.yaml", "model.widths=[8, 8, 8]", "data.batch_size=64", "trainer.max_epochs=3",
     "trainer.precision=32-true", "schedule={name: plateau}", "trainer.log_every_n_steps=1",
 ]  # fmt: skip
+SPEED = [
+    "--config", "configs/cifar10_cnn.yaml", "model.widths=[8, 8, 8]", "data.batch_size=64", "trainer.max_epochs=3",
+    "trainer.log_every_n_steps=1",
+]  # fmt: skip
 BERT = [
     "--config", "configs/text_bert.yaml", "model.hidden_size=16", "model.num_layers=1", "model.num_heads=2",
     "model.dropout=0.1", "data.max_tokens=400", "trainer.max_epochs=3", "trainer.log_every_n_steps=2", "data.test=null",
@@ -45,11 +49,15 @@ def finished(tmp_path_factory):
 
 
 def options_of(model, small_data):
+    if model == "speed":
+        return [*SPEED, f"data.root={small_data}"]
     texts = [f"data.train={small_data}/text/train.tsv", f"data.cache={small_data}/cache"]
     return [*CNN, f"data.root={small_data}"] if model == "cnn" else [*BERT, *texts]
 
 
 VARIANTS = [
+    ("speed", [], [(0, 2)]),
+    ("speed", [], [(1, 3), (1, 0, True)]),
     ("cnn", [], [(0, 0)]),
     ("cnn", [], [(1, 3)]),
     ("cnn", [], [(1, 8)]),
