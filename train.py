@@ -121,7 +121,7 @@ def make_trainer(config: Config, folder: Path, record: "RunRecord", signals: Sig
     from callbacks.epoch_loop import control
     from callbacks.run_record import RunLogger
     from lit_models.checkpoint_io import VerifiedCheckpoints
-    from lit_models.hardware import check_processes, hardware, precision_for
+    from lit_models.hardware import check_processes, choose_precision, hardware
 
     options = config.options("trainer")
     options["default_root_dir"] = options["default_root_dir"] or str(folder)
@@ -137,7 +137,7 @@ def make_trainer(config: Config, folder: Path, record: "RunRecord", signals: Sig
     callbacks: list[Callback] = [record, checkpoints, *(make(config, f"callbacks.{one}") for one in sorted(wanted))]
     options |= {"enable_progress_bar": False, "enable_checkpointing": False, "plugins": VerifiedCheckpoints()}
     try:
-        options["precision"] = precision_for(options["accelerator"], options["precision"])
+        options["precision"] = choose_precision(options["accelerator"], options["precision"])
         trainer = Trainer(**options, callbacks=callbacks)
         control(trainer, run["timeout_minutes"], record.clock)
         check_processes(trainer.accelerator, trainer.num_devices, trainer.world_size)

@@ -2,7 +2,6 @@
 
 import statistics
 from argparse import Namespace
-from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -39,21 +38,20 @@ def run(options: Namespace) -> list[Row]:
         f"trainer.limit_train_batches={STEPS}",
         "trainer.limit_val_batches=0",
         "trainer.enable_checkpointing=false",
+        "trainer.max_epochs=1",
     ]
     experiment = Experiment("configs/cifar10_cnn.yaml", [*short, f"data.root={options.data}"])
     size, dtype = experiment.config["data.batch_size"], autocast_type(experiment)
 
-    def a_step(train: Callable[[], Ticks]) -> float:
-        steps = train().steps
-        if experiment.on_gpu:
-            torch.cuda.synchronize()
+    def a_step(ticks: Ticks) -> float:
+        steps = ticks.steps
         return (steps[-1] - steps[WARM_UP - 1]) / (len(steps) - WARM_UP)
 
-    experiment.config.values["trainer"]["max_epochs"] = 1
+    waits = {WARM_UP, STEPS}
     sides = {
-        "ours": lambda: a_step(lambda: ours(experiment)),
-        "bare": lambda: a_step(lambda: bare(experiment, 1, max_steps=STEPS, precision=dtype)),
-        "fp32": lambda: a_step(lambda: bare(experiment, 1, max_steps=STEPS, change=default_layout)),
+        "ours": lambda: a_step(ours(experiment, waits=waits)),
+        "bare": lambda: a_step(bare(experiment, 1, max_steps=STEPS, precision=dtype, waits=waits)),
+        "fp32": lambda: a_step(bare(experiment, 1, max_steps=STEPS, change=default_layout, waits=waits)),
     }
     times = in_turn(sides, options.pairs)
     note = rate(experiment, size, statistics.median(times["ours"]))

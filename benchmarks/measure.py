@@ -4,9 +4,7 @@ import json
 import os
 import platform
 import re
-import shlex
 import statistics
-import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -96,7 +94,8 @@ def hardware() -> str:
         name = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         name = platform.processor() or platform.machine()
-    return f"{len(os.sched_getaffinity(0))} cores of {name}"
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()  # of Linux only
+    return f"{cores} cores of {name}"
 
 
 def show(rows: list[Row]) -> None:
@@ -117,7 +116,7 @@ def save(name: str, rows: list[Row]) -> Path:
         "threads": torch.get_num_threads(),
         "versions": {package: version(package) for package in packages},
         "when": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": f"python -m benchmarks {shlex.join(one for one in sys.argv[1:] if '/' not in one)}",
+        "command": f"python -m benchmarks {name} --pairs {len(rows[0].ours)}",
         "rows": [
             {
                 "work": row.what,

@@ -1,4 +1,4 @@
-"""The sides of the benchmarks: ours, a bare PyTorch loop, and Lightning as its documentation teaches it.
+"""Two sides of the benchmarks: ours and a bare PyTorch loop; `documented` is a third.
 
 All train the network that `train.py` makes of a config, on the same training part in batches of the same size.
 """
@@ -6,21 +6,15 @@ All train the network that `train.py` makes of a config, on the same training pa
 import itertools
 import tempfile
 import time
-from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, nullcontext, redirect_stderr, redirect_stdout
-from io import StringIO
+from collections.abc import Callable, Container, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
-from lightning.pytorch.callbacks import TQDMProgressBar
-from PIL import Image
 from torch import Generator, Tensor, nn
-from torch.utils.data import DataLoader, Dataset
-from torchmetrics.classification import MulticlassAccuracy
 
 from callbacks.clock import Clock
 from callbacks.run_record import RunRecord
@@ -44,8 +38,7 @@ class Experiment:
     """
 
     def __init__(self, path: str, overrides: Iterable[str]) -> None:
-        quiet = ["callbacks.progress_line.live=false", "callbacks.throughput=null"]
-        self.config: Config = load_config(path, [*overrides, *quiet])
+        self.config: Config = load_config(path, [*overrides, "callbacks.progress_line.live=false"])
         self.datamodule = self.data()
         self.datamodule.prepare_data()
         self.datamodule.setup()
@@ -73,8 +66,8 @@ class Experiment:
 class Ticks(Callback):
     """When each epoch and each step was over, and what the validations found; the callback comes last."""
 
-    def __init__(self, until: float | None = None, clock: Clock | None = None) -> None:
-        self.clock = clock or Clock()
+    def __init__(self, until: float | None = None, clock: Clock | None = None, waits: Container[int] = ()) -> None:
+        self.clock, self.waits = clock or Clock(), waits
         self.until, self.epochs, self.steps = until, list[float](), list[float]()
         self.accuracies: list[float] = []
 
@@ -82,7 +75,11 @@ class Ticks(Callback):
         self.begun = _now()
 
     def on_train_batch_end(self, *_: Any) -> None:
-        self.steps.append(time.perf_counter())
+        self.step()
+
+    def step(self) -> None:
+        """A step is over for the host; after those in `waits`, counted from 1, for a GPU, too."""
+        self.steps.append(_now() if len(self.steps) + 1 in self.waits else time.perf_counter())
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.accuracies.append(float(trainer.callback_metrics["val/accuracy"]))
@@ -102,12 +99,12 @@ class Ticks(Callback):
         return [after - before for before, after in itertools.pairwise(self.epochs)]
 
 
-def ours(experiment: Experiment, until: float | None = None) -> Ticks:
+def ours(experiment: Experiment, until: float | None = None, waits: Container[int] = ()) -> Ticks:
     """Train as `train.py` does."""
     model = experiment.model()
     with tempfile.TemporaryDirectory() as folder:
         record = RunRecord(Path(folder), "", {"seed": 0})
-        ticks = Ticks(until, record.clock)
+        ticks = Ticks(until, record.clock, waits)
         trainer = make_trainer(experiment.config, Path(folder), record, Signals())
         trainer.callbacks.append(ticks)  # type: ignore[attr-defined]
         trainer.fit(model, experiment.data())
@@ -121,6 +118,7 @@ def bare(
     max_steps: int | None = None,
     change: Callable[[nn.Module], nn.Module] = lambda network: network,
     precision: torch.dtype | None = None,
+    waits: Container[int] = (),
 ) -> Ticks:
     """A plain loop over the same batches with the same augmentation, optimizer, schedule and validation; no curves, no
     metrics of the training, no guard, no checkpoints.
@@ -132,8 +130,9 @@ def bare(
         max_steps: Stop after so many steps, without a validation.
         change: Done to the network first.
         precision: Of autocast; null for none.
+        waits: Steps after which a GPU is waited for.
     """
-    model, config, ticks = experiment.model().to(experiment.device), experiment.config, Ticks(until)
+    model, config, ticks = experiment.model().to(experiment.device), experiment.config, Ticks(until, waits=waits)
     network = change(model.network)
     loader = experiment.datamodule.train_dataloader()
     inputs, labels = (one.to(experiment.device) for one in (loader.inputs, loader.labels))
@@ -160,12 +159,14 @@ def bare(
         network.train()
         order.set_epoch(epoch)
         seeds = mixed_seeds(len(order), order.seed, epoch, rank)
-        for i, rows in enumerate(order):
-            assert isinstance(rows, Tensor)
-            rows = rows.to(experiment.device)
+        batches = [one for one in order if isinstance(one, Tensor)]
+        at_once = torch.cat(batches).to(experiment.device)
+        for i, rows in enumerate(at_once.split([len(one) for one in batches])):
             batch = inputs[rows]
             if augments:
-                batch = experiment.datamodule.augment(batch, Draw(generator.manual_seed(seeds[i]), epoch, rows))
+                batch = experiment.datamodule.augment(
+                    batch, Draw(generator.manual_seed(seeds[i]), order.seed, epoch, rows)
+                )
             with autocast():
                 logits = network(model.normalized(batch))
             loss = F.cross_entropy(logits.float(), labels[rows], label_smoothing=smoothing)
@@ -174,7 +175,7 @@ def bare(
             optimizer.step()
             for entry in entries:
                 entry["scheduler"].step()
-            ticks.steps.append(time.perf_counter())
+            ticks.step()
             if max_steps is not None and len(ticks.steps) >= max_steps:
                 return ticks
         network.eval()
@@ -187,73 +188,6 @@ def bare(
             ticks.reached = _now() - ticks.begun
             break
     ticks.epochs.append(_now())
-    return ticks
-
-
-class Samples(Dataset[tuple[Any, Tensor]]):
-    """The training or validation part, sample by sample, each through `transform`."""
-
-    def __init__(self, inputs: Tensor, labels: Tensor, transform: Callable[[Tensor], Tensor]) -> None:
-        self.inputs, self.labels, self.transform = inputs, labels, transform
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        return self.transform(self.inputs[index]), self.labels[index]
-
-
-class Documented(LightningModule):
-    """A LightningModule as the documentation writes one, with loss and accuracy of every step."""
-
-    def __init__(self, network: nn.Module, num_classes: int) -> None:
-        super().__init__()
-        self.network = network
-        self.train_accuracy, self.val_accuracy = MulticlassAccuracy(num_classes), MulticlassAccuracy(num_classes)
-
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        logits = self.network(batch[0])
-        loss = F.cross_entropy(logits, batch[1])
-        self.train_accuracy(logits, batch[1])
-        self.log("train_loss", loss, prog_bar=True)
-        self.log("train_accuracy", self.train_accuracy, on_step=True, on_epoch=True, prog_bar=True)
-        return loss
-
-    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        logits = self.network(batch[0])
-        self.val_accuracy(logits, batch[1])
-        self.log("val_loss", F.cross_entropy(logits, batch[1]), prog_bar=True)
-        self.log("val/accuracy", self.val_accuracy, prog_bar=True)
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.Adam(self.parameters(), lr=1e-3)
-
-
-def documented(experiment: Experiment, epochs: int, workers: int = 0) -> Ticks:
-    """Train with a DataLoader and a default Trainer, each sample taken through Pillow and normalised, as torchvision's MNIST
-    with ToTensor and Normalize takes it."""
-    mean, std = experiment.datamodule.mean / 255, experiment.datamodule.std / 255
-
-    def transform(image: Tensor) -> Tensor:
-        picture = Image.fromarray(image[0].numpy())
-        pixels = torch.from_numpy(np.array(picture)).view(picture.height, picture.width, 1).permute(2, 0, 1)
-        return pixels.contiguous().float().div(255).sub_(mean).div_(std)
-
-    model, ticks, size = experiment.model(), Ticks(), experiment.config["data.batch_size"]
-    train, val = (
-        Samples(inputs.cpu(), labels.cpu(), transform)
-        for inputs, labels in (experiment.datamodule._parts["train"], experiment.datamodule._parts["val"])
-    )
-    with tempfile.TemporaryDirectory() as folder:
-        accelerator = "auto" if experiment.on_gpu else "cpu"
-        bar = TQDMProgressBar()  # the default one where rich is not installed, which is slower
-        trainer = Trainer(max_epochs=epochs, default_root_dir=folder, callbacks=[ticks, bar], accelerator=accelerator)
-        with redirect_stdout(StringIO()), redirect_stderr(StringIO()):
-            trainer.fit(
-                Documented(model.network, model.hparams["num_classes"]),
-                DataLoader(train, size, shuffle=True, num_workers=workers, persistent_workers=workers > 0),
-                DataLoader(val, size, num_workers=workers, persistent_workers=workers > 0),
-            )
     return ticks
 
 

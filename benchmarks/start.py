@@ -1,55 +1,75 @@
-"""What a command costs before it does any work: in turn with what it cannot do without."""
+"""What a command costs before it does any work: in turn with what it cannot do without.
 
-import json
+The first step and the imports are measured alike, by the age that their processes have when they are done with them.
+"""
+
 import subprocess
 import sys
 import tempfile
 from argparse import Namespace
 from collections.abc import Callable
-from pathlib import Path
 
 from benchmarks.measure import Row, in_turn, timed
 
 IRIS = ["train.py", "--config", "configs/iris_mlp.yaml"]
+IMPORTS = """
+import torch, lightning
+from callbacks.clock import process_seconds
+print(process_seconds())
+"""
+# the command's own `main`, with a hook that ends the process after the first optimizer step
+FIRST_STEP = """
+import os, sys
+from callbacks import clock, lean_step
+
+class First(lean_step.LeanStep):
+    def run(self, *batch):
+        super().run(*batch)
+        print(clock.process_seconds(), flush=True)
+        os._exit(0)
+
+lean_step.LeanStep = First
+import train
+train.main(sys.argv[1:])
+"""
 
 
 def run(options: Namespace) -> list[Row]:
     with tempfile.TemporaryDirectory() as folder:
         sides: dict[str, Callable[[], float]] = {
-            "import torch, lightning": lambda: python("-c", "import torch, lightning"),
-            "first step": lambda: first_step(Path(folder)),
+            "imports": lambda: age(IMPORTS),
+            "first step": lambda: age(FIRST_STEP, *IRIS[1:], f"run.root={folder}"),
+            "python -c": lambda: python("-c", "import torch, lightning"),
             "whole run": lambda: python(*IRIS, f"run.root={folder}"),
             "import omegaconf": lambda: python("-c", "import omegaconf"),
             "help": lambda: python(*IRIS, "--help"),
-            "mistake": lambda: python(*IRIS, "optimizer.l=1"),
+            "mistake": lambda: python(*IRIS, "optimizer.l=1", code=2),
         }
         for side in sides.values():
             side()  # fills the caches of files
         times = in_turn(sides, options.pairs)
-    imports, light = times["import torch, lightning"], times["import omegaconf"]
+    light, title = times["import omegaconf"], "import torch, lightning"
     return [
-        Row(
-            "process start to first step, iris_mlp",
-            "import torch, lightning",
-            times["first step"],
-            imports,
-            at_most=1.25,
-        ),
-        Row("whole iris_mlp: 100 epochs, test, files", "import torch, lightning", times["whole run"], imports),
+        Row("process start to first step, iris_mlp", title, times["first step"], times["imports"], at_most=1.25),
+        Row("whole iris_mlp: 100 epochs, test, files", f"python -c '{title}'", times["whole run"], times["python -c"]),
         Row("--help of a config", "import omegaconf", times["help"], light),
         Row("a mistake in a key", "import omegaconf", times["mistake"], light),
     ]
 
 
-def python(*arguments: str) -> float:
-    """Seconds of one Python process."""
-    return timed(lambda: subprocess.run([sys.executable, *arguments], capture_output=True, check=False))
+def python(*arguments: str, code: int = 0) -> float:
+    """Seconds of one Python process, which ends with `code`."""
+
+    def work() -> None:
+        done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=False)
+        if done.returncode != code:
+            raise RuntimeError(f"{arguments} ended with {done.returncode}: {done.stderr}")
+
+    return timed(work)
 
 
-def first_step(folder: Path) -> float:
-    """From the start of the process, as the run itself tells it."""
-    root = Path(tempfile.mkdtemp(dir=folder))
-    python(*IRIS, f"run.root={root}", "trainer.max_epochs=1")
-    (path,) = root.glob("*/*/metrics.json")
-    seconds: float = json.loads(path.read_text(encoding="utf-8"))["seconds"]["start"]
-    return seconds
+def age(code: str, *arguments: str) -> float:
+    """Seconds that `code` prints in a process of its own."""
+    command = [sys.executable, "-c", code, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return float(done.stdout.split()[-1])

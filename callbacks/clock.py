@@ -12,9 +12,13 @@ Part = Literal["start", "step", "data", "validation", "checkpoints", "logging", 
 TRAINING: tuple[Part, ...] = ("step", "data", "validation", "checkpoints", "logging")  # they add up to all of it
 # a part that takes more than this share of the training, and what changes it
 ADVICE: dict[Part, tuple[float, str]] = {
-    "data": (0.3, "lighten the augmentation, or raise data.batch_size"),
+    "data": (0.3, "lighten the augmentation, raise data.batch_size, or give a DataLoader of your own more workers"),
     "validation": (0.3, "raise trainer.check_val_every_n_epoch or data.eval_batch_size, or lower data.val_fraction"),
-    "checkpoints": (0.1, "raise run.checkpoint_every_minutes or run.checkpoint_every_steps"),
+    "checkpoints": (
+        0.1,
+        "raise trainer.check_val_every_n_epoch (the best is written after validations), run.checkpoint_every_minutes or "
+        "run.checkpoint_every_steps",
+    ),
     "logging": (0.1, "raise trainer.log_every_n_steps"),
 }
 LEAST_SECONDS = 10.0  # below this nothing is worth turning
@@ -29,31 +33,43 @@ class Clock:
 
     def __init__(self) -> None:
         self.seconds: dict[Part, float] = dict.fromkeys(("start", *TRAINING, "test"), 0.0)
-        self._since = dict.fromkeys(("training", "test"), time.perf_counter())  # also where nothing is left to train
+        self._begun = time.perf_counter()
+        self._since: dict[Part, float] = {"test": self._begun}  # also where nothing is left to train
 
     @contextmanager
     def part(self, name: Part) -> Iterator[None]:
-        """Count what happens inside for `name`."""
-        begun = time.perf_counter()
+        """Count what happens inside for `name`, but for parts within it, which count for themselves."""
+        self.begin(name)
         try:
             yield
         finally:
-            self.seconds[name] += time.perf_counter() - begun
+            self.end(name)
+
+    def begin(self, name: Part) -> None:
+        """As `part`, for what begins and ends in two hooks."""
+        self._since[name] = self._uncounted()
+
+    def end(self, name: Part) -> None:
+        self.seconds[name] += self._uncounted() - self._since[name]
+
+    def _uncounted(self) -> float:
+        """A clock that stands still while something is counted that has ended since."""
+        return time.perf_counter() - sum(self.seconds.values())
 
     def train_start(self) -> None:
         """The first step comes next."""
         self.seconds = dict.fromkeys(self.seconds, 0.0) | {"start": process_seconds()}
-        self._since["training"] = time.perf_counter()
+        self._begun = time.perf_counter()
 
     def train_end(self) -> None:
         """The last step has been; what is not counted otherwise was spent in steps."""
-        total = time.perf_counter() - self._since["training"]
+        total = time.perf_counter() - self._begun
         self.seconds["step"] = max(0.0, total - sum(self.seconds[name] for name in TRAINING if name != "step"))
-        self._since["test"] = time.perf_counter()
+        self.begin("test")
 
     def test_end(self) -> None:
         """All is over but the writing of figures."""
-        self.seconds["test"] = time.perf_counter() - self._since["test"]
+        self.end("test")
 
     def verdict(self) -> list[str]:
         """Lines for a person: where the time went and, if one part dominates, which key to turn."""

@@ -31,7 +31,7 @@ class EpochLoop(_TrainingEpochLoop):
 
     validation_due = False
     lean: LeanStep | None = None
-    clock = Clock()
+    clock: Clock
 
     @property
     def done(self) -> bool:
@@ -52,10 +52,17 @@ class EpochLoop(_TrainingEpochLoop):
             super().advance(data_fetcher)
         else:
             self.val_loop.restarting = False
-            with self.clock.part("data"):
-                batch, *_ = next(data_fetcher)
+            batch, *_ = next(data_fetcher)
             self.batch_progress.is_last_batch = data_fetcher.done
             self.lean.run(batch, self.batch_idx + 1)
+
+    def _on_before_fetch(self) -> None:
+        super()._on_before_fetch()
+        self.clock.begin("data")
+
+    def _on_after_fetch(self) -> None:
+        self.clock.end("data")
+        super()._on_after_fetch()
 
     def _broadcast_sigterm_tensor(self) -> None:
         """Nothing: `callbacks.checkpoints` sees to it that all processes stop at one step."""

@@ -5,12 +5,13 @@ a profiler's context: for a small model that takes longer than its step. Here ho
 Everything else is as in Lightning's loop, in its order, so that weights and counters end equal to the bit.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loops.fetchers import _DataLoaderIterDataFetcher
+from lightning.pytorch.loops.optimization.automatic import Closure, ClosureResult
 from lightning.pytorch.plugins.precision import DoublePrecision, HalfPrecision, MixedPrecision, Precision
 from lightning.pytorch.profilers import PassThroughProfiler
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
@@ -22,10 +23,11 @@ HOOKS = (
     "on_train_batch_start", "on_before_zero_grad", "on_before_backward", "on_after_backward", "on_before_optimizer_step",
     "on_train_batch_end",
 )  # fmt: skip
+TRANSFERS = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
 # a model that changes one of these has its batches trained by Lightning's own loop
 STEPS = (
     "optimizer_step", "backward", "optimizer_zero_grad", "configure_gradient_clipping", "lr_scheduler_step",
-    "on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer", "on_train_batch_start",
+    "on_train_batch_start", *TRANSFERS,
 )  # fmt: skip
 
 
@@ -33,7 +35,7 @@ def is_plain(trainer: Trainer) -> bool:
     """Whether a step of this training is one that `LeanStep` knows."""
     module, strategy, plugin = trainer.lightning_module, trainer.strategy, trainer.precision_plugin
     changed = any(is_overridden(name, module) for name in STEPS)
-    loader = trainer.datamodule is not None and any(is_overridden(name, trainer.datamodule) for name in STEPS[5:8])  # type: ignore[attr-defined]
+    loader = trainer.datamodule is not None and any(is_overridden(name, trainer.datamodule) for name in TRANSFERS)  # type: ignore[attr-defined]
     return (
         module.automatic_optimization
         and not changed
@@ -69,6 +71,7 @@ class LeanStep:
         loop, connector = self.loop, self.trainer._logger_connector
         if not _is_there(batch, self.device):
             batch = self.strategy.batch_to_device(batch)
+        batch = self.trainer.precision_plugin.convert_input(batch)
         loop.batch_progress.increment_ready()
         connector.on_batch_start(batch)
         self._call("on_train_batch_start", batch, batch_idx)
@@ -83,6 +86,7 @@ class LeanStep:
             if loop._num_ready_batches_reached():
                 loop.update_lr_schedulers("epoch", update_plateau_schedulers=False)
         self._call("on_train_batch_end", self.output, batch, batch_idx)
+        self.output = None  # a validation may need the memory
         connector.on_batch_end()
         loop.batch_progress.increment_completed()
         connector.update_train_step_metrics()
@@ -93,8 +97,7 @@ class LeanStep:
         with torch.enable_grad():
             self.module._current_fx_name = "training_step"
             arguments = (batch, batch_idx) if self.takes_index else (batch,)
-            output: Any = self.strategy.training_step(*arguments)
-            loss: Tensor | None = output.get("loss") if isinstance(output, Mapping) else output
+            loss, extra = self._checked(self.strategy.training_step(*arguments))
             counts.zero_grad.increment_ready()
             self._call("on_before_zero_grad", self.optimizer)
             counts.zero_grad.increment_started()
@@ -105,7 +108,6 @@ class LeanStep:
                 loss.backward()
                 self.strategy.post_backward(loss)
                 self._call("on_after_backward")
-        extra = {name: value for name, value in output.items() if name != "loss"} if isinstance(output, Mapping) else {}
         self.output = {} if loss is None else {"loss": loss.detach(), **extra}
         self._call("on_before_optimizer_step", self.optimizer)
         if trainer.gradient_clip_val:
@@ -113,6 +115,17 @@ class LeanStep:
                 self.optimizer, trainer.gradient_clip_val, trainer.gradient_clip_algorithm
             )
         return loss
+
+    def _checked(self, output: Any) -> tuple[Tensor | None, dict[str, Any]]:
+        """The loss, and what else a training step has returned; Lightning refuses what is no result."""
+        if type(output) is Tensor:
+            return output, {}
+        if output is None:
+            if self.trainer.world_size > 1:
+                raise RuntimeError("`training_step` returned None: no process can leave out a step that others take")
+            Closure.warning_cache.warn("`training_step` returned None: there is no step for such a batch")
+        result = ClosureResult.from_training_step_output(output)
+        return result.closure_loss, result.extra
 
     def _call(self, name: str, *arguments: Any) -> None:
         if hooks := self.hooks[name]:
@@ -123,7 +136,7 @@ class LeanStep:
 
 def _overridden(trainer: Trainer, name: str) -> list[Callable[..., Any]]:
     """A hook of the callbacks and the model, in Lightning's order, where it is not the empty one."""
-    callbacks = (one for one in trainer.callbacks if getattr(type(one), name) is not getattr(Callback, name))  # type: ignore[attr-defined]
+    callbacks = (one for one in trainer.callbacks if is_overridden(name, one))  # type: ignore[attr-defined]
     module = trainer.lightning_module
     hooks: list[Callable[..., Any]] = [_bound(getattr(one, name), trainer, module) for one in callbacks]
     return [*hooks, getattr(module, name)] if is_overridden(name, module) else hooks

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
@@ -61,7 +62,7 @@ class RunRecord(Callback):
         # of the weights in memory; a checkpoint brings back its own
         self.validation: dict[str, float] = {}
         self.epoch = 0
-        self._started, self._seconds, self._samples = 0.0, 0.0, 0  # of the process, of earlier ones, of all
+        self._started, self._seconds = 0.0, 0.0  # of this process, of earlier ones
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.resumes:
@@ -87,38 +88,29 @@ class RunRecord(Callback):
         self._started = time.monotonic()
         self.clock.train_start()
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        self._samples += len(batch[1])
-
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.clock.train_end()
-        seconds = self._all_seconds()
-        self.figures |= {
-            "epochs": trainer.current_epoch,
-            "steps": trainer.global_step,
-            "train_seconds": round(seconds, 3),
-            "samples_per_second": round(self._samples * trainer.world_size / seconds, 1),
-        }
+        counts = {"epochs": trainer.current_epoch, "steps": trainer.global_step}
+        self.figures |= {**counts, "train_seconds": round(self._all_seconds(), 3)}
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._validation_started = time.perf_counter()
+        if pl_module.device.type == "cuda":  # what is queued there is training
+            torch.cuda.synchronize(pl_module.device)
+        self.clock.begin("validation")
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.clock.seconds["validation"] += time.perf_counter() - self._validation_started
+        self.clock.end("validation")
         if not trainer.sanity_checking:
             self.validation, self.epoch = _values(trainer, "val/"), trainer.current_epoch + 1
 
     def state_dict(self) -> dict[str, Any]:
-        progress = {"figures": self.figures, "seconds": self._all_seconds(), "samples": self._samples}
+        progress = {"figures": self.figures, "seconds": self._all_seconds()}
         return {"validation": self.validation, "epoch": self.epoch, **progress}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.validation, self.epoch = state_dict["validation"], state_dict["epoch"]
         if not self.figures:  # not those of the checkpoint that is tested in the end
-            self.figures = state_dict["figures"]
-            self._seconds, self._samples = state_dict["seconds"], state_dict["samples"]
+            self.figures, self._seconds = state_dict["figures"], state_dict["seconds"]
 
     def _facts(self, trainer: Trainer) -> dict[str, Any]:
         facts = environment(trainer.strategy.root_device, str(trainer.precision), trainer.world_size)
@@ -152,8 +144,8 @@ class RunRecord(Callback):
         best = str(tested.relative_to(self.folder)) if tested else None
         self.clock.test_end()
         for one in trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(one, Throughput) and one.peak_share is not None:
-                self.figures["peak_share"] = round(one.peak_share, 4)
+            if isinstance(one, Throughput):
+                self.figures |= one.figures
         seconds = {name: round(value, 3) for name, value in self.clock.seconds.items()}
         self.figures = {**test, **self.validation, **self.figures, "seconds": seconds, "best_checkpoint": best}
         if best:
@@ -176,14 +168,12 @@ class RunRecord(Callback):
                 f"checkpoint   epoch {figures['best_epoch']}, the best by {self.hyperparameters['run.monitor']}"
             )
         steps = f"{figures['epochs']} epochs, {figures['steps']} steps in {figures['train_seconds']:.1f} s"
-        speed = f"{figures['samples_per_second']:,.0f} samples/s"
-        if "peak_share" in figures:
-            speed += f", {figures['peak_share']:.0%} of what a matrix product reaches here"
-        rows += [
-            f"trained      {steps}",
-            f"speed        {speed}",
-            *(f"{'time':<12} {line}" for line in self.clock.verdict()),
-        ]
+        rows.append(f"trained      {steps}")
+        if "samples_per_second" in figures:
+            share = figures.get("peak_share")
+            reached = f", {share:.0%} of what a matrix product reaches here" if share is not None else ""
+            rows.append(f"speed        {figures['samples_per_second']:,.0f} samples/s{reached}")
+        rows += [f"{'time':<12} {line}" for line in self.clock.verdict()]
         rows.append(f"run folder   {self.folder}")
         return "\n".join([*rows, f"TensorBoard  tensorboard --logdir {self.folder.parent.parent}"])
 

@@ -21,21 +21,25 @@ class Throughput(Callback):
     """`train/samples_per_second` in every epoch, and at the end of a training of more than ten seconds `train/peak_share`:
     floating-point operations a second, as a share of those of a matrix product of the same precision.
 
+    Validations do not count. FLOPs are those of the last batch, for each sample or token of it.
+
     Attributes:
-        samples_per_second: Of the last epoch, over all devices.
-        peak_share: Of the whole training on one device; null if it is not known.
+        figures: "samples_per_second" of the training in this process, over all devices, and "peak_share" of one device.
     """
 
     def __init__(self) -> None:
-        self.samples_per_second = 0.0
-        self.peak_share: float | None = None
-        self._units = self._seconds = 0.0  # of the whole training
-        self._begun = self._paused = 0.0
-        self._samples = 0  # of the epoch so far
+        self.figures: dict[str, float] = {}
+        self._samples = self._units = 0
+        self._seconds = 0.0  # of whole epochs
+        self._begun = self._paused = 0.0  # of the epoch
+        self._before = 0  # samples of earlier epochs
         self._inputs: Any = None  # of the last batch
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._begun = time.perf_counter()  # a run that goes on within an epoch does not start that again
+
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._begun, self._samples = time.perf_counter(), 0
+        self._begun, self._before = time.perf_counter(), self._samples
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -53,10 +57,11 @@ class Throughput(Callback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if pl_module.device.type == "cuda":
             torch.cuda.synchronize(pl_module.device)
-        seconds = time.perf_counter() - self._begun
-        self._seconds += seconds
-        self.samples_per_second = self._samples * trainer.world_size / seconds
-        self._log(trainer, "train/samples_per_second", self.samples_per_second)
+        seconds, samples = time.perf_counter() - self._begun, self._samples - self._before
+        if samples:  # none are where only the validation was left
+            self._seconds += seconds
+            self._log(trainer, "train/samples_per_second", samples * trainer.world_size / seconds)
+            self.figures["samples_per_second"] = round(self._samples * trainer.world_size / self._seconds, 1)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._seconds < LEAST_SECONDS or pl_module.device.type not in MATRIX_SIDE or self._inputs is None:
@@ -64,8 +69,9 @@ class Throughput(Callback):
         flops = flops_per_unit(pl_module, self._inputs)
         if flops is not None:
             achieved = flops * self._units / self._seconds
-            self.peak_share = achieved / matmul_flops(pl_module.device, _dtype(str(trainer.precision)))
-            self._log(trainer, "train/peak_share", self.peak_share)
+            share = achieved / matmul_flops(pl_module.device, _dtype(str(trainer.precision)))
+            self._log(trainer, "train/peak_share", share)
+            self.figures["peak_share"] = round(share, 4)
         self._inputs = None
 
     def _log(self, trainer: Trainer, name: str, value: float) -> None:
@@ -81,15 +87,17 @@ def num_units(inputs: Any) -> int:
 def flops_per_unit(module: LightningModule, inputs: Any) -> float | None:
     """Floating-point operations of a training step for each unit of `inputs`, counted without doing them.
 
-    Null where the network asks for values, which a tensor without data does not have.
+    Null where that cannot be done: a network may ask for values, which a tensor without data does not have.
     """
-    network = copy.deepcopy(module.network).to("meta")
-    assert isinstance(network, nn.Module)
-    shaped = {name: _shaped(one) for name, one in inputs.items()} if isinstance(inputs, Mapping) else _shaped(inputs)
     try:
+        network = copy.deepcopy(module.network).to("meta")
+        assert isinstance(network, nn.Module)
+        shaped = (
+            {name: _shaped(one) for name, one in inputs.items()} if isinstance(inputs, Mapping) else _shaped(inputs)
+        )
         with FlopCounterMode(display=False) as counter:
             network.forward(shaped).sum().backward()
-    except (RuntimeError, NotImplementedError):
+    except Exception:  # a user's network may fail in any way, and a figure is not worth a run
         return None
     return counter.get_total_flops() / num_units(inputs)
 
@@ -113,7 +121,7 @@ def _dtype(precision: str) -> torch.dtype:
     """Of the products of a training."""
     if precision.startswith("bf16"):
         return torch.bfloat16
-    return torch.float16 if precision.startswith("16") else torch.float32
+    return {"16": torch.float16, "64": torch.float64}.get(precision[:2], torch.float32)
 
 
 def _shaped(tensor: Tensor) -> Tensor:

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
+from datamodules.batches import Draw, mixed_seed
+
 # B batch, C channels, H height, W width
 
 
@@ -31,7 +33,7 @@ def random_flip(images: Tensor, generator: Generator) -> Tensor:
     return torch.where(flipped[:, None, None, None], images.flip(3), images)
 
 
-def alternating_flip(images: Tensor, samples: Tensor, epoch: int) -> Tensor:
+def alternating_flip(images: Tensor, draw: Draw) -> Tensor:
     """Mirror a random half of all samples left to right, and in the next epoch the other half.
 
     Of two epochs each shows an image as it is or mirrored, never twice the same (Jordan 2024,
@@ -39,15 +41,12 @@ def alternating_flip(images: Tensor, samples: Tensor, epoch: int) -> Tensor:
 
     Args:
         images: (B, C, H, W).
-        samples: (B,) of int64: which samples of the set they are.
-        epoch: Counted from 0.
+        draw: Seed, epoch and samples decide; its generator is not used.
     """
-    coin = samples
-    for _ in range(
-        2
-    ):  # a hash of 32 bits (Mueller 2012, https://stackoverflow.com/a/12996028): neighbours are unrelated
+    coin = draw.samples ^ mixed_seed(draw.seed) & 0xFFFFFFFF
+    for _ in range(2):  # a hash of 32 bits, so that neighbours are unrelated: https://stackoverflow.com/a/12996028
         coin = ((coin >> 16) ^ coin) * 0x45D9F3B & 0xFFFFFFFF
-    mirrored = ((coin >> 16) + epoch) % 2 == 1
+    mirrored = ((coin >> 16) + draw.epoch) % 2 == 1
     return torch.where(mirrored[:, None, None, None], images.flip(3), images)
 
 
@@ -69,9 +68,8 @@ def random_affine(
     cosine, sine = angle.cos() / scale, angle.sin() / scale
     matrices = torch.stack([cosine, -sine, shift[0], sine, cosine, shift[1]], dim=1).view(-1, 3)  # (2 B, 3)
     height, width = images.shape[2:]
-    x, y = (
-        torch.arange(1 - side, side, 2, device=images.device) / side for side in (width, height)
-    )  # centres of pixels
+    # centres of pixels
+    x, y = (torch.arange(1 - side, side, 2, device=images.device) / side for side in (width, height))
     places = torch.stack([x.repeat(height), y.repeat_interleave(width), torch.ones_like(x).repeat(height)])  # (3, H W)
     # one product for the batch: `F.affine_grid` makes B of them, of three columns each, and takes twenty times as long
     grid = (matrices @ places).view(-1, 2, height, width).permute(0, 2, 3, 1)  # (B, H, W, 2)

@@ -23,11 +23,13 @@ class Draw:
 
     Attributes:
         generator: Seeded for this batch, on the device of the data.
+        seed: Of the run.
         epoch: Counted from 0.
         samples: (B,) of int64: which samples of the training part they are.
     """
 
     generator: Generator
+    seed: int
     epoch: int
     samples: Tensor
 
@@ -123,7 +125,7 @@ class TensorBatches:
             inputs = self.inputs[indices] if resident else brought(self.inputs[host], device)
             if self.augment is not None:
                 generator.manual_seed(seeds[i])
-                inputs = self.augment(inputs, Draw(generator, order.epoch, indices))  # type: ignore[arg-type]
+                inputs = self.augment(inputs, Draw(generator, order.seed, order.epoch, indices))  # type: ignore[arg-type]
             yield inputs, self.labels[indices]
 
 

@@ -124,7 +124,7 @@ class CIFAR(ClassificationDataModule):
             return inputs
         moved = random_crop(inputs, self.padding, draw.generator)
         if self.flip == "alternating":
-            return alternating_flip(moved, draw.samples, draw.epoch)
+            return alternating_flip(moved, draw)
         return random_flip(moved, draw.generator)
 
     def _sizes(self) -> dict[str, int]:

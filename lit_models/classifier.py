@@ -186,7 +186,8 @@ class LitClassifier(LightningModule):
             self.logger.log_metrics({"train/loss_step": loss.item(), "train/lr": rate}, step=self.global_step)
 
     def _absolute_weights(self) -> Tensor:
-        return torch.stack([one.abs().sum() for one in self.network.parameters() if one.ndim > 1]).sum()
+        weights = (one for one in self.network.parameters() if one.ndim > 1 and one.requires_grad)
+        return torch.stack([one.abs().sum() for one in weights]).sum()
 
 
 def _at_least_float32(logits: Tensor) -> Tensor:

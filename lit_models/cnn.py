@@ -17,7 +17,8 @@ from lit_models.classifier import LitClassifier
 
 # B batch, C channels, H height, W width, K classes, F values of a patch
 
-WHITENING_SIZE, WHITENING_IMAGES = 2, 5000  # side of its patches, and images whose patches are measured
+WHITENING_SIZE, WHITENING_PATCHES = 2, 5_000_000  # side of its patches, and how many are measured, or some more
+WHITENING_CHUNK = 2**20  # patches in memory at a time
 LEAST_VARIANCE = 5e-4  # added to that of a principal component: the faint ones are noise
 
 
@@ -34,10 +35,13 @@ class Whitening(nn.Conv2d):
     @torch.no_grad()
     def measure(self, images: Tensor) -> None:
         """Take the components from images (N, C, H, W) that are normalised."""
-        size = WHITENING_SIZE
-        patches = images.unfold(2, size, 1).unfold(3, size, 1).permute(0, 2, 3, 1, 4, 5).flatten(3).flatten(0, 2)
-        patches = patches.double()  # (N * H' * W', F)
-        variances, components = torch.linalg.eigh(patches.T @ patches / len(patches))  # (F,), (F, F)
+        size, count = WHITENING_SIZE, 0
+        products = torch.zeros(self.weight[0].numel(), self.weight[0].numel(), dtype=torch.float64)
+        for some in images.split(max(1, WHITENING_CHUNK // images[0, 0].numel())):
+            patches = some.unfold(2, size, 1).unfold(3, size, 1).permute(0, 2, 3, 1, 4, 5).flatten(3).flatten(0, 2)
+            products += patches.double().T @ patches.double()  # (F, F), of (N * H' * W', F)
+            count += len(patches)
+        variances, components = torch.linalg.eigh(products / count)  # (F,), (F, F)
         filters = (components / (variances + LEAST_VARIANCE).sqrt()).T.view(-1, *self.weight.shape[1:])
         self.weight.copy_(torch.cat([filters, -filters]))
 
@@ -168,6 +172,8 @@ class LitCNN(LitClassifier):
         height, width = (height - WHITENING_SIZE + 1, width - WHITENING_SIZE + 1) if whitening else (height, width)
         if not widths or min(height, width) < 2 ** len(widths):
             most = min(height, width).bit_length() - 1
+            if most < 1:
+                raise ValueError(f"images of {height}x{width} are too small for a CNN; take mlp")
             raise ValueError(
                 f"model.widths: {len(widths)} stages for images of {height}x{width}; each halves the image: give 1 to {most}"
             )
@@ -180,4 +186,5 @@ class LitCNN(LitClassifier):
         super().start_from(inputs, mean, std)
         assert isinstance(self.network, CNN)
         if self.network.whitening is not None:
-            self.network.whitening.measure(self.normalized(inputs[:WHITENING_IMAGES]))
+            step = max(1, inputs[:, 0].numel() // WHITENING_PATCHES)
+            self.network.whitening.measure(self.normalized(inputs[::step]))  # from all over the set: it may lie sorted

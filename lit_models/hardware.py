@@ -11,8 +11,6 @@ BF16_FEATURES = ("amx_bf16", "avx512_bf16")  # of CPUs
 def precision_for(accelerator: str, wanted: str | int) -> str | int:
     """`wanted`; for "auto" bf16-mixed where the hardware that will be used multiplies bf16 natively, else 32-true.
 
-    On a GPU products in 32 bits are let through its matrix units (TF32), which is what Lightning asks for at every start.
-
     Raises:
         ValueError: if that hardware cannot have it. Lightning would take another one, or train to NaN.
     """
@@ -20,13 +18,22 @@ def precision_for(accelerator: str, wanted: str | int) -> str | int:
     on_cpu = accelerator == "cpu" or (accelerator == "auto" and not on_gpu and not torch.backends.mps.is_available())
     if on_cpu and str(wanted) in ("16", "16-mixed", "16-true"):
         raise ValueError(f"precision {wanted} needs a GPU; a CPU has bf16-mixed and 32-true")
-    if on_gpu:
-        torch.set_float32_matmul_precision("high")
     if wanted != "auto":
         return wanted
     features = torch.cpu.get_capabilities() if on_cpu else {}
     native = torch.cuda.get_device_capability() >= (8, 0) if on_gpu else any(map(features.get, BF16_FEATURES))
     return "bf16-mixed" if native else "32-true"
+
+
+def choose_precision(accelerator: str, wanted: str | int) -> str | int:
+    """`precision_for`; with "auto" products in 32 bits go through a GPU's matrix units, too (TF32).
+
+    Raises:
+        ValueError: as `precision_for`.
+    """
+    if wanted == "auto" and torch.cuda.is_available():
+        torch.set_float32_matmul_precision("high")  # which is what Lightning asks for at every start
+    return precision_for(accelerator, wanted)
 
 
 def hardware() -> str:

@@ -1,6 +1,6 @@
 """Muon: momentum whose update is made orthogonal, for weights that are matrices; SGD for everything else.
 
-Jordan et al. 2024, https://kellerjordan.github.io/posts/muon; as used for CIFAR-10 in https://arxiv.org/abs/2404.00498.
+Jordan et al. 2024, https://kellerjordan.github.io/posts/muon; for CIFAR-10 in https://github.com/KellerJordan/cifar10-airbench.
 One optimizer for both, because Lightning schedules, clips and saves one.
 """
 
@@ -27,7 +27,7 @@ class Muon(Optimizer):
             follows, which makes the scale of the weights meaningless, and only there.
     """
 
-    def __init__(self, groups: Iterable[dict[str, Any]], rounds: int = 3, normalize: bool = False) -> None:
+    def __init__(self, groups: Iterable[dict[str, Any]], rounds: int = 5, normalize: bool = False) -> None:
         super().__init__(groups, {"rounds": rounds, "normalize": normalize})
 
     @torch.no_grad()
@@ -46,9 +46,10 @@ class Muon(Optimizer):
             if group["matrices"]:
                 _orthogonal_step(parameters, gradients, momenta, group)
             elif parameters:
+                torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
                 sgd(
                     parameters, gradients, momenta, has_sparse_grad=False, foreach=True, lr=group["lr"], dampening=0.0,
-                    momentum=group["momentum"], weight_decay=group["weight_decay"], nesterov=True, maximize=False,
+                    momentum=group["momentum"], weight_decay=0.0, nesterov=True, maximize=False,
                 )  # fmt: skip
         return loss
 
@@ -73,9 +74,10 @@ def _orthogonal_step(
 
 
 def orthogonal(matrices: Tensor, rounds: int) -> Tensor:
-    """Matrices (N, R, C) with the singular vectors of those given, and singular values of about 1 (0.7 to 1.2).
+    """Matrices (N, R, C) with the singular vectors of those given, and singular values nearer to 1.
 
-    In bf16 where a GPU is fast at it.
+    Five rounds bring those above a hundredth of the Frobenius norm to 0.68 to 1.14; fewer leave the small ones small. In
+    bf16 where a GPU is fast at it.
     """
     wide = matrices.shape[1] <= matrices.shape[2]
     x = matrices if wide else matrices.mT

@@ -111,7 +111,7 @@ def muon(
     momentum: Annotated[float, ">= 0, < 1"] = 0.95,
     weight_decay: Annotated[float, ">= 0"] = 0.0,
     normalize: bool = False,
-    rounds: Annotated[int, ">= 1"] = 3,
+    rounds: Annotated[int, ">= 1"] = 5,
     head_lr: Annotated[float, "> 0"] = 0.1,
     vector_lr: Annotated[float, "> 0"] = 0.05,
     sgd_momentum: Annotated[float, ">= 0, < 1"] = 0.9,
@@ -124,29 +124,35 @@ def muon(
         momentum: Of Muon: share of the last update that is kept.
         weight_decay: Share of a weight that a step at lr=1 removes; not from biases and norms.
         normalize: Hold the rows of Muon's weights at norm 1, instead of decay; for networks with a norm after each layer.
-        rounds: Of the iteration that makes an update orthogonal.
+        rounds: Of the iteration that makes an update orthogonal; with fewer, weak directions stay weak.
         head_lr: Learning rate of the last layer's weights, and of embeddings.
         vector_lr: Learning rate of biases and norms.
         sgd_momentum: Of SGD.
     """
     layers = [one.weight for one in network.modules() if isinstance(one, nn.Linear | nn.modules.conv._ConvNd)]
     matrices = {id(one) for one in layers[:-1]}
-    groups: dict[str, list[nn.Parameter]] = {"matrices": [], "heads": [], "vectors": []}
-    for one in network.parameters():
-        kind = "matrices" if id(one) in matrices else "heads" if one.ndim > 1 else "vectors"
-        groups[kind] += [one] if one.requires_grad else []
     rest = {"momentum": sgd_momentum, "matrices": False}
-    options = [
-        {"params": groups["matrices"], "lr": lr, "momentum": momentum, "weight_decay": weight_decay, "matrices": True},
-        {"params": groups["heads"], "lr": head_lr, "weight_decay": weight_decay, **rest},
-        {"params": groups["vectors"], "lr": vector_lr, "weight_decay": 0.0, **rest},
+    options: dict[str, dict[str, Any]] = {
+        "matrices": {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "matrices": True},
+        "heads": {"lr": head_lr, "weight_decay": weight_decay, **rest},
+        "vectors": {"lr": vector_lr, "weight_decay": 0.0, **rest},
+    }
+    groups: dict[tuple[str, float], list[nn.Parameter]] = {}
+    scales = _scales(network)
+    for name, one in network.named_parameters():
+        kind = "matrices" if id(one) in matrices else "heads" if one.ndim > 1 else "vectors"
+        if one.requires_grad:
+            groups.setdefault((kind, scales.get(name, 1.0)), []).append(one)
+    made = [
+        {**options[kind], "params": groups[kind, scale], "lr": options[kind]["lr"] * scale}
+        for kind, scale in sorted(groups, key=lambda group: (list(options).index(group[0]), -group[1]))
     ]
-    return Muon([one for one in options if one["params"]], rounds, normalize)
+    return Muon(made, rounds, normalize)
 
 
 def _groups(network: nn.Module, lr: float, weight_decay: float) -> list[dict[str, Any]]:
     """Weights with decay, and biases and normalisation scales without, which have one dimension; the highest rate first."""
-    scales: dict[str, float] = getattr(network, "lr_scales", dict)()
+    scales = _scales(network)
     groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
     for name, parameter in network.named_parameters():
         if parameter.requires_grad:
@@ -155,6 +161,12 @@ def _groups(network: nn.Module, lr: float, weight_decay: float) -> list[dict[str
         {"params": groups[scale, decays], "lr": lr * scale, "weight_decay": weight_decay if decays else 0.0}
         for scale, decays in sorted(groups, reverse=True)
     ]
+
+
+def _scales(network: nn.Module) -> dict[str, float]:
+    """Shares of the rate, by the names of parameters; 1 for those that are not in it."""
+    scales: dict[str, float] = getattr(network, "lr_scales", dict)()
+    return scales
 
 
 def _fused(network: nn.Module, asked: bool | None) -> bool:

@@ -38,11 +38,20 @@ def test_what_happens_inside_is_counted_also_where_it_fails():
     assert clock.seconds["data"] > 0
 
 
+def test_a_part_within_another_is_counted_once():
+    clock = Clock()
+    clock.begin("validation")
+    with clock.part("logging"), clock.part("data"):
+        time.sleep(0.1)
+    clock.end("validation")
+    assert clock.seconds["data"] == pytest.approx(0.1, abs=0.05)
+    assert clock.seconds["logging"] + clock.seconds["validation"] < 0.05
+
+
 def test_the_process_knows_its_age():
     age = process_seconds()
     assert 0 < age < 36_000
     assert process_seconds() >= age
-    assert time.perf_counter() > 0
 
 
 def test_a_run_of_which_only_the_test_was_left_has_no_training():

@@ -53,7 +53,7 @@ def test_digits_are_turned_and_clothing_is_mirrored(small_data):
         datamodule = MNIST(root=str(small_data), variant=variant, augment_images=True)
         image = torch.zeros(200, 1, 28, 28, dtype=torch.uint8)
         image[:, :, 13:15, 14:26] = 255
-        moved = datamodule.augment(image, Draw(torch.Generator().manual_seed(0), 0, torch.arange(200))).float()
+        moved = datamodule.augment(image, Draw(torch.Generator().manual_seed(0), 0, 0, torch.arange(200))).float()
         left = moved[..., :12].sum((1, 2, 3)) > moved[..., 16:].sum((1, 2, 3))
         assert left.any() == mirrored
 

@@ -3,6 +3,9 @@
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningDataModule, Trainer
+from lightning.pytorch.callbacks import LambdaCallback
+from lightning.pytorch.loops.optimization.automatic import Closure
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
@@ -145,29 +148,79 @@ def test_an_optimizer_that_needs_the_closure_gets_it():
 
 
 def test_batches_elsewhere_are_brought_to_the_device():
+    """A batch that is not a tuple of tensors goes the whole way, on which it would be moved."""
+    moved = []
+
+    class Batch:
+        inputs, labels = torch.randn(8, 4), torch.zeros(8, dtype=torch.int64)
+
+        def to(self, device):
+            moved.append(device)
+            return self
+
+        def __len__(self):
+            return 8
+
     class Loader:
         def __iter__(self):
-            yield [torch.randn(8, 4), torch.zeros(8, dtype=torch.int64)]
+            yield Batch()
 
-    class Lists(LightningDataModule):
+    class Objects(LightningDataModule):
         def train_dataloader(self):
             return Loader()
 
         def val_dataloader(self):
             return Loader()
 
-    moved = []
-
-    class Watching(LitMLP):
+    class Unpacking(LitMLP):
         def training_step(self, batch, batch_idx):
-            moved.append(type(batch))
-            return nn.functional.cross_entropy(self(batch[0]), batch[1])
+            return super().training_step((batch.inputs, batch.labels), batch_idx)
+
+    fitted(Unpacking, Objects, limit_val_batches=0)
+    assert moved == [torch.device("cpu")] * 3
+
+
+def test_hooks_that_only_an_instance_has_are_called():
+    calls = []
+    fitted(callback=LambdaCallback(on_train_batch_end=lambda *_: calls.append(1)))
+    assert calls == [1] * 3
+
+
+@pytest.mark.parametrize("result", [{"Loss": torch.zeros(())}, 0.5], ids=["no loss", "a number"])
+def test_what_is_no_result_of_a_step_is_refused_as_by_lightning(result):
+    class Wrong(LitMLP):
+        def training_step(self, batch, batch_idx):
+            return result
+
+    with pytest.raises(MisconfigurationException):
+        fitted(Wrong)
+
+
+def test_a_step_may_be_left_out(monkeypatch):
+    warned = []
+    monkeypatch.setattr(Closure.warning_cache, "warn", warned.append)
+
+    class Picky(LitMLP):
+        def training_step(self, batch, batch_idx):
+            return None if self.current_epoch == 1 else super().training_step(batch, batch_idx)
 
         def on_train_epoch_end(self):
             pass
 
-    fitted(Watching, Lists)
-    assert moved == [list] * 3
+    assert fitted(Picky).global_step == 3
+    assert len(warned) == 1
+
+
+@pytest.mark.parametrize("precision", ["64-true", "bf16-true"])
+def test_inputs_have_the_precision_of_the_weights(precision):
+    class Bare(LitMLP):
+        def training_step(self, batch, batch_idx):
+            return nn.functional.cross_entropy(self.network(batch[0]), batch[1])
+
+        def on_train_epoch_end(self):
+            pass
+
+    assert fitted(Bare, precision=precision).fit_loop.epoch_loop.lean is not None
 
 
 READS = ("aten::_local_scalar_dense", "aten::item", "aten::nonzero", "aten::is_nonzero")

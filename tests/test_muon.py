@@ -5,7 +5,9 @@ import torch
 from torch import nn
 
 from datamodules.augment import alternating_flip
-from lit_models import optimizers
+from datamodules.batches import Draw
+from lit_models import cnn, optimizers
+from lit_models.bert import LitBERT
 from lit_models.cnn import CNN, LitCNN, Whitening
 from lit_models.muon import orthogonal
 
@@ -26,7 +28,7 @@ def stepped(net, optimizer, steps=1):
 @pytest.mark.parametrize("shape", [(1, 8, 72), (3, 16, 16), (2, 40, 9)])
 def test_orthogonal_keeps_the_singular_vectors_and_brings_the_values_near_1(shape):
     matrices = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    made = orthogonal(matrices, rounds=8)
+    made = orthogonal(matrices, rounds=5)
     u, _, v = torch.linalg.svd(matrices, full_matrices=False)
     values = u.mT @ made @ v.mT
     diagonal = values.diagonal(dim1=1, dim2=2)
@@ -44,7 +46,7 @@ def test_a_step_of_muon_is_as_long_as_the_rate_says_in_every_direction():
     torch.manual_seed(0)
     net = network()
     before = net.stages[1].conv.weight.detach().clone()
-    stepped(net, optimizers.muon(net, lr=0.5, rounds=8))
+    stepped(net, optimizers.muon(net, lr=0.5))
     values = torch.linalg.svdvals((net.stages[1].conv.weight.detach() - before).flatten(1))
     assert ((values > 0.3) & (values < 0.65)).all()
 
@@ -73,6 +75,28 @@ def test_everything_that_is_trained_has_one_rate():
     assert {rate for name, rate in trained.items() if name.endswith("bias")} == {0.1}
 
 
+def test_layers_of_a_pretrained_network_keep_their_shares_of_the_rates():
+    model = LitBERT((), 2, vocab_size=50, max_length=16, hidden_size=16, num_layers=2, num_heads=2, layer_decay=0.5)
+    optimizer = optimizers.muon(model.network, lr=0.3, head_lr=0.2, vector_lr=0.1)
+    rates = {id(one): group["lr"] for group in optimizer.param_groups for one in group["params"]}
+    shares = model.network.lr_scales()
+    assert len(set(shares.values())) > 2
+    for name, one in model.network.named_parameters():
+        assert min(abs(rates[id(one)] / shares.get(name, 1.0) - rate) for rate in (0.1, 0.2, 0.3)) < 1e-6, name
+
+
+def test_decay_takes_the_same_share_from_all_weights():
+    net = network()
+    before = {name: one.detach().clone() for name, one in net.named_parameters()}
+    optimizer = optimizers.muon(net, lr=1e-2, head_lr=1e-2, weight_decay=0.5)
+    for one in net.parameters():
+        one.grad = torch.zeros_like(one)
+    for _ in range(3):
+        optimizer.step()
+    for name in ("stages.1.conv.weight", "head.weight"):
+        torch.testing.assert_close(net.get_parameter(name).detach(), before[name] * (1 - 1e-2 * 0.5) ** 3)
+
+
 def test_a_bare_step_is_nesterov_momentum_where_there_are_no_matrices():
     one, other = nn.Linear(5, 3), nn.Linear(5, 3)
     other.load_state_dict(one.state_dict())
@@ -87,10 +111,11 @@ def test_a_bare_step_is_nesterov_momentum_where_there_are_no_matrices():
     torch.testing.assert_close(one.state_dict(), other.state_dict())
 
 
-def test_whitened_patches_are_uncorrelated_with_variance_1():
+def test_whitened_patches_are_uncorrelated_with_variance_1(monkeypatch):
     generator = torch.Generator().manual_seed(0)
     images = nn.functional.avg_pool2d(torch.randn(400, 3, 20, 20, generator=generator), 3, stride=1)  # neighbours alike
     layer = Whitening(3)
+    monkeypatch.setattr(cnn, "WHITENING_CHUNK", 64)  # whatever pieces they are taken in
     layer.measure(images)
     outputs = layer(images)[:, :12].transpose(0, 1).flatten(1)
     covariance = outputs @ outputs.T / outputs.shape[1]
@@ -117,9 +142,16 @@ def test_dirac_passes_its_input_on():
 def test_an_image_is_mirrored_in_every_second_epoch_and_half_of_all_in_each():
     images = torch.arange(4000.0).view(-1, 1, 1, 2)
     samples = torch.randperm(2000, generator=torch.Generator().manual_seed(0))
-    flips = [(alternating_flip(images, samples, epoch) != images).any(3).flatten() for epoch in range(3)]
+
+    def mirrored(seed, epoch):
+        return (alternating_flip(images, Draw(torch.Generator(), seed, epoch, samples)) != images).any(3).flatten()
+
+    flips = [mirrored(0, epoch) for epoch in range(3)]
     assert torch.equal(flips[0], ~flips[1])
     assert torch.equal(flips[0], flips[2])
     assert flips[0].float().mean().item() == pytest.approx(0.5, abs=0.03)
+    assert (mirrored(1, 0) == flips[0]).float().mean().item() == pytest.approx(
+        0.5, abs=0.05
+    )  # another run, another half
     by_sample = flips[0][samples.argsort()].float()
     assert (by_sample[1:] == by_sample[:-1]).float().mean().item() == pytest.approx(0.5, abs=0.05)  # no pattern

@@ -3,11 +3,13 @@
 import pytest
 import torch
 
+import train
 from callbacks import throughput
 from callbacks.throughput import flops_per_unit, matmul_flops, num_units
 from lit_models.bert import LitBERT
 from lit_models.cnn import LitCNN
 from lit_models.mlp import LitMLP
+from tests.exactness import points, signalled, start
 from tests.runs import IRIS, curve, figures, run
 
 
@@ -42,6 +44,26 @@ def test_counting_leaves_no_trace():
 
 def test_a_matrix_product_is_timed():
     assert 1e8 < matmul_flops(torch.device("cpu"), torch.float32) < 1e15
+
+
+def test_a_run_that_goes_on_within_an_epoch_counts_its_own_time(tmp_path, monkeypatch):
+    monkeypatch.setattr(throughput, "LEAST_SECONDS", 0.0)
+    monkeypatch.setattr(throughput, "MATRIX_SIDE", {"cpu": 256})
+    options = ["--config", IRIS, "trainer.max_epochs=4", "data.batch_size=4"]
+    stop = signalled(monkeypatch, lambda trainer: trainer.training and trainer.fit_loop.batch_idx == 5)
+    with stop:
+        _, folder = start(tmp_path, *options)
+    assert train.main(["--resume", str(folder)]) == 0
+    rates = [value for _, value in points(folder)["train/samples_per_second"]]
+    assert len(rates) == 4
+    assert all(1 < rate < 1e6 for rate in [*rates, figures(folder)["samples_per_second"]])
+    assert 1e-6 < figures(folder)["peak_share"] < 1
+
+
+def test_a_network_that_cannot_be_counted_ends_no_run():
+    model = LitMLP((4,), 3, hidden_sizes=[8])
+    model.network.forward = lambda inputs: {}["missing"]
+    assert flops_per_unit(model, torch.zeros(16, 4)) is None
 
 
 def test_a_long_run_says_its_share_of_the_peak_and_a_short_one_does_not(tmp_path, monkeypatch, capsys):
