@@ -9,9 +9,6 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Callable
-from datetime import timedelta
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,8 +18,8 @@ from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.trainer.states import TrainerFn
 from tensorboard.compat.proto import event_pb2
-from torch import Tensor
 
+from callbacks.agreement import Agreement
 from callbacks.clock import Clock
 from callbacks.endings import REFUSED, RunEnded, Stopped, say
 from callbacks.epoch_loop import EpochLoop, progress, restore_volatile_state, volatile_state
@@ -61,23 +58,17 @@ class Checkpoints(Callback):
     ) -> None:
         self.folder, self.signals, self.monitor, self.mode, self.enabled = folder, signals, monitor, mode, enabled
         self.every_steps, self.every_minutes = checkpoint_every_steps, checkpoint_every_minutes
-        self.timeout, self.clock = timedelta(minutes=timeout_minutes), clock
+        self.agreement, self.clock = Agreement(timeout_minutes), clock
         self.best: float | None = None
         self._old_events = set(folder.glob("events.out.tfevents.*"))
         self._saved_at, self._saved_step = -math.inf, -1
         self._restored: dict[str, Any] | None = None
         self._position: dict[str, Any] | None = None  # of the checkpoint that is being written
         self._before_validation: dict[str, Any] | None = None
-        self._reduce: Callable[[Tensor], Tensor] | None = None  # the largest of all processes
-        self._group: Any = None
         self._has_room = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if trainer.world_size == 1 or self._reduce is not None:
-            return
-        if torch.distributed.is_initialized():  # a group of its own, on the CPU: asking a GPU would hold it up
-            self._group = torch.distributed.new_group(backend="gloo", timeout=self.timeout)
-        self._reduce = partial(_largest, group=self._group, trainer=trainer)
+        self.agreement.connect(trainer)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._restored is not None:  # also where nothing is left to train
@@ -95,7 +86,7 @@ class Checkpoints(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         if batch_idx % trainer.accumulate_grad_batches == 0:  # gradients that are not whole are in no checkpoint
-            signum, due = self._agreed(self.signals.received, self._due(trainer, batch_idx))
+            signum, due = self._wanted(trainer, batch_idx)
             if signum or due:
                 self._save(trainer, "last", self._here(trainer))
             if signum:
@@ -106,7 +97,7 @@ class Checkpoints(Callback):
         self._before_validation = self._here(trainer) if training else None
 
     def on_validation_batch_start(self, trainer: Trainer, *__: Any) -> None:
-        signum, _ = self._agreed(self.signals.received, False)
+        signum = self.agreement.now(self.signals.received)
         position = self._before_validation
         if signum and (position is None or position["exact"]):
             if position is not None:
@@ -126,7 +117,7 @@ class Checkpoints(Callback):
         self._save(trainer, "last", self._here(trainer) | {"should_stop": True})
 
     def on_test_batch_start(self, *__: Any) -> None:
-        signum, _ = self._agreed(self.signals.received, False)
+        signum = self.agreement.now(self.signals.received)
         if signum:
             raise Stopped(signum, "the test")
 
@@ -153,20 +144,18 @@ class Checkpoints(Callback):
             self._restored["step"] = checkpoint["global_step"]
             trainer.should_stop = self._restored["should_stop"]  # at the end `fit` then restores, and trains nothing
 
-    def _due(self, trainer: Trainer, batch_idx: int) -> bool:
+    def _wanted(self, trainer: Trainer, batch_idx: int) -> tuple[int, bool]:
+        """The signal to obey before this batch, and whether a checkpoint is due."""
+        step, begins = trainer.global_step, batch_idx == 0
+        due = bool(not begins and self.every_steps and step % self.every_steps == 0 and step > self._saved_step)
+        if self.agreement.postponed(step) and not begins:
+            return 0, due  # which all processes know without asking
         seconds = time.monotonic() - self._saved_at
-        if batch_idx == 0:  # the first one, before any step, shows that the folder can be written to
-            return seconds >= EPOCH_SECONDS
-        if self.every_steps and trainer.global_step % self.every_steps == 0 and trainer.global_step > self._saved_step:
-            return True
-        return bool(self.every_minutes and seconds >= 60 * self.every_minutes)
-
-    def _agreed(self, signum: int, due: bool) -> tuple[int, bool]:
-        """What any process wants, all do, at the same step."""
-        if self._reduce is None:
-            return signum, due
-        wanted = self._reduce(torch.tensor([signum, int(due)]))
-        return int(wanted[0]), bool(wanted[1])
+        if begins:  # the first one, before any step, shows that the folder can be written to
+            due = seconds >= EPOCH_SECONDS
+        elif self.every_minutes:
+            due = due or seconds >= 60 * self.every_minutes
+        return self.agreement.at_step(step, self.signals.received, due)
 
     def _here(self, trainer: Trainer) -> dict[str, Any]:
         loops = progress(trainer)
@@ -193,8 +182,8 @@ class Checkpoints(Callback):
     def _write(self, trainer: Trainer, name: str, position: dict[str, Any]) -> None:
         process = position.pop("process")
         processes = [process] * trainer.world_size
-        if self._group is not None:
-            torch.distributed.all_gather_object(processes, process, self._group)
+        if self.agreement.group is not None:
+            torch.distributed.all_gather_object(processes, process, self.agreement.group)
         self._position = position | {"processes": processes}
         path = self.folder / f"checkpoints/{name}.ckpt"
         trainer.save_checkpoint(path, weights_only=False)
@@ -225,14 +214,6 @@ class Checkpoints(Callback):
             elif path.stat().st_size > size:
                 os.truncate(path, size)
         self._old_events = set()
-
-
-def _largest(values: Tensor, group: Any, trainer: Trainer) -> Tensor:
-    if group is None:  # devices with a way of their own, such as TPUs
-        reduced: Tensor = trainer.strategy.reduce(values.to(trainer.strategy.root_device), reduce_op="max")
-        return reduced
-    torch.distributed.all_reduce(values, torch.distributed.ReduceOp.MAX, group)
-    return values
 
 
 def _place(trainer: Trainer, batch_idx: int) -> str:

@@ -1,0 +1,73 @@
+"""How often several processes ask each other whether to stop or to save."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from callbacks import agreement
+from callbacks.agreement import Agreement
+
+
+class Processes:
+    """Stands for trainer and strategy of the first of two processes; the other one asks for what `other` holds."""
+
+    def __init__(self, world_size: int = 2) -> None:
+        self.world_size, self.strategy, self.root_device = world_size, self, "cpu"
+        self.other, self.questions = torch.tensor([0, 0, -(10**6)]), 0
+
+    def reduce(self, values: torch.Tensor, reduce_op: str) -> torch.Tensor:
+        assert reduce_op == "max"
+        self.questions += 1
+        return torch.maximum(values, self.other)
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that stands still."""
+    clock = SimpleNamespace(now=1000.0)
+    monkeypatch.setattr(agreement.time, "monotonic", lambda: clock.now)
+    return clock
+
+
+def trained(both: Processes, clock: SimpleNamespace, seconds: float, steps: int = 1000) -> Agreement:
+    agreed = Agreement(timeout_minutes=1)
+    agreed.connect(both)
+    for step in range(steps):
+        if not agreed.postponed(step):
+            agreed.at_step(step, 0, False)
+        clock.now += seconds
+    return agreed
+
+
+@pytest.mark.parametrize(("seconds", "questions"), [(0.001, 11), (0.03, 334), (0.5, 1000)])
+def test_processes_agree_ten_times_a_second(clock, seconds, questions):
+    both = Processes()
+    trained(both, clock, seconds)
+    assert both.questions == pytest.approx(questions, rel=0.02)
+
+
+def test_one_process_never_asks(clock):
+    alone = Processes(world_size=1)
+    agreed = trained(alone, clock, 0.001)
+    assert alone.questions == 0
+    assert agreed.at_step(5, 15, True) == (15, True)
+    assert agreed.now(15) == 15
+
+
+def test_what_the_other_wants_is_done(clock):
+    both = Processes()
+    agreed = trained(both, clock, 0.001)
+    both.other = torch.tensor([15, 1, -(10**6)])
+    assert agreed.at_step(2000, 0, False) == (15, True)
+    assert agreed.now(0) == 15
+
+
+def test_the_soonest_proposal_counts(clock):
+    """Clocks differ: a process that waited alone would wait forever."""
+    both = Processes()
+    agreed = trained(both, clock, 0.001)
+    both.other = torch.tensor([0, 0, -7])
+    agreed.at_step(2000, 0, False)
+    assert agreed.postponed(2006)
+    assert not agreed.postponed(2007)
