@@ -120,6 +120,7 @@ def make_trainer(config: Config, folder: Path, record: "RunRecord", signals: Sig
     from callbacks.checkpoints import Checkpoints
     from callbacks.epoch_loop import control
     from callbacks.run_record import RunLogger
+    from callbacks.shared_buffers import SharedBuffers
     from lit_models.checkpoint_io import VerifiedCheckpoints
     from lit_models.hardware import check_processes, choose_precision, hardware
 
@@ -127,14 +128,13 @@ def make_trainer(config: Config, folder: Path, record: "RunRecord", signals: Sig
     options["default_root_dir"] = options["default_root_dir"] or str(folder)
     options |= {name: options[name] or -1 for name in ("max_epochs", "max_steps")}
     options["logger"] = RunLogger(folder, record.clock) if options["logger"] else False
-    wanted = {name for name, values in config["callbacks"].items() if values is not None}
-    if not options.pop("enable_progress_bar"):
-        wanted.discard("progress_line")
+    bar, enabled = options.pop("enable_progress_bar"), options.pop("enable_checkpointing")
+    chosen = {name for name, values in config["callbacks"].items() if values is not None}
     run = {name: value for name, value in config["run"].items() if name not in ("root", "name")}
-    mode, enabled = METRICS[run["monitor"]], options.pop("enable_checkpointing")
-    checkpoints = Checkpoints(folder, signals, record.clock, mode=mode, enabled=enabled, **run)
+    checkpoints = Checkpoints(folder, signals, record.clock, mode=METRICS[run["monitor"]], enabled=enabled, **run)
     # these two first: what they write is how things stood before the others acted
-    callbacks: list[Callback] = [record, checkpoints, *(make(config, f"callbacks.{one}") for one in sorted(wanted))]
+    callbacks: list[Callback] = [record, checkpoints, SharedBuffers()]
+    callbacks += [make(config, f"callbacks.{one}") for one in sorted(chosen if bar else chosen - {"progress_line"})]
     options |= {"enable_progress_bar": False, "enable_checkpointing": False, "plugins": VerifiedCheckpoints()}
     try:
         options["precision"] = choose_precision(options["accelerator"], options["precision"])

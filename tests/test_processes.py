@@ -87,9 +87,16 @@ def ended(pid: int, seconds: float) -> bool:
 @pytest.mark.faults(
     "two processes instead of one", "every sample counted once: the figures that one process finds for these weights"
 )
-def test_two_processes_share_the_work(tmp_path):
-    """15 validation samples do not divide by two."""
-    done = run("--config", IRIS, *TWO, "trainer.max_epochs=2", "data.val_fraction=0.13", f"run.root={tmp_path}")
+@pytest.mark.parametrize("normalization", ["none", "batch"])
+def test_two_processes_share_the_work(normalization, tmp_path):
+    """15 validation samples do not divide by two; running means are those of the first process."""
+    keys = [
+        "trainer.max_epochs=2",
+        "data.val_fraction=0.13",
+        f"model.normalization={normalization}",
+        f"run.root={tmp_path}",
+    ]
+    done = run("--config", IRIS, *TWO, *keys)
     assert done.returncode == 0, done.stderr
     assert "sync_dist" not in done.stderr
     assert done.stdout.count("run folder:") == 1

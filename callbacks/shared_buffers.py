@@ -1,0 +1,43 @@
+"""Running means of batch normalisation, sent around when they are used and not at every step."""
+
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.strategies import DDPStrategy
+from torch.nn.modules.batchnorm import _NormBase
+
+CONSTANTS = ("input_mean", "input_std", "class_weights")  # of a classifier
+
+
+class SharedBuffers(Callback):
+    """Several processes take the first one's buffers before each validation; DDP alone takes them before every step.
+
+    For a small model that is one more wait of a quarter of a step. No step reads running means, so that nothing else
+    changes; a network with buffers of another kind is left to DDP.
+    """
+
+    def __init__(self) -> None:
+        self._on = False
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        strategy = trainer.strategy
+        if stage == "fit" and type(strategy) is DDPStrategy and _only_running_means(pl_module):
+            strategy._ddp_kwargs["broadcast_buffers"] = False
+            self._on = True
+
+    def on_validation_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        # not earlier: weight averaging puts its own in place when a validation begins
+        if self._on and batch_idx == 0 and dataloader_idx == 0:
+            for buffer in pl_module.buffers():
+                torch.distributed.broadcast(buffer, 0)
+
+
+def _only_running_means(pl_module: LightningModule) -> bool:
+    """Whether all buffers are those of batch normalisation, or constants of a classifier."""
+    known = {id(one) for name, one in pl_module.named_buffers(recurse=False) if name in CONSTANTS}
+    norms = (one for one in pl_module.modules() if isinstance(one, _NormBase))
+    known |= {id(buffer) for norm in norms for buffer in norm.buffers()}
+    return all(id(one) in known for one in pl_module.buffers())
