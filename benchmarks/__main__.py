@@ -7,6 +7,7 @@ Ratios are medians over the pairs, with their spread; they say more than seconds
 
 import argparse
 import importlib
+import sys
 
 NAMES = ("start", "loader", "step", "mnist", "cifar", "bert", "checkpoint", "ddp")
 
@@ -28,13 +29,21 @@ def main() -> None:
 
     from benchmarks.measure import hardware, save, show
     from callbacks.progress_line import quieten
+    from configs import ConfigError
+    from datamodules.classification import DataError
 
     quieten()
     options.gpu = torch.cuda.is_available()
     for name in names:
         module = importlib.import_module(f"benchmarks.{name}")
-        print(f"{name}: {(module.__doc__ or '').splitlines()[0]} ({hardware()}, {torch.get_num_threads()} threads)")
-        rows = module.run(options)
+        print(
+            f"{name}: {(module.__doc__ or '').splitlines()[0]} ({hardware()}, {torch.get_num_threads()} threads)",
+            flush=True,
+        )
+        try:
+            rows = module.run(options)
+        except (ConfigError, DataError, RuntimeError) as error:
+            sys.exit(f"error: {name}: {error}")
         show(rows)
         print(f"written to {save(name, rows)}\n")
 

@@ -6,8 +6,6 @@ Each of the two processes has one thread. The bare loop is this file, which torc
 """
 
 import json
-import os
-import subprocess
 import sys
 import tempfile
 from argparse import Namespace
@@ -17,7 +15,7 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from benchmarks.measure import Row, in_turn
+from benchmarks.measure import Row, in_turn, process
 from benchmarks.sides import Experiment, autocast_type, bare
 from benchmarks.step import MLP
 
@@ -43,8 +41,8 @@ def run(options: Namespace) -> list[Row]:
 def by_us(config: str, keys: list[str]) -> float:
     """Seconds of the training."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "train.py", "--config", config, *keys, "trainer.devices=2", f"run.root={folder}"]
-        subprocess.run(command, check=True, capture_output=True, env=_environment())
+        arguments = ["--config", config, *keys, "trainer.devices=2", f"run.root={folder}"]
+        process("train.py", *arguments, OMP_NUM_THREADS="1")
         (path,) = Path(folder).glob("*/*/metrics.json")
         seconds: float = json.loads(path.read_text(encoding="utf-8"))["train_seconds"]
         return seconds
@@ -52,25 +50,11 @@ def by_us(config: str, keys: list[str]) -> float:
 
 def by_a_loop(config: str, keys: list[str]) -> float:
     """Likewise."""
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--nproc-per-node=2",
-        "-m",
-        "benchmarks.ddp",
-        config,
-        *keys,
-    ]
-    done = subprocess.run(command, check=True, capture_output=True, text=True, env=_environment())
-    return float(done.stdout.split()[-1])
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    return float(process(*launcher, "-m", "benchmarks.ddp", config, *keys, OMP_NUM_THREADS="1").split()[-1])
 
 
-def _environment() -> dict[str, str]:
-    return {**os.environ, "OMP_NUM_THREADS": "1"}
-
-
-def process(config: str, keys: list[str]) -> None:
+def one_of_two(config: str, keys: list[str]) -> None:
     """One process of the bare loop; the first prints its seconds."""
     torch.distributed.init_process_group("gloo")
     rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
@@ -92,4 +76,4 @@ def process(config: str, keys: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    process(sys.argv[1], sys.argv[2:])
+    one_of_two(sys.argv[1], sys.argv[2:])

@@ -4,7 +4,10 @@ import json
 import os
 import platform
 import re
+import shlex
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -83,6 +86,19 @@ def timed(work: Callable[[], Any]) -> float:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter() - begun
+
+
+def process(*arguments: str, code: int = 0, **environment: str) -> str:
+    """What a Python process prints.
+
+    Raises:
+        RuntimeError: if it does not end with `code`.
+    """
+    command = [sys.executable, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, **environment})
+    if done.returncode != code:
+        raise RuntimeError(f"{shlex.join(command)} ended with {done.returncode}\n{done.stderr.strip()}")
+    return done.stdout
 
 
 def hardware() -> str:

@@ -3,13 +3,11 @@
 The first step and the imports are measured alike, by the age that their processes have when they are done with them.
 """
 
-import subprocess
-import sys
 import tempfile
 from argparse import Namespace
 from collections.abc import Callable
 
-from benchmarks.measure import Row, in_turn, timed
+from benchmarks.measure import Row, in_turn, process, timed
 
 IRIS = ["train.py", "--config", "configs/iris_mlp.yaml"]
 IMPORTS = """
@@ -60,16 +58,9 @@ def run(options: Namespace) -> list[Row]:
 def python(*arguments: str, code: int = 0) -> float:
     """Seconds of one Python process, which ends with `code`."""
 
-    def work() -> None:
-        done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=False)
-        if done.returncode != code:
-            raise RuntimeError(f"{arguments} ended with {done.returncode}: {done.stderr}")
-
-    return timed(work)
+    return timed(lambda: process(*arguments, code=code))
 
 
 def age(code: str, *arguments: str) -> float:
     """Seconds that `code` prints in a process of its own."""
-    command = [sys.executable, "-c", code, *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    return float(done.stdout.split()[-1])
+    return float(process("-c", code, *arguments).split()[-1])
