@@ -27,7 +27,7 @@ def main() -> None:
 
     import torch
 
-    from benchmarks.measure import hardware, save, show
+    from benchmarks.measure import NoFigure, hardware, save, show
     from callbacks.progress_line import quieten
     from configs import ConfigError
     from datamodules.classification import DataError
@@ -36,13 +36,11 @@ def main() -> None:
     options.gpu = torch.cuda.is_available()
     for name in names:
         module = importlib.import_module(f"benchmarks.{name}")
-        print(
-            f"{name}: {(module.__doc__ or '').splitlines()[0]} ({hardware()}, {torch.get_num_threads()} threads)",
-            flush=True,
-        )
+        title = (module.__doc__ or "").splitlines()[0]
+        print(f"{name}: {title} ({hardware()}, {torch.get_num_threads()} threads)", flush=True)
         try:
             rows = module.run(options)
-        except (ConfigError, DataError, RuntimeError) as error:
+        except (ConfigError, DataError, NoFigure) as error:
             sys.exit(f"error: {name}: {error}")
         show(rows)
         print(f"written to {save(name, rows)}\n")
