@@ -27,7 +27,7 @@ def main() -> None:
 
     import torch
 
-    from benchmarks.measure import NoFigure, hardware, save, show
+    from benchmarks.measure import BenchmarkError, hardware, save, show
     from callbacks.progress_line import quieten
     from configs import ConfigError
     from datamodules.classification import DataError
@@ -40,7 +40,7 @@ def main() -> None:
         print(f"{name}: {title} ({hardware()}, {torch.get_num_threads()} threads)", flush=True)
         try:
             rows = module.run(options)
-        except (ConfigError, DataError, NoFigure) as error:
+        except (ConfigError, DataError, BenchmarkError) as error:
             sys.exit(f"error: {name}: {error}")
         show(rows)
         print(f"written to {save(name, rows)}\n")

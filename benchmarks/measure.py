@@ -21,7 +21,7 @@ import torch
 RESULTS = Path(__file__).parent / "results"
 
 
-class NoFigure(Exception):
+class BenchmarkError(Exception):
     """A side could not do its work, or not as well as the other; the message is for a person."""
 
 
@@ -96,12 +96,12 @@ def process(*arguments: str, code: int = 0, **environment: str) -> str:
     """What a Python process prints.
 
     Raises:
-        NoFigure: if it does not end with `code`.
+        BenchmarkError: if it does not end with `code`.
     """
     command = [sys.executable, *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, **environment})
     if done.returncode != code:
-        raise NoFigure(f"{shlex.join(command)} ended with {done.returncode}\n{done.stderr.strip()}")
+        raise BenchmarkError(f"{shlex.join(command)} ended with {done.returncode}\n{done.stderr.strip()}")
     return done.stdout
 
 

@@ -2,7 +2,7 @@
 
 from argparse import Namespace
 
-from benchmarks.measure import NoFigure, Row, in_turn
+from benchmarks.measure import BenchmarkError, Row, in_turn
 from benchmarks.sides import Experiment, Ticks, autocast_type, bare, ours
 
 TARGET = 0.99
@@ -14,7 +14,9 @@ def run(options: Namespace) -> list[Row]:
 
     def reached(name: str, ticks: Ticks) -> float:
         if ticks.accuracies[-1] < TARGET:
-            raise NoFigure(f"{name}: no more than {max(ticks.accuracies):.4f} in {epochs} epochs; the aim is {TARGET}")
+            raise BenchmarkError(
+                f"{name}: no more than {max(ticks.accuracies):.4f} in {epochs} epochs; the aim is {TARGET}"
+            )
         found[name] = f"{ticks.accuracies[-1]:.4f} after {len(ticks.accuracies)} epochs"
         return ticks.reached
 

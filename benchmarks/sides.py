@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 from torch import Generator, Tensor, nn
 
-from benchmarks.measure import NoFigure
+from benchmarks.measure import BenchmarkError
 from callbacks.clock import Clock
 from callbacks.run_record import RunRecord
 from callbacks.signals import Signals
@@ -211,10 +211,10 @@ def learns_as_much(ours: float, theirs: float) -> str:
     """Both validation accuracies.
 
     Raises:
-        NoFigure: if ours is a point below: faster is not better then.
+        BenchmarkError: if ours is a point below: faster is not better then.
     """
     if ours < theirs - 0.01:
-        raise NoFigure(f"ours learns less: a validation accuracy of {ours:.4f} beside {theirs:.4f}")
+        raise BenchmarkError(f"ours learns less: a validation accuracy of {ours:.4f} beside {theirs:.4f}")
     return f"validation accuracy {ours:.4f} / {theirs:.4f}"
 
 

@@ -7,7 +7,7 @@ from argparse import Namespace
 import pytest
 
 from benchmarks import cifar, loader, measure, mnist, sides, step
-from benchmarks.measure import NoFigure, Row
+from benchmarks.measure import BenchmarkError, Row
 
 ROW = Row("work", "them", [1.0, 2.0, 4.0], [2.0, 2.0, 2.0], at_most=1.5)
 
@@ -28,12 +28,12 @@ def test_every_side_does_its_work(benchmark, small_data, monkeypatch, capsys):
 
 
 def test_a_target_that_is_not_reached_is_no_figure(small_data):
-    with pytest.raises(NoFigure, match="no more than 0"):
+    with pytest.raises(BenchmarkError, match="no more than 0"):
         mnist.run(Namespace(data=str(small_data), pairs=1, gpu=False))
 
 
 def test_learning_less_is_no_figure():
-    with pytest.raises(NoFigure, match="ours learns less"):
+    with pytest.raises(BenchmarkError, match="ours learns less"):
         sides.learns_as_much(0.95, 0.97)
 
 
