@@ -5,8 +5,9 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import DDPStrategy
-from torch.nn.modules.batchnorm import _NormBase
+from torch import nn
 
+NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 CONSTANTS = ("input_mean", "input_std", "class_weights")  # of a classifier
 
 
@@ -38,6 +39,6 @@ class SharedBuffers(Callback):
 def _only_running_means(pl_module: LightningModule) -> bool:
     """Whether all buffers are those of batch normalisation, or constants of a classifier."""
     known = {id(one) for name, one in pl_module.named_buffers(recurse=False) if name in CONSTANTS}
-    norms = (one for one in pl_module.modules() if isinstance(one, _NormBase))
+    norms = (one for one in pl_module.modules() if type(one) in NORMS)
     known |= {id(buffer) for norm in norms for buffer in norm.buffers()}
     return all(id(one) in known for one in pl_module.buffers())
