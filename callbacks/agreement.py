@@ -1,5 +1,6 @@
 """Several processes that stop, or save, at one step."""
 
+import math
 import time
 from collections.abc import Callable
 from datetime import timedelta
@@ -10,6 +11,7 @@ import torch
 from lightning.pytorch import Trainer
 from torch import Tensor
 
+MOST_BATCHES = 16  # between two: batches may suddenly take longer
 EVERY_SECONDS = 0.1  # between two agreements: at every step they would make processes wait once more than gradients do
 
 
@@ -27,7 +29,7 @@ class Agreement:
         self.group: Any = None
         self._timeout = timedelta(minutes=timeout_minutes)
         self._reduce: Callable[[Tensor], Tensor] | None = None  # the largest of all processes
-        self._next, self._step, self._at = 0, 0, 0.0  # step of the next agreement; step and time of the last
+        self._next, self._batch, self._at = 0, 0, -math.inf  # batch of the next agreement; batch and time of the last
 
     def connect(self, trainer: Trainer) -> None:
         """Before the first question; every process takes part."""
@@ -37,19 +39,25 @@ class Agreement:
             self.group = torch.distributed.new_group(backend="gloo", timeout=self._timeout)
         self._reduce = partial(_largest, group=self.group, trainer=trainer)
 
-    def postponed(self, step: int) -> bool:
-        """Whether the next agreement in training is for a later step than `step`."""
-        return self._reduce is not None and step < self._next
+    def postponed(self, batch: int) -> bool:
+        """Whether the next agreement in training is before a later batch than `batch`."""
+        return self._reduce is not None and batch < self._next
 
-    def at_step(self, step: int, signum: int, due: bool) -> tuple[int, bool]:
-        """As `now`; and agree on the step at which to do so again, the soonest that any process proposes."""
+    def at_batch(self, batch: int, signum: int, due: bool) -> tuple[int, bool]:
+        """As `now`; and agree on the batch at which to do so again, the soonest that any process proposes.
+
+        Args:
+            batch: That is about to begin, counted over all epochs.
+            signum: The signal that this process has received; 0 for none.
+            due: Whether it wants to save.
+        """
         if self._reduce is None:
             return signum, due
         now = time.monotonic()
-        pace = (now - self._at) / max(1, step - self._step)  # seconds a step
-        steps = max(1, int(EVERY_SECONDS / max(pace, 1e-6)))
-        signum, wanted, fewest = self._reduce(torch.tensor([signum, int(due), -steps])).tolist()
-        self._next, self._step, self._at = step - fewest, step, now
+        seconds = (now - self._at) / max(1, batch - self._batch)  # each batch has taken
+        proposal = batch + min(MOST_BATCHES, max(1, int(EVERY_SECONDS / max(seconds, 1e-6))))
+        signum, wanted, soonest = self._reduce(torch.tensor([signum, int(due), -proposal])).tolist()
+        self._next, self._batch, self._at = -soonest, batch, now
         return signum, bool(wanted)
 
     def now(self, signum: int) -> int:
@@ -59,7 +67,7 @@ class Agreement:
 
 def _largest(values: Tensor, group: Any, trainer: Trainer) -> Tensor:
     if group is None:
-        reduced: Tensor = trainer.strategy.reduce(values.to(trainer.strategy.root_device), reduce_op="max")
-        return reduced
+        gathered: Tensor = trainer.strategy.all_gather(values.to(trainer.strategy.root_device))  # (processes, values)
+        return gathered.amax(0)
     torch.distributed.all_reduce(values, torch.distributed.ReduceOp.MAX, group)
     return values

@@ -143,19 +143,22 @@ class Checkpoints(Callback):
             loop.validation_due = self._restored["validation_due"]
             self._restored["step"] = checkpoint["global_step"]
             trainer.should_stop = self._restored["should_stop"]  # at the end `fit` then restores, and trains nothing
+        else:  # Lightning would put the trained weights in the place of the averaged ones, whose validation was the best
+            checkpoint.pop("current_model_state", None)
 
     def _wanted(self, trainer: Trainer, batch_idx: int) -> tuple[int, bool]:
         """The signal to obey before this batch, and whether a checkpoint is due."""
         step, begins = trainer.global_step, batch_idx == 0
         due = bool(not begins and self.every_steps and step % self.every_steps == 0 and step > self._saved_step)
-        if self.agreement.postponed(step) and not begins:
+        batch = trainer.fit_loop.total_batch_idx
+        if self.agreement.postponed(batch) and not begins:
             return 0, due  # which all processes know without asking
         seconds = time.monotonic() - self._saved_at
         if begins:  # the first one, before any step, shows that the folder can be written to
             due = seconds >= EPOCH_SECONDS
         elif self.every_minutes:
             due = due or seconds >= 60 * self.every_minutes
-        return self.agreement.at_step(step, self.signals.received, due)
+        return self.agreement.at_batch(batch, self.signals.received, due)
 
     def _here(self, trainer: Trainer) -> dict[str, Any]:
         loops = progress(trainer)

@@ -57,7 +57,7 @@ class FiniteSteps(Callback):
         norm = torch.stack([one.float() for one in torch._foreach_norm(weights)]).sum() if weights else torch.zeros(())
         broken = (~norm.isfinite()).float()
         if trainer.world_size > 1:  # the first process may have them all, the others a part
-            broken = trainer.strategy.reduce(broken.to(trainer.strategy.root_device), reduce_op="max")
+            broken = trainer.strategy.all_gather(broken.to(trainer.strategy.root_device)).amax(0)
         if broken > 0:  # a last step, after which nothing else is looked at
             raise Diverged(f"a weight is not finite after step {trainer.global_step}{_rate(trainer)}")
 
@@ -73,7 +73,7 @@ class FiniteSteps(Callback):
         self._unread = []
         bad = (~torch.stack([one.float() for one in values]).isfinite()).float()
         if trainer.world_size > 1:  # losses differ, and of a sharded model the gradients, too
-            bad = trainer.strategy.reduce(bad, reduce_op="max")
+            bad = trainer.strategy.all_gather(bad).amax(0)
         if bad.any():
             raise Diverged(_message(trainer, places[int(bad.argmax())], "not finite"))
 

@@ -91,6 +91,7 @@ def quieten() -> None:
         "The number of training batches .* is smaller than the logging interval",  # epochs are always logged
         ".*LeafSpec.* is deprecated",  # Lightning's own use of torch
         "It is recommended to use `self.log",  # sync_dist: the metrics have added up all processes before
+        "The checkpoint was not created with WeightAveraging",  # at the test: the averaged weights are all that is wanted
         "Using `DistributedSampler` with the dataloaders",  # our batches count every sample once
     ):
         warnings.filterwarnings("ignore", message=message)

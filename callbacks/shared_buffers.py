@@ -12,26 +12,32 @@ CONSTANTS = ("input_mean", "input_std", "class_weights")  # of a classifier
 
 
 class SharedBuffers(Callback):
-    """Several processes take the first one's buffers before each validation; DDP alone takes them before every step.
+    """Several processes take the first one's buffers when an epoch and when a validation begins; DDP alone takes them before
+    every step.
 
-    For a small model that is one more wait of a quarter of a step. No step reads running means, so that nothing else
-    changes; a network with buffers of another kind is left to DDP.
+    For a small model that is one more wait of a quarter of a step. No step reads running means, unless a model freezes its
+    norms in the midst of an epoch; a network with buffers of another kind is left to DDP.
     """
 
     def __init__(self) -> None:
         self._on = False
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        strategy = trainer.strategy
-        if stage == "fit" and type(strategy) is DDPStrategy and _only_running_means(pl_module):
-            strategy._ddp_kwargs["broadcast_buffers"] = False
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if type(trainer.strategy) is DDPStrategy and _only_running_means(pl_module):
+            trainer.strategy.model.broadcast_buffers = False  # type: ignore[union-attr]
             self._on = True
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._share(pl_module)
 
     def on_validation_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        # not earlier: weight averaging puts its own in place when a validation begins
-        if self._on and batch_idx == 0 and dataloader_idx == 0:
+        if batch_idx == 0 and dataloader_idx == 0:  # not earlier: weight averaging puts its own in place
+            self._share(pl_module)
+
+    def _share(self, pl_module: LightningModule) -> None:
+        if self._on:
             for buffer in pl_module.buffers():
                 torch.distributed.broadcast(buffer, 0)
 

@@ -1,8 +1,9 @@
 """Which networks need no buffers from the first process at every step; `test_processes.py` has what comes of it."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
-from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import DDPStrategy
 from torch import nn
 
@@ -22,12 +23,12 @@ def own_norm(network: nn.Module) -> None:
     network.add_module("norm", Counting(3))
 
 
-@pytest.mark.parametrize(("change", "shared"), [(None, False), (extra, None), (own_norm, None)])
-def test_only_running_means_are_not_sent_at_every_step(change, shared):
+@pytest.mark.parametrize(("change", "each_step"), [(None, False), (extra, True), (own_norm, True)])
+def test_only_running_means_are_not_sent_at_every_step(change, each_step):
     model = LitCNN((3, 32, 32), 10)
     if change:
         change(model.network)
     strategy = DDPStrategy()
-    trainer = Trainer(strategy=strategy, accelerator="cpu", devices=1, logger=False, enable_progress_bar=False)
-    SharedBuffers().setup(trainer, model, "fit")
-    assert strategy._ddp_kwargs.get("broadcast_buffers") is shared
+    strategy.model = SimpleNamespace(broadcast_buffers=True)  # stands for the model in DDP
+    SharedBuffers().on_fit_start(SimpleNamespace(strategy=strategy), model)
+    assert strategy.model.broadcast_buffers is each_step

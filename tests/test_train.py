@@ -96,20 +96,35 @@ def test_hparams_have_every_hyperparameter_and_the_final_metrics(iris):
     assert shown <= set(events(iris).Tags()["scalars"])
 
 
-def test_the_figures_are_those_of_the_best_checkpoint(iris):
+def assert_figures_are_those_of(
+    folder: Path, checkpoint: str = "best", parts: tuple[str, ...] = ("test", "val")
+) -> None:
     """Computed again by hand, from the file alone."""
     from datamodules.iris import Iris
 
-    data = load_config(iris / "config.yaml").options("data")
+    data = load_config(folder / "config.yaml").options("data")
     datamodule = Iris(**data)
     datamodule.setup()
-    model = LitMLP.load_from_checkpoint(iris / "checkpoints/best.ckpt", map_location="cpu").eval()
-    for part, loader in (("test", datamodule.test_dataloader()), ("val", datamodule.val_dataloader())):
-        inputs, labels = next(iter(loader))
+    model = LitMLP.load_from_checkpoint(folder / f"checkpoints/{checkpoint}.ckpt", map_location="cpu").eval()
+    loaders = {"test": datamodule.test_dataloader(), "val": datamodule.val_dataloader()}
+    for part in parts:
+        inputs, labels = next(iter(loaders[part]))
         accuracy = (model(inputs).argmax(1) == labels).float().mean().item()
-        assert figures(iris)[f"{part}/accuracy"] == pytest.approx(accuracy)
+        assert figures(folder)[f"{part}/accuracy"] == pytest.approx(accuracy)
         loss = torch.nn.functional.cross_entropy(model(inputs), labels).item()
-        assert figures(iris)[f"{part}/loss"] == pytest.approx(loss, rel=1e-5)
+        assert figures(folder)[f"{part}/loss"] == pytest.approx(loss, rel=1e-5)
+
+
+def test_the_figures_are_those_of_the_best_checkpoint(iris):
+    assert_figures_are_those_of(iris)
+
+
+def test_averaged_weights_are_what_is_tested(tmp_path, recwarn):
+    average = ["--config", IRIS, "callbacks.ema_weight_averaging={decay: 0.9}", "trainer.max_epochs=5"]
+    assert_figures_are_those_of(run(tmp_path / "best", *average))
+    last = run(tmp_path / "last", *average, "trainer.limit_val_batches=0")  # nothing to be the best by
+    assert_figures_are_those_of(last, "last", ("test",))
+    assert not [one for one in recwarn if "WeightAveraging" in str(one.message)]
 
 
 def test_best_is_the_best_and_last_is_the_last(tmp_path):
