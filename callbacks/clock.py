@@ -13,7 +13,11 @@ TRAINING: tuple[Part, ...] = ("step", "data", "validation", "checkpoints", "logg
 # a part that takes more than this share of the training, and what changes it
 ADVICE: dict[Part, tuple[float, str]] = {
     "data": (0.3, "lighten the augmentation, raise data.batch_size, or give a DataLoader of your own more workers"),
-    "validation": (0.3, "raise trainer.check_val_every_n_epoch or data.eval_batch_size, or lower data.val_fraction"),
+    "validation": (
+        0.3,
+        "raise trainer.check_val_every_n_epoch, trainer.val_check_interval or data.eval_batch_size, or lower "
+        "data.val_fraction",
+    ),
     "checkpoints": (
         0.1,
         "raise trainer.check_val_every_n_epoch (the best is written after validations), run.checkpoint_every_minutes or "
@@ -72,7 +76,7 @@ class Clock:
         self.end("test")
 
     def verdict(self) -> list[str]:
-        """Lines for a person: where the time went and, if one part dominates, which key to turn."""
+        """Lines for a person: where this process's time went and, if one part dominates, which key to turn."""
         training = sum(self.seconds[name] for name in TRAINING)
         shares = {name: self.seconds[name] / training for name in TRAINING if training > 0}
         shown = ", ".join(f"{name} {share:.0%}" for name, share in shares.items() if share >= 0.005)
@@ -80,7 +84,7 @@ class Clock:
         lines = [f"start {start:.1f} s, training {training:.1f} s{f' ({shown})' if shown else ''}, test {test:.1f} s"]
         if training >= LEAST_SECONDS:
             lines += [
-                f"{name} takes {shares[name]:.0%} of the training: {key}"
+                f"{shares[name]:.0%} of the training went into {name}: {key}"
                 for name, (most, key) in ADVICE.items()
                 if shares[name] > most
             ]

@@ -161,8 +161,8 @@ class RunRecord(Callback):
             values = {name: figures.get(f"{stage}/{name}") for name in ("accuracy", "f1", "loss")}
             shown = "  ".join(f"{name} {value:.4f}" for name, value in values.items() if value is not None)
             rows.append(f"{title:<12} {shown or 'not measured'}")
-        if "test_mirrored/accuracy" in figures:
-            rows.append(f"test         accuracy {figures['test_mirrored/accuracy']:.4f} with mirrored images, too")
+        if (mirrored := figures.get("test_mirrored/accuracy")) is not None:
+            rows.append(f"mirrored     accuracy {mirrored:.4f}, of the mean over an image and its mirror image")
         if "best_epoch" in figures:
             rows.append(
                 f"checkpoint   epoch {figures['best_epoch']}, the best by {self.hyperparameters['run.monitor']}"
@@ -173,7 +173,8 @@ class RunRecord(Callback):
             share = figures.get("peak_share")
             reached = f", {share:.0%} of what a matrix product reaches here" if share is not None else ""
             rows.append(f"speed        {figures['samples_per_second']:,.0f} samples/s{reached}")
-        rows += [f"{'time':<12} {line}" for line in self.clock.verdict()]
+        since = "since it went on: " if self.resumes else ""
+        rows += [f"{'time':<12} {since}{line}" for line in self.clock.verdict()]
         rows.append(f"run folder   {self.folder}")
         return "\n".join([*rows, f"TensorBoard  tensorboard --logdir {self.folder.parent.parent}"])
 

@@ -83,14 +83,15 @@ def _newest(path: Path | None, overrides: list[str]) -> Config:
     config = load_config(path, overrides)
     root, name = experiment_folder(config), config["run.name"]
     folders = [one.parent for one in root.glob(f"{name or '*'}/config.yaml") if not is_finished(one.parent)]
-    said = f"{root} has no unfinished run" + (f" {name}" if name else "")
+    said, hint = f"{root} has no unfinished run" + (f" {name}" if name else ""), "start a run without --resume"
     if folders:
         newest = max(folders, key=_last_written)
         changed = difference(load_config(newest / "config.yaml"), config)
         if changed is None:
             return replace(config, resumes=newest, falls_back=True)
         said = f"the newest unfinished run, {newest}, has {changed[0]}={changed[1]}, not {changed[2]}"
-    raise ConfigError(COMMAND_LINE, "--resume", f"nothing to resume: {said}", "start a run without --resume")
+        hint = f"give --resume {newest}, or start a run without --resume"
+    raise ConfigError(COMMAND_LINE, "--resume", f"nothing to resume: {said}", hint)
 
 
 def _last_written(folder: Path) -> float:

@@ -117,7 +117,8 @@ def muon(
     sgd_momentum: Annotated[float, ">= 0, < 1"] = 0.9,
 ) -> Optimizer:
     """Muon for the weights of all linear and convolutional layers but the last, SGD with momentum for the rest
-    (https://kellerjordan.github.io/posts/muon).
+    (https://kellerjordan.github.io/posts/muon). To make an update orthogonal costs little beside convolutions, and more than
+    all the rest of a small MLP's step.
 
     Args:
         lr: Learning rate of Muon; with a schedule, its peak. An update has singular values of about this size.

@@ -22,7 +22,7 @@ def test_a_slow_part_is_named_with_the_key_to_turn():
     clock = Clock()
     clock.seconds |= {"step": 50.0, "data": 1.0, "validation": 40.0, "checkpoints": 0.0, "logging": 0.0}
     _, advice = clock.verdict()
-    assert advice.startswith("validation takes 44% of the training: raise trainer.check_val_every_n_epoch")
+    assert advice.startswith("44% of the training went into validation: raise trainer.check_val_every_n_epoch")
 
 
 def test_a_short_training_gets_no_advice():

@@ -24,7 +24,7 @@ def test_it_is_the_accuracy_of_the_mean_of_two_predictions(tmp_path, small_data,
     expected = (plain.softmax(1) + mirrored.softmax(1)).argmax(1).eq(labels).float().mean().item()
     assert figures(folder)["test_mirrored/accuracy"] == pytest.approx(expected, abs=1e-6)
     assert figures(folder)["test/accuracy"] == pytest.approx(plain.argmax(1).eq(labels).float().mean().item(), abs=1e-6)
-    assert "with mirrored images, too" in capsys.readouterr().out
+    assert "mirrored     accuracy" in capsys.readouterr().out
 
 
 def test_rows_of_features_are_refused_before_anything_starts(capsys):
