@@ -119,7 +119,7 @@ def make_trainer(config: Config, folder: Path, record: "RunRecord", signals: Sig
 
     from callbacks.checkpoints import Checkpoints
     from callbacks.epoch_loop import control
-    from callbacks.run_record import RunLogger
+    from callbacks.run_logger import RunLogger
     from callbacks.shared_buffers import SharedBuffers
     from lit_models.checkpoint_io import VerifiedCheckpoints
     from lit_models.hardware import check_processes, choose_precision, hardware

@@ -15,14 +15,13 @@ from typing import Any, Literal
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import WeightAveraging
-from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.trainer.states import TrainerFn
-from tensorboard.compat.proto import event_pb2
 
 from callbacks.agreement import Agreement
 from callbacks.clock import Clock
 from callbacks.endings import REFUSED, RunEnded, Stopped, say
 from callbacks.epoch_loop import EpochLoop, progress, restore_volatile_state, volatile_state
+from callbacks.run_logger import RunLogger, event_files
 from callbacks.signals import Signals
 
 EPOCH_SECONDS = 2.0  # epochs shorter than this do not each write a checkpoint: that would cost more than repeating them
@@ -60,7 +59,7 @@ class Checkpoints(Callback):
         self.every_steps, self.every_minutes = checkpoint_every_steps, checkpoint_every_minutes
         self.agreement, self.clock = Agreement(timeout_minutes), clock
         self.best: float | None = None
-        self._old_events = set(folder.glob("events.out.tfevents.*"))
+        self._old_events = set(event_files(folder))
         self._saved_at, self._saved_step = -math.inf, -1
         self._restored: dict[str, Any] | None = None
         self._position: dict[str, Any] | None = None  # of the checkpoint that is being written
@@ -201,17 +200,16 @@ class Checkpoints(Callback):
         """How far TensorBoard's files have come."""
         for logger in trainer.loggers:
             logger.save()
-        return {path.name: path.stat().st_size for path in self.folder.glob("events.out.tfevents.*")}
+        return {str(path.relative_to(self.folder)): path.stat().st_size for path in event_files(self.folder)}
 
     def _cut_events(self, trainer: Trainer, sizes: dict[str, int], step: int) -> None:
         """Take back what was logged after the checkpoint of `step`, which will be logged again."""
         if not trainer.is_global_zero:
             return
-        if self._old_events and isinstance(trainer.logger, TensorBoardLogger):  # for a TensorBoard that has read it
-            start = event_pb2.Event(session_log=event_pb2.SessionLog(status=event_pb2.SessionLog.START))
-            trainer.logger.experiment.file_writer.add_event(start, step)
+        if self._old_events and isinstance(trainer.logger, RunLogger):
+            trainer.logger.start_again(step)
         for path in self._old_events:
-            size = sizes.get(path.name, 0)
+            size = sizes.get(str(path.relative_to(self.folder)), 0)
             if size == 0:
                 path.unlink(missing_ok=True)
             elif path.stat().st_size > size:

@@ -39,6 +39,7 @@ class Clock:
         self.seconds: dict[Part, float] = dict.fromkeys(("start", *TRAINING, "test"), 0.0)
         self._begun = time.perf_counter()
         self._since: dict[Part, float] = {"test": self._begun}  # also where nothing is left to train
+        self._trained = False
 
     @contextmanager
     def part(self, name: Part) -> Iterator[None]:
@@ -54,6 +55,8 @@ class Clock:
         self._since[name] = self._uncounted()
 
     def end(self, name: Part) -> None:
+        if self._trained and name != "test":
+            return  # what is logged in a test is part of it
         self.seconds[name] += self._uncounted() - self._since[name]
 
     def _uncounted(self) -> float:
@@ -69,6 +72,7 @@ class Clock:
         """The last step has been; what is not counted otherwise was spent in steps."""
         total = time.perf_counter() - self._begun
         self.seconds["step"] = max(0.0, total - sum(self.seconds[name] for name in TRAINING if name != "step"))
+        self._trained = True
         self.begin("test")
 
     def test_end(self) -> None:

@@ -1,99 +1,103 @@
-"""The test set's confusion matrix as a picture in TensorBoard.
+"""Which classes are taken for which, as a picture in TensorBoard."""
 
-Drawn with Pillow, which TensorBoard needs anyway: Matplotlib would add half a second to every start.
-"""
-
-from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
-from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
-from PIL import Image, ImageDraw, ImageFont
+from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
 from torchmetrics.classification import MulticlassConfusionMatrix
 
-LIGHT, DARK = np.array([247, 251, 255]), np.array([8, 48, 107])  # the ends of ColorBrewer's "Blues", safe in print
+from callbacks.drawing import BLACK, GREY, WHITE, blend, canvas, drawable, font, pixels, shortened, upwards
+from callbacks.evaluation import EvaluationCallback, Stage
+
+# K classes
+
+LIGHT, DARK = (247, 251, 255), (8, 48, 107)  # the ends of ColorBrewer's "Blues", safe in print and for the colour-blind
 MOST_NUMBERS = 20  # beyond so many classes the cells are too small for text
+LONGEST_NAME = 150  # pixels
 
 
-class ConfusionMatrix(Callback):
-    """Rows are true classes and sum to 1, columns are predicted ones; `test_confusion_matrix` under IMAGES."""
+class ConfusionMatrix(EvaluationCallback):
+    """`confusion_matrix` under IMAGES: rows are true classes and sum to 1, columns are predicted ones; below, the pairs that
+    are confused most.
 
-    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    Args:
+        num_pairs: That are listed.
+        options: Those of `EvaluationCallback`.
+    """
+
+    def __init__(self, num_pairs: Annotated[int, ">= 0"] = 5, **options: Any) -> None:
+        super().__init__(**options)
+        self.num_pairs = num_pairs
+
+    def begin(self, pl_module: LightningModule) -> None:
         num_classes = pl_module.hparams["num_classes"]
         self._matrix = MulticlassConfusionMatrix(num_classes, validate_args=False).to(pl_module.device)
 
-    def on_test_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        self._matrix.update(outputs, batch[1])
+    def see(self, pl_module: LightningModule, inputs: Any, logits: Tensor, labels: Tensor) -> None:
+        self._matrix.update(logits, labels)
 
-    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        counts: Tensor = self._matrix.compute()  # over all processes
-        names = pl_module.hparams["class_names"] or [str(i) for i in range(len(counts))]
-        if isinstance(trainer.logger, TensorBoardLogger) and trainer.is_global_zero:
-            picture = draw(counts.cpu().numpy(), drawable(names))
-            trainer.logger.experiment.add_image(
-                "test_confusion_matrix", picture, trainer.global_step, dataformats="HWC"
-            )
+    def show(self, trainer: Trainer, pl_module: LightningModule, stage: Stage, writer: SummaryWriter | None) -> None:
+        counts = self._matrix.compute()  # over all processes
+        if writer is not None:
+            names = drawable(pl_module.hparams["class_names"] or [str(i) for i in range(len(counts))])
+            picture = draw(counts.cpu().numpy(), names, self.num_pairs)
+            writer.add_image("confusion_matrix", picture, trainer.global_step, dataformats="HWC")
 
 
-def drawable(names: Sequence[str]) -> list[str]:
-    """`names`, with a class's number for one that the font has no glyphs for (Pillow's own has no Chinese ones)."""
-    font = ImageFont.load_default(size=13)
-    missing = bytes(font.getmask("\uffff"))
-    return [
-        str(i) if any(bytes(font.getmask(one)) == missing for one in name) else name for i, name in enumerate(names)
-    ]
-
-
-def draw(counts: np.ndarray, names: list[str]) -> np.ndarray:
+def draw(counts: np.ndarray, names: list[str], num_pairs: int = 5) -> np.ndarray:
     """A picture (H, W, 3) of a confusion matrix (K, K) of counts.
 
     Args:
         counts: true x predicted.
         names: of the K classes.
+        num_pairs: that are confused most, to be listed.
     """
     num_classes = len(names)
-    cell = max(44, 264 // num_classes) if num_classes <= MOST_NUMBERS else max(6, 900 // num_classes)
-    font = ImageFont.load_default(size=13 if num_classes <= MOST_NUMBERS else max(7, cell - 2))
+    small = num_classes <= MOST_NUMBERS
+    cell = max(44, 264 // num_classes) if small else max(9, 900 // num_classes)
+    size = 15 if small else max(9, min(15, cell - 1))
+    names = [shortened(name, LONGEST_NAME, size) for name in names]
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)  # a class without samples has an empty row
-    margin = max(54, 42 + max(int(font.getlength(name)) for name in names))
+    margin = max(60, 46 + max(int(font(size).getlength(name)) for name in names))
     side = num_classes * cell
-    image = Image.new("RGB", (margin + side + 12, margin + side + 12), "white")
-    pen = ImageDraw.Draw(image)
+    lines = confused(counts, names, num_pairs)
+    lines = ["most confused:", *lines] if lines else []
+    image, pen = canvas(max(margin + side + 14, 420), margin + side + 16 + 22 * len(lines))
     for row in range(num_classes):
         for column in range(num_classes):
             share, left, top = shares[row, column], margin + column * cell, margin + row * cell
-            colour = tuple((LIGHT + (DARK - LIGHT) * share).astype(int))
-            pen.rectangle((left, top, left + cell - 1, top + cell - 1), fill=colour)
-            if num_classes <= MOST_NUMBERS and counts[row, column]:
-                text, middle = f"{100 * share:.0f}" if share >= 0.01 else "<1", (left + cell / 2, top + cell / 2)
-                pen.text(middle, text, "white" if share > 0.5 else "black", font, anchor="mm")
+            # a confusion of 1 % must be seen where cells have no numbers
+            shade = share if small else np.sqrt(share)
+            pen.rectangle((left, top, left + cell - 1, top + cell - 1), fill=blend(LIGHT, DARK, float(shade)))
+            if small and counts[row, column]:
+                text, middle = _percent(float(share)), (left + cell / 2, top + cell / 2)
+                pen.text(middle, text, WHITE if share > 0.5 else BLACK, font(size), anchor="mm")
     for i, name in enumerate(names):
-        pen.text((margin - 6, margin + (i + 0.5) * cell), name, "black", font, anchor="rm")
-    title = ImageFont.load_default(size=14)
-    pen.text((margin + side / 2, 4), "predicted (cells: % of the true class)", "black", title, anchor="ma")
-    _sideways(image, names, font, margin, cell)
-    _sideways(image, ["true"], title, 0, 2 * margin + side, bottom=margin + side // 2, middle=12)
-    return np.asarray(image)
+        pen.text((margin - 6, margin + (i + 0.5) * cell), name, BLACK, font(size), anchor="rm")
+        upwards(image, name, margin + (i + 0.5) * cell, margin - 6, size)
+    pen.text((margin + side / 2, 4), "predicted (cells: % of the true class)", GREY, font(15), anchor="ma")
+    upwards(image, "true", 12, margin + side // 2 + 14, 15)
+    for i, line in enumerate(lines):
+        pen.text((12, margin + side + 10 + 22 * i), line, BLACK, font(15))
+    return pixels(image)
 
 
-def _sideways(
-    image: Image.Image, names: list[str], font: Any, start: int, cell: int, bottom: int | None = None, middle: int = 0
-) -> None:
-    """Write `names` upwards, one per column of width `cell` from `start`, ending above `bottom`."""
-    for i, name in enumerate(names):
-        strip = Image.new("RGB", (int(font.getlength(name)) + 2, int(font.size) + 5), "white")
-        ImageDraw.Draw(strip).text((1, 1), name, "black", font)
-        turned = strip.rotate(90, expand=True)
-        x = middle if middle else int(start + (i + 0.5) * cell)
-        y = (bottom or start - 6) - turned.height
-        image.paste(turned, (x - turned.width // 2, y))
+def _percent(share: float) -> str:
+    """Without a 0 or a 100 that is none."""
+    if share < 0.01:
+        return "<1"
+    return ">99" if 0.99 < share < 1 else f"{100 * share:.0f}"
+
+
+def confused(counts: np.ndarray, names: list[str], num_pairs: int) -> list[str]:
+    """A line for each of the pairs of classes that are confused most, in either direction, by samples."""
+    both = np.triu(counts + counts.T, k=1)  # (K, K)
+    order = np.argsort(both, axis=None)[::-1][:num_pairs]
+    pairs = [(int(i), int(j)) for i, j in zip(*np.unravel_index(order, both.shape), strict=True) if both[i, j]]
+    return [
+        f"{both[i, j]:,} times {names[i]} and {names[j]}"
+        f"  ({names[i]} taken for {names[j]} {counts[i, j]:,}, {names[j]} for {names[i]} {counts[j, i]:,})"
+        for i, j in pairs
+    ]

@@ -1,4 +1,4 @@
-"""Stops a run that has diverged before it can spoil anything."""
+"""Stops a run that has diverged before it can spoil anything, and shows how long its gradients are."""
 
 import math
 from typing import Any
@@ -16,7 +16,8 @@ class FiniteSteps(Callback):
     """Looks at the loss of every batch and at the gradient before every optimizer step.
 
     On a CPU the step is not taken. On a GPU, where reading a number back would stall every step, the numbers stay there and
-    are asked for at each logging interval, validation and checkpoint, before anything is written.
+    are asked for at each logging interval, validation and checkpoint, before anything is written. At the logging intervals
+    `train/gradient_norm` is the length of the whole gradient, before it is clipped.
     """
 
     def __init__(self) -> None:
@@ -38,8 +39,11 @@ class FiniteSteps(Callback):
         parameters = (one for group in optimizer.param_groups for one in group["params"])
         gradients = [one.grad for one in parameters if one.grad is not None]
         if gradients and not self._scaled:  # weight averaging makes an epoch without any
-            norms = torch._foreach_norm(gradients)
-            self._look(trainer, torch.stack([one.float() for one in norms]).sum(), is_loss=False)
+            norms = torch.stack([one.float() for one in torch._foreach_norm(gradients)])
+            norm = torch.linalg.vector_norm(norms)
+            self._look(trainer, norm, is_loss=False)
+            if trainer.global_step % (trainer.log_every_n_steps or 50) == 0 and trainer.logger is not None:  # type: ignore[attr-defined]
+                trainer.logger.log_metrics({"train/gradient_norm": norm.item()}, step=trainer.global_step)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         if self._lazy and trainer.global_step % (trainer.log_every_n_steps or 50) == 0:  # type: ignore[attr-defined]

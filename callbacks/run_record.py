@@ -10,37 +10,12 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
 
 from callbacks.clock import Clock
 from callbacks.endings import REFUSED, RunEnded, say
 from callbacks.environment import changed, environment, noted
+from callbacks.run_logger import RunLogger
 from callbacks.throughput import Throughput
-
-
-class RunLogger(TensorBoardLogger):
-    """TensorBoard's event file in the run's folder, and no other file beside it.
-
-    Args:
-        folder: Of the run.
-        clock: That counts what logging takes.
-    """
-
-    def __init__(self, folder: Path, clock: Clock) -> None:
-        super().__init__(str(folder.parent), name="", version=folder.name, default_hp_metric=False)
-        self._clock = clock
-
-    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        with self._clock.part("logging"):
-            super().log_metrics(metrics, step)
-
-    def save(self) -> None:
-        with self._clock.part("logging"):
-            self.experiment.flush()
-
-    def finalize(self, status: str) -> None:
-        """Keep the file open: the test writes to it after the training."""
-        self.experiment.flush()
 
 
 class RunRecord(Callback):
@@ -78,9 +53,10 @@ class RunRecord(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.is_global_zero and not self.resumes:
-            write_json(self.folder / "environment.json", self._facts(trainer))
-            if isinstance(trainer.logger, TensorBoardLogger):
-                trainer.logger.experiment.add_text("config", f"```yaml\n{self.config_yaml}\n```")
+            facts = self._facts(trainer)
+            write_json(self.folder / "environment.json", facts)
+            if isinstance(trainer.logger, RunLogger):
+                trainer.logger.begin(self._texts(facts))
         if trainer.is_global_zero and trainer.world_size > 1:
             size = trainer.datamodule.batch_size  # type: ignore[attr-defined]
             whole = size * trainer.world_size * trainer.accumulate_grad_batches
@@ -119,6 +95,15 @@ class RunRecord(Callback):
         facts["seed"] = self.hyperparameters["seed"]
         return facts
 
+    def _texts(self, facts: Mapping[str, Any]) -> dict[str, str]:
+        """Of the run, in Markdown."""
+        rows = "\n".join(f"| {name} | {_told(value)} |" for name, value in facts.items() if name != "command")
+        return {
+            "config": f"```yaml\n{self.config_yaml}\n```",
+            "command": f"```\n{facts['command']}\n```",
+            "environment": f"| what | here |\n|---|---|\n{rows}",
+        }
+
     def _all_seconds(self) -> float:
         return self._seconds + (time.monotonic() - self._started if self._started else 0.0)
 
@@ -150,8 +135,11 @@ class RunRecord(Callback):
         self.figures = {**test, **self.validation, **self.figures, "seconds": seconds, "best_checkpoint": best}
         if best:
             self.figures["best_epoch"] = self.epoch
-        if isinstance(trainer.logger, TensorBoardLogger):
-            self._hparams(trainer.logger, test)
+        if isinstance(trainer.logger, RunLogger):
+            chosen = {name.replace("val/", "tested/val_"): value for name, value in self.validation.items()}
+            trainer.logger.log_metrics(chosen, self.figures["steps"])  # the last ones may be of worse weights
+            shown = {name: value for name, value in test.items() if not name.startswith("test_class_accuracy/")}
+            trainer.logger.end(self.hyperparameters, [*shown, *chosen])
         write_json(self.folder / "metrics.json", self.figures)  # last of all: with it the run is finished
 
     def report(self) -> str:
@@ -178,22 +166,15 @@ class RunRecord(Callback):
         rows.append(f"run folder   {self.folder}")
         return "\n".join([*rows, f"TensorBoard  tensorboard --logdir {self.folder.parent.parent}"])
 
-    def _hparams(self, logger: TensorBoardLogger, test: Mapping[str, float]) -> None:
-        """The entry under HPARAMS: TensorBoard takes the figures from the scalars of these names."""
-        from torch.utils.tensorboard.summary import hparams
-
-        writer = logger.experiment
-        best = {name.replace("val/", "val_best/"): value for name, value in self.validation.items()}
-        for name, value in best.items():
-            writer.add_scalar(name, value, self.figures["steps"])
-        shown = {name: value for name, value in test.items() if name.startswith("test/")} | best
-        for summary in hparams(dict(self.hyperparameters), shown):
-            writer.file_writer.add_summary(summary)
-        writer.flush()
-
 
 def _values(trainer: Trainer, prefix: str) -> dict[str, float]:
     return {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith(prefix)}
+
+
+def _told(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {one}" for name, one in value.items())
+    return "" if value is None else str(value).replace("|", "\\|")
 
 
 def write_json(path: Path, content: Any) -> None:

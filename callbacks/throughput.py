@@ -1,6 +1,7 @@
-"""Samples a second, and how much of the device they use."""
+"""Samples a second, how much of the device they use, and its memory."""
 
 import copy
+import sys
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -18,8 +19,9 @@ PEAK_SECONDS = 0.2  # over which products are repeated; the fastest counts
 
 
 class Throughput(Callback):
-    """`train/samples_per_second` in every epoch, and at the end of a training of more than ten seconds `train/peak_share`:
-    floating-point operations a second, as a share of those of a matrix product of the same precision.
+    """`train/samples_per_second` in every epoch, the most memory so far as `train/memory_gigabytes` (of the GPU, else of
+    this process), and at the end of a training of more than ten seconds `train/peak_share`: floating-point operations a
+    second, as a share of those of a matrix product of the same precision.
 
     Validations do not count. FLOPs are those of the last batch, for each sample or token of it.
 
@@ -61,6 +63,8 @@ class Throughput(Callback):
         if samples:  # none are where only the validation was left
             self._seconds += seconds
             self._log(trainer, "train/samples_per_second", samples * trainer.world_size / seconds)
+            if (most := peak_memory(pl_module.device)) is not None:
+                self._log(trainer, "train/memory_gigabytes", most / 1e9)
             self.figures["samples_per_second"] = round(self._samples * trainer.world_size / self._seconds, 1)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -82,6 +86,17 @@ class Throughput(Callback):
 def num_units(inputs: Any) -> int:
     """What the work grows with: tokens, padding included, or samples."""
     return inputs["input_ids"].numel() if isinstance(inputs, Mapping) else len(inputs)
+
+
+def peak_memory(device: torch.device) -> int | None:
+    """Bytes that were in use at most: of tensors on a GPU, else of this process; null where the system does not say."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def flops_per_unit(module: LightningModule, inputs: Any) -> float | None:

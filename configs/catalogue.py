@@ -11,10 +11,10 @@ from configs import schema
 from configs.nodes import ConfigError
 from configs.signatures import PROJECT, REQUIRED, Component, component, functions, subclasses
 
-FOLDERS = {  # section -> (folder, base class)
-    "data": ("datamodules", "ClassificationDataModule"),
-    "model": ("lit_models", "LitClassifier"),
-    "callbacks": ("callbacks", "Callback"),
+FOLDERS = {  # section -> (folder, base classes)
+    "data": ("datamodules", ("ClassificationDataModule",)),
+    "model": ("lit_models", ("LitClassifier",)),
+    "callbacks": ("callbacks", ("Callback", "EvaluationCallback")),
 }
 FUNCTIONS = {"optimizer": PROJECT / "lit_models/optimizers.py", "schedule": PROJECT / "lit_models/schedules.py"}
 NAMED = ("data", "model", "optimizer", "schedule")  # sections that choose a component by `name`
@@ -26,9 +26,9 @@ def names(section: str) -> list[str]:
     """Every name that `section` accepts: files with a component, Lightning's callbacks, functions."""
     if section in FUNCTIONS:
         return functions(FUNCTIONS[section])
-    folder, base = FOLDERS[section]
-    files = [path for path in sorted((PROJECT / folder).glob("*.py")) if base in path.read_text(encoding="utf-8")]
-    found = [path.stem for path in files if any(_from_yaml(path, name) for name in subclasses(path, base))]
+    folder, bases = FOLDERS[section]
+    files = [path for path in sorted((PROJECT / folder).glob("*.py")) if bases[0] in path.read_text(encoding="utf-8")]
+    found = [path.stem for path in files if any(_from_yaml(path, name) for name in subclasses(path, bases))]
     return sorted([*found, *schema.LIGHTNING_CALLBACKS]) if section == "callbacks" else found
 
 
@@ -47,15 +47,15 @@ def named(section: str, name: str, where: str, key: str) -> Component:
         raise ConfigError(where, key, f"unknown name {name!r}", nearest(name, names(section), "available"))
     if section in FUNCTIONS:
         return component(FUNCTIONS[section], name)
-    folder, base = FOLDERS[section]
+    folder, bases = FOLDERS[section]
     path = PROJECT / folder / f"{name}.py"
     if not path.is_file():
         file, class_name = schema.LIGHTNING_CALLBACKS[name]
         return component(lightning_folder() / "callbacks" / f"{file}.py", class_name)
-    classes = subclasses(path, base)
+    classes = subclasses(path, bases)
     if len(classes) > 1:
         raise ConfigError(
-            where, key, f"{folder}/{name}.py has {len(classes)} classes that derive from {base}", "one a file"
+            where, key, f"{folder}/{name}.py has {len(classes)} classes that derive from {bases[0]}", "one a file"
         )
     found = component(path, classes[0])
     own = {key: one for key, one in found.parameters.items() if key not in schema.HANDED_OVER.get(section, ())}

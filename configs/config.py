@@ -56,8 +56,9 @@ class Config:
         return {name: value for name, value in self[section].items() if name != "name"}
 
     def flat(self) -> dict[str, bool | int | float | str]:
-        """``section.key`` -> scalar, without what is null or empty: what TensorBoard can show."""
-        found = {key: self[key] for key in sorted(self.all_keys()) if self[key] not in (None, [])}
+        """``section.key`` -> scalar, without what is null or empty: what TensorBoard can show; first what was written."""
+        keys = sorted(self.all_keys(), key=lambda key: (key not in self.origins, key))
+        found = {key: self[key] for key in keys if self[key] not in (None, [])}
         return {key: one if isinstance(one, bool | int | float | str) else str(one) for key, one in found.items()}
 
     def to_yaml(self, **run: Any) -> str:

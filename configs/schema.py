@@ -24,6 +24,7 @@ METRICS: dict[str, Literal["min", "max"]] = {
     "val/loss": "min",
     "val/accuracy": "max",
     "val/f1": "max",
+    "val/calibration_error": "min",
 }
 
 # Trainer arguments in which a float is a share of all batches and an int a number of them.
@@ -33,7 +34,10 @@ SHARES = (
 )  # fmt: skip
 
 # Callbacks of every run, unless it sets them to null.
-DEFAULT_CALLBACKS = ("progress_line", "confusion_matrix", "finite_steps", "throughput")
+DEFAULT_CALLBACKS = (
+    "class_accuracy", "confusion_matrix", "finite_steps", "first_filters", "gallery", "model_graph", "pr_curves",
+    "progress_line", "projector", "reliability_diagram", "throughput",
+)  # fmt: skip
 
 # Lightning's callbacks by short name: the file below lightning/pytorch/callbacks and the class.
 LIGHTNING_CALLBACKS = {

@@ -7,7 +7,7 @@ help from the docstring's ``Args:``. Reading source with `ast` takes millisecond
 import ast
 import inspect
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -75,12 +75,14 @@ def component(path: Path, name: str) -> Component:
     return Component(name, path, _parameters(path, node), constants, docstring.partition("\n")[0])
 
 
-def subclasses(path: Path, base: str) -> list[str]:
-    """The classes of the file `path` that derive from a class called `base`."""
+def subclasses(path: Path, bases: Iterable[str]) -> list[str]:
+    """The classes of the file `path` that derive from a class called one of `bases`, and are none of these."""
     return [
         node.name
         for node in _tree(path).body
-        if isinstance(node, ast.ClassDef) and any(ast.unparse(one).split(".")[-1] == base for one in node.bases)
+        if isinstance(node, ast.ClassDef)
+        and node.name not in bases
+        and any(ast.unparse(one).split(".")[-1] in bases for one in node.bases)
     ]
 
 

@@ -36,6 +36,7 @@ class DataSpec:
         vocab_size: Of tokens: ids go from 0 to this less one.
         pad_id: Of tokens: the id that fills up a row.
         max_length: Of tokens: the most in a row.
+        feature_names: Of features: D names; empty for their numbers.
     """
 
     modality: Modality
@@ -44,6 +45,7 @@ class DataSpec:
     vocab_size: int | None = None
     pad_id: int = 0
     max_length: int | None = None
+    feature_names: tuple[str, ...] = ()
 
     @property
     def num_classes(self) -> int:

@@ -13,6 +13,7 @@ import torch
 from datamodules.classification import ClassificationDataModule, DataSpec, Labelled, stratified_split
 
 SPECIES = ("setosa", "versicolor", "virginica")
+MEASUREMENTS = ("sepal length", "sepal width", "petal length", "petal width")
 
 
 class Iris(ClassificationDataModule):
@@ -31,7 +32,7 @@ class Iris(ClassificationDataModule):
 
     @property
     def spec(self) -> DataSpec:
-        return DataSpec(self.modality, (4,), SPECIES)
+        return DataSpec(self.modality, (4,), SPECIES, feature_names=MEASUREMENTS)
 
     def load(self) -> tuple[Labelled, Labelled]:
         with Path(__file__).with_name("iris.csv").open(newline="", encoding="utf-8") as file:

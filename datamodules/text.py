@@ -163,6 +163,10 @@ class Text(ClassificationDataModule):
         self.tokenizer.model_max_length = self.max_length
         self.tokenizer.save_pretrained(folder / "tokenizer")
 
+    def tokens(self, ids: Tensor) -> list[str]:
+        """Of one row of ids (T,), for people."""
+        return [str(self.tokenizer.convert_ids_to_tokens(one)) for one in ids.tolist()]
+
     def _read(self, part: Part, source: str) -> LabelledTexts:
         if self.dataset is None:
             return read_file(f"data.{part}", Path(source).expanduser(), self.columns)

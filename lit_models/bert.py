@@ -5,7 +5,7 @@ Devlin et al. 2018, https://arxiv.org/abs/1810.04805, as in Hugging Face transfo
 (Gorishniy et al. 2021, https://arxiv.org/abs/2106.11959); from there on all three are the same sequence of vectors.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
@@ -16,36 +16,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from lit_models import encoder
 from lit_models.classifier import Batch, LitClassifier
 from lit_models.metrics import MeanLoss
+from lit_models.sequences import FeatureTokens, Patches, num_tokens
 
 if TYPE_CHECKING:
     from transformers import BertModel
 
 # B batch, T tokens, E hidden size, C channels, H height, W width, P patch size, D features, K classes
-
-
-class Patches(nn.Module):
-    """An image (B, C, H, W) as a sequence of projected patches (B, H/P * W/P, E)."""
-
-    def __init__(self, channels: int, patch_size: int, hidden_size: int) -> None:
-        super().__init__()
-        self.patch_size = patch_size
-        self.projection = nn.Linear(channels * patch_size**2, hidden_size)
-
-    def forward(self, images: Tensor) -> Tensor:
-        size = self.patch_size
-        patches = images.unfold(2, size, size).unfold(3, size, size)  # (B, C, H/P, W/P, P, P)
-        return self.projection(patches.permute(0, 2, 3, 1, 4, 5).flatten(3).flatten(1, 2))
-
-
-class FeatureTokens(nn.Module):
-    """A row of features (B, D) as a sequence (B, D, E): each value scales the vector of its feature."""
-
-    def __init__(self, num_features: int, hidden_size: int, std: float) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.randn(num_features, hidden_size) * std)
-
-    def forward(self, features: Tensor) -> Tensor:
-        return features[:, :, None] * self.weight
 
 
 class BERT(nn.Module):
@@ -90,7 +66,7 @@ class BERT(nn.Module):
             cls = self.cls.to(sequence.dtype).expand(len(sequence), 1, -1)
             given = {"inputs_embeds": torch.cat([cls, sequence], dim=1)}  # (B, 1 + T, E)
         else:
-            given = {name: inputs[name] for name in ("input_ids", "token_type_ids") if name in inputs}
+            given = {name: inputs[name] for name in ("input_ids", "inputs_embeds", "token_type_ids") if name in inputs}
             if (mask := inputs.get("attention_mask")) is not None:
                 # four axes are taken as they are; of two the library would ask the device whether all are set
                 given["attention_mask"] = mask.bool()[:, None, None, :]
@@ -185,7 +161,7 @@ class LitBERT(LitClassifier):
             if pretrained is not None and self.hparams[name] is not None:
                 raise ValueError(f"model.{name}: {pretrained} has its own; leave it out, or set model.pretrained=null")
         if input_shape:
-            length, vocab_size = _num_tokens(input_shape, patch_size), 1
+            length, vocab_size = num_tokens(input_shape, patch_size), 1
         elif vocab_size is None or max_length is None:
             raise ValueError("model: tokens (input_shape=()) need a vocab_size and a max_length")
         else:
@@ -217,6 +193,21 @@ class LitBERT(LitClassifier):
         if gradient_checkpointing:
             self.network.checkpoint_activations()
 
+    def explained(self, inputs: Any) -> tuple[Tensor, Tensor, Callable[[Tensor], Tensor]]:
+        """As `LitClassifier`; of tokens the sample is their vectors (1, T, E), compared with as many of the padding."""
+        if not isinstance(inputs, Mapping):
+            return super().explained(inputs)
+        assert isinstance(self.network, BERT)
+        words = self.network.encoder.get_input_embeddings()
+        rest = {name: one for name, one in inputs.items() if name != "input_ids"}
+
+        def logits(vectors: Tensor) -> Tensor:
+            several = {name: one.expand(len(vectors), -1) for name, one in rest.items()}
+            return self.network.forward({"inputs_embeds": vectors, **several})
+
+        ids = inputs["input_ids"]
+        return words(ids), words(torch.full_like(ids, self.hparams["pad_id"])), logits
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         loss = super().training_step(batch, batch_idx)
         if self.train_padding is not None:
@@ -230,16 +221,3 @@ class LitBERT(LitClassifier):
         if self.train_padding is not None:
             self.log("train/padding_share", self.train_padding.compute())
             self.train_padding.reset()
-
-
-def _num_tokens(input_shape: Sequence[int], patch_size: int) -> int:
-    """Length of the sequence of an image or a row of features, with the token that stands for all."""
-    if len(input_shape) == 1:
-        return 1 + input_shape[0]
-    height, width = input_shape[1:]
-    if height % patch_size or width % patch_size:
-        fitting = [size for size in range(1, min(height, width) + 1) if height % size == 0 and width % size == 0]
-        raise ValueError(
-            f"model.patch_size: {patch_size} does not divide {height} x {width} pixels; take one of {fitting}"
-        )
-    return 1 + (height // patch_size) * (width // patch_size)

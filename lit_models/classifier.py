@@ -4,7 +4,7 @@ A model is one file: a plain `nn.Module`, and a subclass of `LitClassifier` that
 into ``self.network``. It lists the kinds of input it takes in ``accepts``.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from inspect import signature
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
@@ -113,6 +113,32 @@ class LitClassifier(LightningModule):
         """Inputs (B, *input_shape) of any number type, shifted and scaled."""
         return (inputs.to(self.input_mean.dtype) - self.input_mean) / self.input_std
 
+    def explained(self, inputs: Any) -> tuple[Tensor, Tensor, Callable[[Tensor], Tensor]]:
+        """What an explanation of one sample's logits goes by: here its normalised values, from the training mean on.
+
+        Args:
+            inputs: Of one sample, in a batch of its own.
+
+        Returns:
+            The sample (1, ...) and what it is compared with (1, ...), both as the network's first layer takes them, and the
+            function from any such batch to logits (B, K).
+        """
+        sample = self.normalized(inputs)
+        return sample, torch.zeros_like(sample), self.network.forward
+
+    def features(self, inputs: Any) -> Tensor | None:
+        """What the last linear layer is given (B, F), for inputs as in `forward`; null if a network does not end in one."""
+        linear = [one for one in self.network.modules() if isinstance(one, nn.Linear)]
+        seen: list[Tensor] = []
+        if not linear or linear[-1].out_features != self.hparams["num_classes"]:
+            return None
+        hook = linear[-1].register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+        try:  # `forward` of the network, because one that is compiled calls no hooks
+            self.network.forward(inputs if isinstance(inputs, Mapping) else self.normalized(inputs))
+        finally:
+            hook.remove()
+        return seen[-1].flatten(1) if seen else None
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         inputs, labels = batch
         logits = _at_least_float32(self(inputs))
@@ -173,7 +199,8 @@ class LitClassifier(LightningModule):
         self.log_dict({f"{stage}/loss": loss.compute(), **{f"{stage}/{name}": value for name, value in values.items()}})
         if stage == "test":
             names = self.hparams["class_names"] or range(len(by_class))
-            self.log_dict({f"test_class_accuracy/{name}": value for name, value in zip(names, by_class, strict=True)})
+            accuracies = {f"test_class_accuracy/{name}": value for name, value in zip(names, by_class, strict=True)}
+            self.log_dict(accuracies, logger=False)  # `callbacks.class_accuracy` draws them; a hundred charts say less
         loss.reset()
         metrics.reset()
 

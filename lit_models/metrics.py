@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 from torchmetrics import Metric, MetricCollection
-from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
+from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError, MulticlassF1Score
 
 # B batch, K classes
 
@@ -58,6 +58,7 @@ def evaluation_metrics(num_classes: int) -> MetricCollection:
         {
             "accuracy": accuracy(num_classes),
             "f1": MulticlassF1Score(num_classes, average="macro", validate_args=False),
+            "calibration_error": MulticlassCalibrationError(num_classes, n_bins=15, validate_args=False),
             "class_accuracy": MulticlassAccuracy(num_classes, average="none", validate_args=False),
         }
     )

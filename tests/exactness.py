@@ -14,10 +14,11 @@ from torch import Tensor
 
 import train
 from callbacks.epoch_loop import EpochLoop
+from callbacks.run_logger import event_files
 
 CLOCK = {
-    "seconds", "train_seconds", "samples_per_second", "train/samples_per_second", "peak_share", "train/peak_share",
-    "events", "time_elapsed",
+    "seconds", "train_seconds", "samples_per_second", "speed/samples_per_second", "peak_share", "speed/peak_share",
+    "speed/memory_gigabytes", "events", "time_elapsed",
 }  # fmt: skip # what no two runs share
 
 
@@ -36,11 +37,12 @@ def differences(one: Path, other: Path) -> list[str]:
 def points(folder: Path) -> dict[str, list[tuple[int, float]]]:
     """Every scalar in the event files as they lie there, in the order of writing, without TensorBoard's own cleaning."""
     found: dict[str, list[tuple[int, float]]] = {}
-    for path in sorted(folder.glob("events.out.tfevents.*"), key=lambda path: path.stat().st_mtime_ns):
+    for path in sorted(event_files(folder), key=lambda path: path.stat().st_mtime_ns):
         for event in EventFileLoader(str(path)).Load():
             for value in event.summary.value:
                 if value.tensor.float_val:
-                    found.setdefault(value.tag, []).append((event.step, value.tensor.float_val[0]))
+                    tag = str((path.parent / value.tag).relative_to(folder))
+                    found.setdefault(tag, []).append((event.step, value.tensor.float_val[0]))
     return found
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import train
+from callbacks.run_logger import STAGES, place
 
 IRIS = "configs/iris_mlp.yaml"
 
@@ -17,14 +18,17 @@ def run(root: Path, *argv: str) -> Path:
     return folder
 
 
-def events(folder: Path) -> EventAccumulator:
-    (path,) = folder.glob("events.out.tfevents.*")
-    accumulator = EventAccumulator(str(path), size_guidance={"scalars": 0, "images": 0, "tensors": 0})
+def events(folder: Path, stage: str = "train") -> EventAccumulator:
+    """What TensorBoard reads of a run's training, validation or test."""
+    (path,) = (folder / STAGES[stage]).glob("events.out.tfevents.*")
+    accumulator = EventAccumulator(str(path), size_guidance={"scalars": 0, "images": 0, "tensors": 0, "histograms": 0})
     return accumulator.Reload()
 
 
 def curve(folder: Path, name: str) -> list[float]:
-    return [one.value for one in events(folder).Scalars(name)]
+    """The values of a metric that was logged under `name`, as in ``val/loss``."""
+    stage, tag = place(name)
+    return [one.value for one in events(folder, stage).Scalars(tag)]
 
 
 def figures(folder: Path) -> dict:

@@ -737,7 +737,7 @@ def test_resuming_without_one_of_its_parts_is_noticed(left_out, stopped, whole, 
     elif left_out == "_resumed":
         monkeypatch.setattr("datamodules.classification.ClassificationDataModule.load_state_dict", lambda *_: None)
     else:
-        (event,) = stopped.glob("events*")
+        (event,) = stopped.glob("events*")  # of the training
         content = event.read_bytes()
         with event.open("ab") as file:  # points that were logged after the checkpoint
             file.write(content)

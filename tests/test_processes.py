@@ -141,7 +141,7 @@ def test_two_halves_follow_the_whole(launcher, tmp_path, one):
     for name, value in states[0].items():
         assert torch.allclose(value, states[1][name], rtol=1e-4, atol=1e-5), name
     found = sorted(path.name.split(".")[0] for path in (tmp_path / "two/iris_mlp/x").iterdir())
-    assert found == ["checkpoints", "config", "environment", "events", "metrics"]  # one writer
+    assert found == ["checkpoints", "config", "environment", "events", "metrics", "test", "val"]  # one writer
 
 
 @pytest.fixture(scope="module")

@@ -54,7 +54,7 @@ def test_a_run_that_goes_on_within_an_epoch_counts_its_own_time(tmp_path, monkey
     with stop:
         _, folder = start(tmp_path, *options)
     assert train.main(["--resume", str(folder)]) == 0
-    rates = [value for _, value in points(folder)["train/samples_per_second"]]
+    rates = [value for _, value in points(folder)["speed/samples_per_second"]]
     assert len(rates) == 4
     assert all(1 < rate < 1e6 for rate in [*rates, figures(folder)["samples_per_second"]])
     assert 1e-6 < figures(folder)["peak_share"] < 1

@@ -1,0 +1,128 @@
+"""Examples on a page: images as a picture, rows of features and texts as a table in Markdown."""
+
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from callbacks.drawing import BLACK, BLUE, GREY, VERMILION, canvas, drawable, font, pixels, shortened
+
+if TYPE_CHECKING:
+    from callbacks.gallery import Example
+
+# C channels, H, W, T tokens, E width of a token's vector, D features
+
+SIDE, GAP, COLUMNS, TEXT = 112, 14, 3, 44  # pixels: of an image, between examples, of the text below; examples in a row
+MOST_FEATURES = 12  # of a row that are shown, those with the largest shares
+
+
+def picture(examples: Sequence["Example"], shares: Sequence[Tensor | None], names: Sequence[str]) -> np.ndarray:
+    """A picture (H, W, 3): each image, beside it its shares, below it the true and the predicted class.
+
+    Args:
+        examples: With images (1, C, H, W).
+        shares: (C, H, W) of each, or null.
+        names: Of the classes.
+    """
+    explained = shares[0] is not None
+    names, columns = drawable(names), min(COLUMNS if explained else 2 * COLUMNS, len(examples))
+    width, height = (SIDE + 4 + SIDE if explained else SIDE) + GAP, SIDE + TEXT + GAP
+    rows = -(-len(examples) // columns)
+    image, pen = canvas(
+        max(columns * width + GAP, 480 if explained else 0), rows * height + GAP + (26 if explained else 0)
+    )
+    for place, (example, share) in enumerate(zip(examples, shares, strict=True)):
+        left, top = GAP + place % columns * width, GAP + place // columns * height
+        shown = _visible(example.inputs[0])
+        image.paste(_scaled(shown), (left, top))
+        if share is not None:
+            image.paste(_scaled(_overlay(shown, share)), (left + SIDE + 4, top))
+        room = width - GAP
+        right = example.label == example.predicted
+        said = f"said {names[example.predicted]}, {100 * example.probability:.0f} %"
+        pen.text((left, top + SIDE + 4), shortened(said, room, 14), BLUE if right else VERMILION, font(14))
+        truth = "right" if right else f"is {names[example.label]}"
+        pen.text((left, top + SIDE + 22), shortened(truth, room, 14), BLACK, font(14))
+    if explained:
+        told = "orange speaks for the predicted class, blue for the next one"
+        pen.text((GAP, rows * height + GAP - 2), told, GREY, font(14))
+    return pixels(image)
+
+
+def table(examples: Sequence["Example"], shares: Sequence[Tensor | None], names: Sequence[str], datamodule: Any) -> str:
+    """Markdown: a row for each example, its values with their shares, in bold what speaks for the predicted class most.
+
+    Args:
+        examples: With token ids (1, T) or features (1, D).
+        shares: (T, E) or (D,) of each, or null.
+        names: Of the classes.
+        datamodule: Which knows its tokens, or the names of its features.
+    """
+    lines = ["| predicted | true | input |", "|---|---|---|"]
+    for example, share in zip(examples, shares, strict=True):
+        values = _values(example.inputs, datamodule)
+        weights = None if share is None else share.sum(1) if share.ndim == 2 else share
+        said = f"{100 * example.probability:.0f} % {escaped(names[example.predicted])}"
+        most = MOST_FEATURES if isinstance(example.inputs, Tensor) else len(values)
+        lines.append(f"| {said} | {escaped(names[example.label])} | {_weighed(values, weights, most)} |")
+    if shares[0] is not None:
+        told = "Numbers are shares in the decision: above 0 for the predicted class, below 0 for the next one."
+        lines += ["", told]
+    return "\n".join(lines)
+
+
+def escaped(text: str) -> str:
+    """`text` as it is, in Markdown."""
+    return re.sub(r"([\\`*_{}\[\]()#+.!|~<>&-])", r"\\\1", text)
+
+
+def _values(inputs: Any, datamodule: Any) -> list[str]:
+    """What the values of a sample are, for people."""
+    if isinstance(inputs, Tensor):
+        features = inputs.flatten().tolist()
+        names = datamodule.spec.feature_names or [f"feature {i}" for i in range(len(features))]
+        return [f"{name} {value:.4g}" for name, value in zip(names, features, strict=True)]
+    ids = inputs["input_ids"][0]
+    return datamodule.tokens(ids) if hasattr(datamodule, "tokens") else [str(one) for one in ids.tolist()]
+
+
+def _weighed(values: list[str], weights: Tensor | None, most: int) -> str:
+    """All values with their shares, or `most` of them, those with the largest."""
+    if weights is None:
+        return " ".join(map(escaped, values))
+    chosen = weights.abs().topk(min(most, len(values))).indices.sort().values.tolist()
+    strong = 0.5 * float(weights.abs().max())
+    shown = {i: f"{escaped(values[i])} {float(weights[i]):+.2f}" for i in chosen}
+    return " · ".join(f"**{one}**" if weights[i] > strong else one for i, one in shown.items())
+
+
+def _visible(image: Tensor) -> np.ndarray:
+    """(H, W, 3) of uint8: bytes as they are, other numbers from their least to their largest."""
+    image = image.cpu()
+    if image.dtype != torch.uint8:
+        low, high = image.min(), image.max()
+        image = ((image - low) / (high - low).clamp(min=1e-12) * 255).to(torch.uint8)
+    if len(image) not in (1, 3):
+        image = image.float().mean(0, keepdim=True).to(torch.uint8)
+    return image.expand(3, -1, -1).permute(1, 2, 0).numpy()
+
+
+def _overlay(image: np.ndarray, share: Tensor) -> np.ndarray:
+    """The image in pale grey, in colour what speaks for the predicted class and what against it."""
+    weights = share.sum(0).cpu().numpy()  # (H, W)
+    weights = np.clip(weights / max(float(np.quantile(np.abs(weights), 0.99)), 1e-12), -1, 1)[..., None]
+    ground = 255 - (255 - image.mean(2, keepdims=True)) * 0.35
+    colour = np.where(weights > 0, np.array(VERMILION), np.array(BLUE))
+    return (ground + (colour - ground) * np.abs(weights)).astype(np.uint8)
+
+
+def _scaled(image: np.ndarray) -> Image.Image:
+    """To the side of a cell, with square pixels."""
+    found = Image.fromarray(image)
+    scale = SIDE / max(found.size)
+    size = tuple(max(1, round(scale * one)) for one in found.size)
+    return found.resize(size, Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS)  # type: ignore[arg-type]

@@ -1,0 +1,51 @@
+"""Precision and recall of each class at every threshold, for TensorBoard's PR CURVES."""
+
+from typing import Annotated, Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+from torchmetrics.classification import MulticlassPrecisionRecallCurve
+
+from callbacks.evaluation import EvaluationCallback, Stage
+
+# K classes, T thresholds
+
+THRESHOLDS = 127  # the most that TensorBoard shows
+
+
+class PRCurves(EvaluationCallback):
+    """`pr_curves/CLASS`: a class against all others.
+
+    Args:
+        num_classes: Of so many classes at most, those with the lowest average precision in the evaluation.
+        options: Those of `EvaluationCallback`.
+    """
+
+    def __init__(self, num_classes: Annotated[int, ">= 1"] = 20, **options: Any) -> None:
+        super().__init__(**options)
+        self.num_classes = num_classes
+
+    def begin(self, pl_module: LightningModule) -> None:
+        curves = MulticlassPrecisionRecallCurve(
+            pl_module.hparams["num_classes"], thresholds=THRESHOLDS, validate_args=False
+        )
+        self._curves = curves.to(pl_module.device)
+
+    def see(self, pl_module: LightningModule, inputs: Any, logits: Tensor, labels: Tensor) -> None:
+        self._curves.update(logits, labels)
+
+    def show(self, trainer: Trainer, pl_module: LightningModule, stage: Stage, writer: SummaryWriter | None) -> None:
+        with self._curves.sync_context():  # over all processes
+            counts = self._curves.confmat.cpu()  # (T, K, 2, 2): true x predicted
+        if writer is None:
+            return
+        (true_no, false_yes), (false_no, true_yes) = counts.permute(2, 3, 1, 0)  # each (K, T)
+        precision = torch.where(true_yes + false_yes > 0, true_yes / (true_yes + false_yes).clamp(min=1), 1.0)
+        recall = true_yes / (true_yes + false_no).clamp(min=1)
+        areas = (-recall.diff(dim=1) * precision[:, :-1]).sum(1)  # (K,): recall falls as the threshold rises
+        names = pl_module.hparams["class_names"] or [str(i) for i in range(len(areas))]
+        for i in areas.argsort(stable=True)[: self.num_classes].sort().values.tolist():
+            curve: list[Any] = [one[i].numpy() for one in (true_yes, false_yes, true_no, false_no, precision, recall)]
+            writer.add_pr_curve_raw(f"pr_curves/{names[i]}", *curve, global_step=trainer.global_step)  # type: ignore[misc]

@@ -1,0 +1,81 @@
+"""Whether 90 % sure means right nine times of ten, as a picture in TensorBoard.
+
+The diagram of Niculescu-Mizil and Caruana 2005 (https://doi.org/10.1145/1102351.1102430), and the expected calibration error
+of Guo et al. 2017 (https://arxiv.org/abs/1706.04599), over 15 bins.
+"""
+
+from typing import Any
+
+import numpy as np
+from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+from torchmetrics.classification import MulticlassCalibrationError
+from torchmetrics.utilities import dim_zero_cat
+
+from callbacks.drawing import BLACK, BLUE, GREY, ORANGE, PALE, canvas, font, pixels, upwards
+from callbacks.evaluation import EvaluationCallback, Stage
+
+# N samples
+
+BINS = 15
+LEFT, TOP, SIDE, LOW = 64, 40, 420, 90  # pixels: margins, side of the diagram, height of the histogram below it
+
+
+class ReliabilityDiagram(EvaluationCallback):
+    """`reliability_diagram` under IMAGES: accuracy of the samples that got about the same probability, beside that
+    probability, and how many got it."""
+
+    def begin(self, pl_module: LightningModule) -> None:
+        num_classes = pl_module.hparams["num_classes"]
+        self._metric = MulticlassCalibrationError(num_classes, n_bins=BINS, validate_args=False).to(pl_module.device)
+
+    def see(self, pl_module: LightningModule, inputs: Any, logits: Tensor, labels: Tensor) -> None:
+        self._metric.update(logits, labels)
+
+    def show(self, trainer: Trainer, pl_module: LightningModule, stage: Stage, writer: SummaryWriter | None) -> None:
+        error = float(self._metric.compute())  # over all processes, as what is read next
+        with self._metric.sync_context():
+            lists = (self._metric.confidences, self._metric.accuracies)
+            confidences, hits = (dim_zero_cat(one).float().cpu().numpy() for one in lists)
+        if writer is not None:
+            picture = draw(confidences, hits, error)
+            writer.add_image("reliability_diagram", picture, trainer.global_step, dataformats="HWC")
+
+
+def draw(confidences: np.ndarray, hits: np.ndarray, error: float) -> np.ndarray:
+    """A picture (H, W, 3) of a reliability diagram.
+
+    Args:
+        confidences: (N,) probability of the predicted class.
+        hits: (N,) 1 where it was the true one, else 0.
+        error: The expected calibration error.
+    """
+    bins = np.minimum((confidences * BINS).astype(int), BINS - 1)
+    counts = np.bincount(bins, minlength=BINS)
+    sums = [np.bincount(bins, weights=one, minlength=BINS) / np.maximum(counts, 1) for one in (confidences, hits)]
+    image, pen = canvas(LEFT + SIDE + 30, TOP + SIDE + LOW + 96)
+    bottom, width = TOP + SIDE, SIDE / BINS
+    pen.text((LEFT + SIDE / 2, 10), f"expected calibration error {100 * error:.1f} %", BLACK, font(16), anchor="ma")
+    for tick in range(0, 101, 20):
+        y, x = bottom - SIDE * tick / 100, LEFT + SIDE * tick / 100
+        pen.line((LEFT, y, LEFT + SIDE, y), PALE)
+        pen.text((LEFT - 8, y), str(tick), GREY, font(14), anchor="rm")
+        pen.text((x, bottom + LOW + 26), str(tick), GREY, font(14), anchor="ma")
+    for i, (count, sure, right) in enumerate(zip(counts, *sums, strict=True)):
+        left, more = LEFT + i * width + 1, LEFT + (i + 1) * width - 2
+        if count:
+            low, high = sorted((bottom - SIDE * right, bottom - SIDE * sure))
+            pen.rectangle((left, bottom - SIDE * right, more, bottom), fill=BLUE)
+            pen.rectangle((left, low, more, high), outline=ORANGE, width=3)
+            size = (LOW - 6) * count / counts.max()
+            pen.rectangle((left, bottom + LOW + 20 - size, more, bottom + LOW + 20), fill=GREY)
+    pen.line((LEFT, bottom, LEFT + SIDE, TOP), BLACK, 2)
+    pen.rectangle((LEFT, TOP, LEFT + SIDE, bottom), outline=GREY)
+    pen.line((LEFT, bottom + LOW + 20, LEFT + SIDE, bottom + LOW + 20), GREY)
+    upwards(image, "right, %", 14, TOP + SIDE / 2 + 30, 15)
+    upwards(image, "samples", 14, bottom + LOW + 14, 15)
+    pen.text((LEFT + SIDE / 2, bottom + LOW + 44), "probability of the predicted class, %", GREY, font(15), anchor="ma")
+    told = "bars below the line: too sure of itself; orange: the gap"
+    pen.text((LEFT + SIDE / 2, bottom + LOW + 68), told, GREY, font(14), anchor="ma")
+    return pixels(image)

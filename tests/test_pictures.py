@@ -1,0 +1,153 @@
+"""The pictures and tables of TensorBoard, for cases that are hard to draw."""
+
+import numpy as np
+import pytest
+import torch
+from torchmetrics.functional.classification import multiclass_calibration_error
+
+from callbacks import class_accuracy, confusion_matrix, first_filters, projector, reliability_diagram
+from callbacks.drawing import drawable, shortened
+from callbacks.gallery import Example, Gallery
+from callbacks.gallery_pages import escaped, picture, table
+from lit_models.bert import LitBERT
+from lit_models.cnn import LitCNN
+from lit_models.mlp import LitMLP
+
+
+@pytest.mark.parametrize("num_classes", [2, 10, 100])
+def test_a_confusion_matrix_can_be_drawn_for_any_number_of_classes(num_classes):
+    counts = np.eye(num_classes, dtype=int) * 90 + 1
+    counts[0] = 0  # a class without samples
+    shown = confusion_matrix.draw(counts, [f"class {i}" for i in range(num_classes)])
+    assert shown.dtype == np.uint8
+    assert shown.shape[2] == 3
+    assert max(shown.shape) < 1200
+
+
+def test_the_pairs_that_are_confused_most_are_named():
+    counts = np.array([[5, 3, 0], [4, 5, 1], [0, 0, 9]])
+    assert confusion_matrix.confused(counts, ["cat", "dog", "frog"], 5) == [
+        "7 times cat and dog  (cat taken for dog 3, dog for cat 4)",
+        "1 times dog and frog  (dog taken for frog 1, frog for dog 0)",
+    ]
+    assert confusion_matrix.confused(np.eye(3, dtype=int), ["cat", "dog", "frog"], 5) == []
+
+
+@pytest.mark.parametrize("num_classes", [2, 26, 100])
+def test_bars_for_any_number_of_classes(num_classes):
+    hits = np.arange(num_classes)
+    shown = class_accuracy.draw(hits, np.maximum(hits, 3), ["a name of some length" * 3] * num_classes)
+    assert shown.shape[0] < 800
+    assert not (shown[:, -1] != 255).any()  # nothing is cut off
+
+
+def test_a_reliability_diagram_shows_its_error():
+    generator = torch.Generator().manual_seed(0)
+    logits, labels = torch.randn(500, 4, generator=generator), torch.randint(0, 4, (500,), generator=generator)
+    sure, said = logits.softmax(1).max(1)
+    bins = np.minimum((sure.numpy() * reliability_diagram.BINS).astype(int), reliability_diagram.BINS - 1)
+    gaps = [
+        abs((said == labels).float().numpy()[bins == i].mean() - sure.numpy()[bins == i].mean()) * (bins == i).mean()
+        for i in set(bins)
+    ]
+    error = multiclass_calibration_error(logits, labels, num_classes=4, n_bins=reliability_diagram.BINS)
+    assert sum(gaps) == pytest.approx(error.item(), abs=1e-5)  # its bins are those of the diagram
+    assert reliability_diagram.draw(sure.numpy(), (said == labels).numpy(), error.item()).shape[2] == 3
+
+
+def test_a_class_name_that_the_font_cannot_draw_is_shown_by_its_number():
+    assert drawable(["good", "好评", "not bad"]) == ["good", "1", "not bad"]
+
+
+def test_a_long_name_is_cut_off_with_a_mark():
+    assert shortened("short", 100, 15) == "short"
+    assert shortened("a very long name of a class", 60, 15).endswith("…")
+
+
+@pytest.mark.parametrize(
+    ("model", "shape"),
+    [
+        (LitCNN([3, 32, 32], 10), (32, 3, 3, 3)),
+        (LitMLP([1, 28, 28], 10, [16]), (16, 1, 28, 28)),
+        (LitBERT([3, 32, 32], 10, patch_size=8, hidden_size=32), (32, 3, 8, 8)),
+        (LitMLP([4], 3), None),
+    ],
+)
+def test_first_filters_are_those_of_the_layer_that_sees_the_image(model, shape):
+    found = first_filters.first_filters(model.eval())
+    assert (None if found is None else tuple(found.shape)) == shape
+    if found is not None:
+        page = first_filters.grid(found.detach())
+        assert page.shape[0] == 3
+        assert 0 <= page.min() <= page.max() == 1
+
+
+@pytest.mark.parametrize("shape", [(7, 1, 28, 28), (500, 3, 300, 200), (2, 5, 10, 10)])
+def test_thumbnails_fit_into_one_picture(shape):
+    images = (torch.rand(shape) * 255).to(torch.uint8)
+    small = projector.thumbnails(images)
+    side = int(np.ceil(np.sqrt(len(small))))
+    assert small.shape[:2] == (shape[0], 3)
+    assert side * max(small.shape[2:]) <= projector.LARGEST_SPRITE
+    assert 0 <= small.min() <= small.max() <= 1
+
+
+def gallery(num_examples: int, stage: str = "test") -> Gallery:
+    one = Gallery(num_examples)
+    one._stage = stage
+    one.begin(None)
+    return one
+
+
+def test_the_gallery_keeps_the_surest_mistakes_of_all_batches():
+    generator = torch.Generator().manual_seed(0)
+    logits, labels = 3 * torch.randn(300, 4, generator=generator), torch.randint(0, 4, (300,), generator=generator)
+    inputs = torch.arange(300.0)[:, None]
+    kept = gallery(5)
+    for rows in torch.arange(300).split(37):
+        kept.see(None, inputs[rows], logits[rows], labels[rows])
+    sure, said = logits.softmax(1).max(1)
+    wrong = torch.where(said != labels, sure, -1.0).topk(5)
+    assert [one.inputs.item() for one in kept._mistakes] == wrong.indices.tolist()
+    assert [one.probability for one in kept._mistakes] == pytest.approx(wrong.values.tolist())
+    assert sorted(kept._hits) == [0, 1, 2, 3]
+    assert all(one.label == one.predicted == said[int(one.inputs)] for one in kept._hits.values())
+
+
+def test_a_text_is_kept_without_its_padding():
+    mask = torch.tensor([[True, True, False], [True, True, True]])
+    kept = gallery(2)
+    ids = torch.tensor([[5, 6, 0], [7, 8, 9]])
+    kept.see(None, {"input_ids": ids, "attention_mask": mask}, torch.tensor([[2.0, 0.0]] * 2), torch.tensor([1, 1]))
+    assert [one.inputs["input_ids"].tolist() for one in kept._mistakes] == [[[5, 6]], [[7, 8, 9]]]
+
+
+def test_what_a_text_says_is_no_markdown():
+    assert escaped("a|b *c* <d> [e](f)") == r"a\|b \*c\* \<d\> \[e\]\(f\)"
+
+
+@pytest.mark.parametrize("channels", [1, 3, 5])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+def test_galleries_of_any_images(channels, dtype):
+    inputs = (torch.rand(1, channels, 20, 30) * 200).to(dtype)
+    examples = [Example(inputs, 0, i % 2, 0.9) for i in range(7)]
+    for shares in ([None] * 7, [torch.randn(channels, 20, 30)] * 7):
+        shown = picture(examples, shares, ["a" * 40, "b"])
+        assert shown.dtype == np.uint8
+        assert not (shown[:, -1] != 255).any()  # nothing is cut off
+
+
+def test_a_row_of_many_features_shows_those_that_decide():
+    class Spec:
+        feature_names = ()
+
+    class Module:
+        spec = Spec()
+
+    shares = torch.zeros(30)
+    shares[[3, 17]] = torch.tensor([2.0, -1.0])
+    shown = table([Example(torch.arange(30.0)[None], 0, 1, 0.8)], [shares], ["no", "yes"], Module())
+    assert "| 80 % yes | no |" in shown
+    assert r"**feature 3 3 +2.00**" in shown
+    assert r"feature 17 17 -1.00" in shown
+    assert shown.count("feature") == 12

@@ -1,0 +1,204 @@
+"""What a person finds in TensorBoard, read from the event files of real runs."""
+
+import os
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tensorboard.plugins.pr_curve.plugin_data_pb2 import PrCurvePluginData
+from torch import nn
+
+from callbacks.finite_steps import FiniteSteps
+from callbacks.run_logger import hparams_plugin, place
+from configs import load_config
+from configs.catalogue import PROJECT
+from lit_models.mlp import LitMLP
+from tests.runs import IRIS, events, run
+
+PICTURES = ["class_accuracy", "confusion_matrix", "reliability_diagram"]
+SMALL = ["trainer.max_epochs=2", "trainer.limit_train_batches=3"]
+
+
+@pytest.fixture(scope="module")
+def iris(tmp_path_factory) -> Path:
+    os.chdir(PROJECT)
+    return run(tmp_path_factory.mktemp("iris"), "--config", IRIS, "trainer.max_epochs=5")
+
+
+@pytest.fixture
+def mnist(small_data, tmp_path) -> Path:
+    return run(tmp_path / "runs", "--config", "configs/mnist_cnn.yaml", f"data.root={small_data}", *SMALL)
+
+
+def text(folder: Path, name: str, stage: str = "train") -> str:
+    return events(folder, stage).Tensors(f"{name}/text_summary")[-1].tensor_proto.string_val[0].decode()
+
+
+def test_training_and_validation_of_one_metric_share_a_chart(iris):
+    tags = {stage: set(events(iris, stage).Tags()["scalars"]) for stage in ("train", "val", "test")}
+    quality = {f"metrics/{name}" for name in ("loss", "accuracy", "f1", "calibration_error")}
+    assert tags["val"] == tags["test"] == quality
+    assert tags["train"] == {
+        "metrics/loss", "metrics/accuracy", "training/loss_step", "training/lr", "training/gradient_norm", "training/epoch",
+        "speed/samples_per_second", "speed/memory_gigabytes",
+        *(f"tested/val_{name}" for name in ("loss", "accuracy", "f1", "calibration_error")),
+    }  # fmt: skip
+    assert [one.step for one in events(iris, "val").Scalars("metrics/accuracy")] == [2, 5, 8, 11, 14]
+
+
+def test_a_metric_of_ones_own_has_its_place(iris):
+    assert place("val/kappa") == ("val", "metrics/kappa")
+    assert place("train/lr") == ("train", "training/lr")
+    assert place("lr-Adam") == ("train", "lr-Adam")
+    assert place("test_mirrored/accuracy") == ("train", "test_mirrored/accuracy")
+
+
+def test_hparams_have_every_hyperparameter_and_the_final_metrics(iris):
+    content = {name: one.plugin_data.content for name, one in events(iris).summary_metadata.items()}
+    session = hparams_plugin(content["_hparams_/session_start_info"]).session_start_info
+    config = load_config(iris / "config.yaml")
+    assert set(session.hparams) == set(config.flat())
+    shown = [
+        (one.name.group, one.name.tag)
+        for one in hparams_plugin(content["_hparams_/experiment"]).experiment.metric_infos
+    ]
+    names = ("accuracy", "calibration_error", "f1", "loss")
+    assert sorted(shown) == sorted(
+        [*(("test", f"metrics/{name}") for name in names), *(("", f"tested/val_{name}") for name in names)]
+    )
+    for group, tag in shown:
+        assert tag in events(iris, group or "train").Tags()["scalars"]
+
+
+def test_hparams_open_with_the_keys_that_were_written():
+    keys = list(load_config(PROJECT / IRIS, ["optimizer.lr=0.1"]).flat())
+    assert keys.index("optimizer.lr") < keys.index("data.eval_batch_size")
+    assert keys.index("model.hidden_sizes") < keys.index("data.eval_batch_size")
+
+
+def test_texts_say_what_the_run_was(iris):
+    assert "hidden_sizes" in text(iris, "config")
+    assert "| packages | lightning " in text(iris, "environment")
+    assert text(iris, "command").strip("`\n")
+    assert b"metrics/loss" in events(iris).Tensors("custom_scalars__config__")[0].tensor_proto.string_val[0]
+
+
+def test_pictures_of_the_last_validation_and_of_the_test(iris):
+    for stage in ("val", "test"):
+        assert sorted(events(iris, stage).Tags()["images"]) == PICTURES
+        assert "pr_curves/virginica" in events(iris, stage).Tags()["tensors"]
+    assert [one.step for one in events(iris, "val").Images("confusion_matrix")] == [15]  # one, of the last epoch
+    assert events(iris).Graph().node
+
+
+def test_validations_are_shown_as_often_as_asked_for(tmp_path):
+    often = run(tmp_path, "--config", IRIS, "trainer.max_epochs=3", "callbacks.confusion_matrix={every_seconds: 0}")
+    assert len(events(often, "val").Images("confusion_matrix")) == 3
+    assert len(events(often, "val").Images("class_accuracy")) == 1
+
+
+def test_each_has_an_off_switch(tmp_path):
+    names = [
+        "class_accuracy",
+        "confusion_matrix",
+        "gallery",
+        "model_graph",
+        "pr_curves",
+        "projector",
+        "reliability_diagram",
+    ]
+    off = run(tmp_path, "--config", IRIS, "trainer.max_epochs=1", *(f"callbacks.{name}=null" for name in names))
+    for stage in ("val", "test"):
+        tags = events(off, stage).Tags()
+        assert tags["images"] == []
+        assert tags["tensors"] == []
+    assert events(off).Tags()["graph"] is False
+    assert not (off / "test/projector_config.pbtxt").exists()
+
+
+def test_an_image_run_shows_its_images(mnist):
+    assert sorted(events(mnist, "test").Tags()["images"]) == sorted([*PICTURES, "hits", "mistakes"])
+    assert "first_filters" in events(mnist, "val").Tags()["images"]
+    rows = (mnist / "test/00006/features/metadata.tsv").read_text(encoding="utf-8").splitlines()
+    vectors = (mnist / "test/00006/features/tensors.tsv").read_text(encoding="utf-8").splitlines()
+    assert rows[0] == "true\tpredicted\tright"
+    assert len(rows) - 1 == len(vectors) > 50
+    assert len(vectors[0].split("\t")) == 128
+    with Image.open(mnist / "test/00006/features/sprite.png") as sprite:
+        assert sprite.width % 28 == 0
+
+
+def test_a_text_run_shows_its_texts_with_a_weight_per_token(small_data, tmp_path):
+    options = [
+        "data.test=null",
+        f"data.train={small_data}/text/train.tsv",
+        "data.text_column=text",
+        f"data.cache={tmp_path}",
+    ]
+    folder = run(tmp_path / "runs", "--config", "configs/text_bert.yaml", *SMALL, *options)
+    shown = text(folder, "mistakes", "test") + text(folder, "hits", "test")
+    assert r"\[CLS\] +" in shown.replace(" -", " +")
+    assert "| predicted | true | input |" in shown
+
+
+def test_histograms_on_request(tmp_path):
+    folder = run(tmp_path, "--config", IRIS, "trainer.max_epochs=2", "callbacks.histograms={every_n_steps: 3}")
+    tags = events(folder).Tags()["histograms"]
+    assert {"weights/layers.0.weight", "gradients/layers.0.weight"} <= set(tags)
+    assert [one.step for one in events(folder).Histograms("weights/layers.0.weight")] == [0, 3]
+
+
+def test_a_network_that_cannot_be_traced_is_told_and_trained(tmp_path, monkeypatch, capsys):
+    def refuse(*_, **__):
+        raise RuntimeError("no way\nat all")
+
+    monkeypatch.setattr("torch.utils.tensorboard.writer.graph", refuse)
+    run(tmp_path, "--config", IRIS, "trainer.max_epochs=1")
+    assert "no graph of the network in TensorBoard: RuntimeError no way\n" in capsys.readouterr().out
+
+
+def test_the_norm_is_that_of_the_whole_gradient_before_clipping():
+    network, logged = nn.Linear(3, 2), {}
+    network(torch.ones(1, 3)).square().sum().backward()
+    optimizer = torch.optim.SGD(network.parameters(), lr=1.0)
+    logger = SimpleNamespace(log_metrics=lambda metrics, step: logged.update(metrics))
+    loop = SimpleNamespace(batch_idx=0)
+    trainer = SimpleNamespace(
+        logger=logger, global_step=50, log_every_n_steps=50, current_epoch=0, fit_loop=loop, precision="32"
+    )
+    module = SimpleNamespace(device=torch.device("cpu"))
+    callback = FiniteSteps()
+    callback.on_train_start(trainer, module)
+    callback.on_before_optimizer_step(trainer, module, optimizer)
+    whole = torch.cat([one.grad.flatten() for one in network.parameters()]).norm()
+    assert logged == {"train/gradient_norm": pytest.approx(whole.item())}
+
+
+def test_pr_curves_are_those_of_counting_by_hand(iris):
+    """At a threshold of one half of the last validation, class by class."""
+    from datamodules.iris import Iris
+
+    config = load_config(iris / "config.yaml")
+    data = Iris(**config.options("data"))
+    data.setup()
+    inputs, labels = next(iter(data.test_dataloader()))
+    model = LitMLP.load_from_checkpoint(iris / "checkpoints/best.ckpt", map_location="cpu").eval()
+    sure = model(inputs).softmax(1)
+    for i, name in enumerate(model.hparams["class_names"]):
+        event = events(iris, "test").Tensors(f"pr_curves/{name}")[-1].tensor_proto
+        counts = np.array(event.float_val).reshape(6, 127)
+        yes, true = sure[:, i] >= 63 / 126, labels == i
+        by_hand = [(yes & true).sum(), (yes & ~true).sum(), (~yes & ~true).sum(), (~yes & true).sum()]
+        assert counts[:4, 63].tolist() == [int(one) for one in by_hand]
+        assert counts[4, 63] == pytest.approx(float((yes & true).sum() / yes.sum().clamp(min=1))) or not yes.any()
+    content = events(iris, "test").summary_metadata["pr_curves/setosa"].plugin_data.content
+    assert PrCurvePluginData.FromString(content).num_thresholds == 127
+
+
+def test_of_many_classes_the_worst_have_curves(small_data, tmp_path):
+    options = [f"data.root={small_data}", *SMALL, "callbacks.pr_curves={num_classes: 3}"]
+    folder = run(tmp_path / "runs", "--config", "configs/mnist_mlp.yaml", *options)
+    assert sum(tag.startswith("pr_curves/") for tag in events(folder, "test").Tags()["tensors"]) == 3
