@@ -14,6 +14,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from callbacks.clock import Clock
 from callbacks.endings import REFUSED, RunEnded, say
 from callbacks.environment import changed, environment, noted
+from callbacks.report import closing, opening
 from callbacks.run_logger import RunLogger
 from callbacks.throughput import Throughput
 
@@ -52,15 +53,13 @@ class RunRecord(Callback):
                 write_json(path, facts)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.is_global_zero and not self.resumes:
+        if trainer.is_global_zero:
             facts = self._facts(trainer)
-            write_json(self.folder / "environment.json", facts)
-            if isinstance(trainer.logger, RunLogger):
-                trainer.logger.begin(self._texts(facts))
-        if trainer.is_global_zero and trainer.world_size > 1:
-            size = trainer.datamodule.batch_size  # type: ignore[attr-defined]
-            whole = size * trainer.world_size * trainer.accumulate_grad_batches
-            say(f"{trainer.world_size} devices, batch size {size} per device: steps of {whole}")
+            if not self.resumes:
+                write_json(self.folder / "environment.json", facts)
+                if isinstance(trainer.logger, RunLogger):
+                    trainer.logger.begin(self._texts(facts))
+            say(opening(trainer, facts, self.hyperparameters))
         self._started = time.monotonic()
         self.clock.train_start()
 
@@ -144,27 +143,9 @@ class RunRecord(Callback):
 
     def report(self) -> str:
         """What a person wants to know at the end."""
-        figures, rows = self.figures, []
-        for title, stage in (("test", "test"), ("validation", "val")):
-            values = {name: figures.get(f"{stage}/{name}") for name in ("accuracy", "f1", "loss")}
-            shown = "  ".join(f"{name} {value:.4f}" for name, value in values.items() if value is not None)
-            rows.append(f"{title:<12} {shown or 'not measured'}")
-        if (mirrored := figures.get("test_mirrored/accuracy")) is not None:
-            rows.append(f"mirrored     accuracy {mirrored:.4f}, of the mean over an image and its mirror image")
-        if "best_epoch" in figures:
-            rows.append(
-                f"checkpoint   epoch {figures['best_epoch']}, the best by {self.hyperparameters['run.monitor']}"
-            )
-        steps = f"{figures['epochs']} epochs, {figures['steps']} steps in {figures['train_seconds']:.1f} s"
-        rows.append(f"trained      {steps}")
-        if "samples_per_second" in figures:
-            share = figures.get("peak_share")
-            reached = f", {share:.0%} of what a matrix product reaches here" if share is not None else ""
-            rows.append(f"speed        {figures['samples_per_second']:,.0f} samples/s{reached}")
         since = "since it went on: " if self.resumes else ""
-        rows += [f"{'time':<12} {since}{line}" for line in self.clock.verdict()]
-        rows.append(f"run folder   {self.folder}")
-        return "\n".join([*rows, f"TensorBoard  tensorboard --logdir {self.folder.parent.parent}"])
+        times = [f"{since}{line}" for line in self.clock.verdict()]
+        return closing(self.figures, self.hyperparameters["run.monitor"], times, self.folder)
 
 
 def _values(trainer: Trainer, prefix: str) -> dict[str, float]:
