@@ -58,7 +58,8 @@ def train(config: Config, folder: Path, signals: Signals) -> int:
     from datamodules.classification import DataError
 
     quieten()
-    record, trainer = RunRecord(folder, config.to_yaml(), config.flat(), resumes=checkpoint is not None), None
+    record = RunRecord(folder, config.to_yaml(), config.flat(), config.chosen(), resumes=checkpoint is not None)
+    trainer = None
     try:
         seed_everything(config["seed"], verbose=False)
         trainer = make_trainer(config, folder, record, signals)  # before any download: it may refuse
@@ -86,9 +87,7 @@ def train(config: Config, folder: Path, signals: Signals) -> int:
     finally:
         if trainer is not None and not trainer.state.finished:
             end_children(signals.children())
-    if trainer.is_global_zero:
-        record.finish(trainer, tested)
-        say(record.report())
+    record.finish(trainer, tested)
     return 0
 
 

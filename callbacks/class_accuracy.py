@@ -8,18 +8,18 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from torchmetrics.classification import MulticlassConfusionMatrix
 
-from callbacks.drawing import BLACK, BLUE, GREY, PALE, canvas, drawable, font, pixels, shortened
+from callbacks.drawing import BLACK, BLUE, CARD, GREY, PALE, TEXT, canvas, drawable, font, pixels, shortened
 from callbacks.evaluation import EvaluationCallback, Stage
 
 # K classes
 
 MOST_ROWS = 25  # of a column of bars
-ROW, BAR, NAME, FIGURES = 24, 220, 150, 130  # pixels: height of a row, width of a full bar, of names, of figures
+ROW, LEAST_BAR, NAME, FIGURES = 19, 90, 120, 128  # pixels: height of a row, width of a full bar, of names, of figures
 
 
 class ClassAccuracy(EvaluationCallback):
-    """`class_accuracy` under IMAGES: for each class the share of its samples that are recognised; beyond 25 classes sorted,
-    the worst first."""
+    """`pictures/class_accuracy` under IMAGES: for each class the share of its samples that are recognised; beyond 25
+    classes sorted, the worst first."""
 
     def begin(self, pl_module: LightningModule) -> None:
         num_classes = pl_module.hparams["num_classes"]
@@ -33,7 +33,7 @@ class ClassAccuracy(EvaluationCallback):
         if writer is not None:
             names = drawable(pl_module.hparams["class_names"] or [str(i) for i in range(len(counts))])
             picture = draw(counts.diagonal().cpu().numpy(), counts.sum(1).cpu().numpy(), names)
-            writer.add_image("class_accuracy", picture, trainer.global_step, dataformats="HWC")
+            writer.add_image("pictures/class_accuracy", picture, trainer.global_step, dataformats="HWC")
 
 
 def draw(hits: np.ndarray, samples: np.ndarray, names: list[str]) -> np.ndarray:
@@ -48,22 +48,23 @@ def draw(hits: np.ndarray, samples: np.ndarray, names: list[str]) -> np.ndarray:
     order = np.arange(len(names)) if len(names) <= MOST_ROWS else np.argsort(shares, kind="stable")
     columns = -(-len(names) // MOST_ROWS)
     rows = -(-len(names) // columns)
-    name_width = 24 + min(NAME, max(int(font(15).getlength(name)) for name in names))
-    width = name_width + BAR + FIGURES
-    image, pen = canvas(max(columns * width + 20, 340), 64 + rows * ROW)
+    name_width = 14 + min(NAME, max(int(font(TEXT).getlength(name)) for name in names))
+    bar = max(LEAST_BAR, CARD - name_width - FIGURES)
+    width = name_width + bar + FIGURES
+    image, pen = canvas(columns * width, 50 + rows * ROW)
     mean = hits.sum() / max(1, samples.sum())
-    pen.text((12, 8), "recognised, % of each class's samples", GREY, font(15))
+    pen.text((6, 4), "recognised, % of each class's samples", GREY, font(TEXT))
     for place, i in enumerate(order):
-        left, top = 8 + place // rows * width, 36 + place % rows * ROW
+        left, top = place // rows * width, 24 + place % rows * ROW
         begin = left + name_width
-        pen.text((begin - 8, top + ROW / 2), shortened(names[i], NAME, 15), BLACK, font(15), anchor="rm")
-        pen.rectangle((begin, top + 3, begin + BAR, top + ROW - 4), fill=PALE)
+        pen.text((begin - 6, top + ROW / 2), shortened(names[i], NAME, TEXT), BLACK, font(TEXT), anchor="rm")
+        pen.rectangle((begin, top + 2, begin + bar, top + ROW - 3), fill=PALE)
         if samples[i]:
-            pen.rectangle((begin, top + 3, begin + BAR * shares[i], top + ROW - 4), fill=BLUE)
-        text = f"{100 * shares[i]:.1f}  ({hits[i]:,} of {samples[i]:,})" if samples[i] else "no samples"
-        pen.text((begin + BAR + 8, top + ROW / 2), text, BLACK, font(13), anchor="lm")
+            pen.rectangle((begin, top + 2, begin + bar * shares[i], top + ROW - 3), fill=BLUE)
+        text = f"{100 * shares[i]:.1f} ({hits[i]:,} of {samples[i]:,})" if samples[i] else "no samples"
+        pen.text((begin + bar + 5, top + ROW / 2), text, BLACK, font(TEXT - 1), anchor="lm")
     for column in range(columns):  # where a class would be if all were alike
-        x = 8 + column * width + name_width + BAR * mean
-        pen.line((x, 34, x, 38 + rows * ROW), BLACK, 1)
-    pen.text((12, 40 + rows * ROW), f"thin line: all samples, {100 * mean:.1f} %", GREY, font(13))
+        x = column * width + name_width + bar * mean
+        pen.line((x, 22, x, 26 + rows * ROW), BLACK, 1)
+    pen.text((6, 30 + rows * ROW), f"thin line: all samples, {100 * mean:.1f} %", GREY, font(TEXT))
     return pixels(image)

@@ -8,19 +8,19 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from torchmetrics.classification import MulticlassConfusionMatrix
 
-from callbacks.drawing import BLACK, GREY, WHITE, blend, canvas, drawable, font, pixels, shortened, upwards
+from callbacks.drawing import BLACK, CARD, GREY, TEXT, WHITE, blend, canvas, drawable, font, pixels, shortened, upwards
 from callbacks.evaluation import EvaluationCallback, Stage
 
 # K classes
 
 LIGHT, DARK = (247, 251, 255), (8, 48, 107)  # the ends of ColorBrewer's "Blues", safe in print and for the colour-blind
 MOST_NUMBERS = 20  # beyond so many classes the cells are too small for text
-LONGEST_NAME = 150  # pixels
+LONGEST_NAME = 100  # pixels
 
 
 class ConfusionMatrix(EvaluationCallback):
-    """`confusion_matrix` under IMAGES: rows are true classes and sum to 1, columns are predicted ones; below, the pairs that
-    are confused most.
+    """`pictures/confusion_matrix` under IMAGES: rows are true classes and sum to 1, columns are predicted ones; below, the
+    pairs that are confused most.
 
     Args:
         num_pairs: That are listed.
@@ -43,7 +43,7 @@ class ConfusionMatrix(EvaluationCallback):
         if writer is not None:
             names = drawable(pl_module.hparams["class_names"] or [str(i) for i in range(len(counts))])
             picture = draw(counts.cpu().numpy(), names, self.num_pairs)
-            writer.add_image("confusion_matrix", picture, trainer.global_step, dataformats="HWC")
+            writer.add_image("pictures/confusion_matrix", picture, trainer.global_step, dataformats="HWC")
 
 
 def draw(counts: np.ndarray, names: list[str], num_pairs: int = 5) -> np.ndarray:
@@ -56,15 +56,15 @@ def draw(counts: np.ndarray, names: list[str], num_pairs: int = 5) -> np.ndarray
     """
     num_classes = len(names)
     small = num_classes <= MOST_NUMBERS
-    cell = max(44, 264 // num_classes) if small else max(9, 900 // num_classes)
-    size = 15 if small else max(9, min(15, cell - 1))
+    size = TEXT if small else max(9, min(TEXT, 900 // num_classes - 1))
     names = [shortened(name, LONGEST_NAME, size) for name in names]
+    margin = 30 + max(int(font(size).getlength(name)) for name in names)
+    cell = min(60, max(23, (CARD - margin - 6) // num_classes)) if small else max(9, 900 // num_classes)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)  # a class without samples has an empty row
-    margin = max(60, 46 + max(int(font(size).getlength(name)) for name in names))
     side = num_classes * cell
     lines = confused(counts, names, num_pairs)
-    lines = ["most confused:", *lines] if lines else []
-    image, pen = canvas(max(margin + side + 14, 420), margin + side + 16 + 22 * len(lines))
+    lines = ["confused most, in either direction:", *lines] if lines else []
+    image, pen = canvas(max(margin + side + 6, CARD), margin + side + 14 + 17 * len(lines))
     for row in range(num_classes):
         for column in range(num_classes):
             share, left, top = shares[row, column], margin + column * cell, margin + row * cell
@@ -73,14 +73,14 @@ def draw(counts: np.ndarray, names: list[str], num_pairs: int = 5) -> np.ndarray
             pen.rectangle((left, top, left + cell - 1, top + cell - 1), fill=blend(LIGHT, DARK, float(shade)))
             if small and counts[row, column]:
                 text, middle = _percent(float(share)), (left + cell / 2, top + cell / 2)
-                pen.text(middle, text, WHITE if share > 0.5 else BLACK, font(size), anchor="mm")
+                pen.text(middle, text, WHITE if share > 0.5 else BLACK, font(TEXT - 1), anchor="mm")
     for i, name in enumerate(names):
-        pen.text((margin - 6, margin + (i + 0.5) * cell), name, BLACK, font(size), anchor="rm")
-        upwards(image, name, margin + (i + 0.5) * cell, margin - 6, size)
-    pen.text((margin + side / 2, 4), "predicted (cells: % of the true class)", GREY, font(15), anchor="ma")
-    upwards(image, "true", 12, margin + side // 2 + 14, 15)
+        pen.text((margin - 5, margin + (i + 0.5) * cell), name, BLACK, font(size), anchor="rm")
+        upwards(image, name, margin + (i + 0.5) * cell, margin - 5, size)
+    pen.text((margin + side / 2, 2), "predicted (cells: % of the true class)", GREY, font(TEXT), anchor="ma")
+    upwards(image, "true", 9, margin + side // 2 + 12, TEXT)
     for i, line in enumerate(lines):
-        pen.text((12, margin + side + 10 + 22 * i), line, BLACK, font(15))
+        pen.text((8, margin + side + 8 + 17 * i), line, BLACK if i else GREY, font(TEXT))
     return pixels(image)
 
 
@@ -92,12 +92,11 @@ def _percent(share: float) -> str:
 
 
 def confused(counts: np.ndarray, names: list[str], num_pairs: int) -> list[str]:
-    """A line for each of the pairs of classes that are confused most, in either direction, by samples."""
+    """A line for each of the pairs of classes that are confused most, and of which true class the samples were."""
     both = np.triu(counts + counts.T, k=1)  # (K, K)
     order = np.argsort(both, axis=None)[::-1][:num_pairs]
     pairs = [(int(i), int(j)) for i, j in zip(*np.unravel_index(order, both.shape), strict=True) if both[i, j]]
     return [
-        f"{both[i, j]:,} times {names[i]} and {names[j]}"
-        f"  ({names[i]} taken for {names[j]} {counts[i, j]:,}, {names[j]} for {names[i]} {counts[j, i]:,})"
+        f"{both[i, j]:,} times {names[i]} and {names[j]} ({counts[i, j]:,} {names[i]}, {counts[j, i]:,} {names[j]})"
         for i, j in pairs
     ]

@@ -1,7 +1,8 @@
 """Drawing with Pillow, which TensorBoard needs anyway: Matplotlib would add half a second to every start.
 
 Colours are those of Okabe and Ito, which colour-blind people can tell apart (https://jfly.uni-koeln.de/color/). Pictures
-have a white ground of their own, so that they look alike in TensorBoard's dark mode.
+have a white ground of their own, so that they look alike in TensorBoard's dark mode, and are no wider than its cards where
+that can be: it scales by leaving out pixels, and with them parts of letters.
 """
 
 from collections.abc import Sequence
@@ -10,6 +11,9 @@ from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+
+CARD = 340  # pixels, the width of a picture in TensorBoard
+TEXT = 12  # pixels, the height of most text
 
 Colour = tuple[int, int, int]
 BLACK, GREY, PALE, WHITE = (0, 0, 0), (110, 110, 110), (225, 225, 225), (255, 255, 255)

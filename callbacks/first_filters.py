@@ -12,11 +12,11 @@ from callbacks.evaluation import EvaluationCallback, Stage, holds_all
 
 # O filters, C channels, H, W
 
-SIDE, GAP, COLUMNS = 48, 4, 16  # pixels: of a filter at least, between two; filters in a row
+SIDE, GAP, COLUMNS = 38, 4, 8  # pixels: of a filter at most, if it is smaller, and between two; filters in a row
 
 
 class FirstFilters(EvaluationCallback):
-    """`first_filters` under IMAGES: the weights of the first layer that sees an image, each filter scaled to its own range.
+    """`pictures/first_filters` under IMAGES: the weights of the first layer that sees an image, each in a range of its own.
 
     Args:
         num_filters: At most.
@@ -33,7 +33,7 @@ class FirstFilters(EvaluationCallback):
         filters = first_filters(pl_module)
         if filters is not None:
             page = grid(filters[: self.num_filters].detach().float().cpu())
-            writer.add_image("first_filters", page, trainer.global_step)
+            writer.add_image("pictures/first_filters", page, trainer.global_step)
 
 
 def first_filters(module: LightningModule) -> Tensor | None:

@@ -83,7 +83,7 @@ class Gallery(EvaluationCallback):
             shares = [integrated_gradients(pl_module, one.inputs) if explain else None for one in examples]
             if isinstance(examples[0].inputs, Tensor) and examples[0].inputs.ndim == 4:
                 page = picture(examples, shares, names)
-                writer.add_image(title, page, trainer.global_step, dataformats="HWC")
+                writer.add_image(f"pictures/{title}", page, trainer.global_step, dataformats="HWC")
             else:
                 writer.add_text(title, table(examples, shares, names, trainer.datamodule), trainer.global_step)  # type: ignore[attr-defined]
 

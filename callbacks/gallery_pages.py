@@ -9,14 +9,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from callbacks.drawing import BLACK, BLUE, GREY, VERMILION, canvas, drawable, font, pixels, shortened
+from callbacks.drawing import BLACK, BLUE, CARD, GREY, TEXT, VERMILION, canvas, drawable, font, pixels, shortened
 
 if TYPE_CHECKING:
     from callbacks.gallery import Example
 
 # C channels, H, W, T tokens, E width of a token's vector, D features
 
-SIDE, GAP, COLUMNS, TEXT = 112, 14, 3, 44  # pixels: of an image, between examples, of the text below; examples in a row
+SIDE, GAP, COLUMNS, CAPTION = 76, 8, 2, 32  # pixels: of an image, between examples, of the text below; pairs in a row
 MOST_FEATURES = 12  # of a row that are shown, those with the largest shares
 
 
@@ -30,26 +30,24 @@ def picture(examples: Sequence["Example"], shares: Sequence[Tensor | None], name
     """
     explained = shares[0] is not None
     names, columns = drawable(names), min(COLUMNS if explained else 2 * COLUMNS, len(examples))
-    width, height = (SIDE + 4 + SIDE if explained else SIDE) + GAP, SIDE + TEXT + GAP
+    width, height = (SIDE + 4 + SIDE if explained else SIDE) + GAP, SIDE + CAPTION + GAP
     rows = -(-len(examples) // columns)
-    image, pen = canvas(
-        max(columns * width + GAP, 480 if explained else 0), rows * height + GAP + (26 if explained else 0)
-    )
+    image, pen = canvas(max(columns * width + GAP, CARD), rows * height + GAP + (20 if explained else 0))
     for place, (example, share) in enumerate(zip(examples, shares, strict=True)):
         left, top = GAP + place % columns * width, GAP + place // columns * height
         shown = _visible(example.inputs[0])
         image.paste(_scaled(shown), (left, top))
         if share is not None:
             image.paste(_scaled(_overlay(shown, share)), (left + SIDE + 4, top))
-        room = width - GAP
-        right = example.label == example.predicted
-        said = f"said {names[example.predicted]}, {100 * example.probability:.0f} %"
-        pen.text((left, top + SIDE + 4), shortened(said, room, 14), BLUE if right else VERMILION, font(14))
-        truth = "right" if right else f"is {names[example.label]}"
-        pen.text((left, top + SIDE + 22), shortened(truth, room, 14), BLACK, font(14))
+        room, right = width - GAP, example.label == example.predicted
+        sure = f"{100 * example.probability:.0f} %"
+        said = shortened(names[example.predicted], room - font(TEXT).getlength(sure + " "), TEXT)
+        pen.text((left, top + SIDE + 3), f"{said} {sure}", BLUE if right else VERMILION, font(TEXT))
+        truth = "right" if right else shortened(f"is {names[example.label]}", room, TEXT)
+        pen.text((left, top + SIDE + 18), truth, BLACK, font(TEXT))
     if explained:
-        told = "orange speaks for the predicted class, blue for the next one"
-        pen.text((GAP, rows * height + GAP - 2), told, GREY, font(14))
+        told = "orange: for the predicted class, blue: for the next one"
+        pen.text((GAP, rows * height + GAP - 2), told, GREY, font(TEXT))
     return pixels(image)
 
 

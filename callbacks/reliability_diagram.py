@@ -13,17 +13,17 @@ from torch.utils.tensorboard import SummaryWriter
 from torchmetrics.classification import MulticlassCalibrationError
 from torchmetrics.utilities import dim_zero_cat
 
-from callbacks.drawing import BLACK, BLUE, GREY, ORANGE, PALE, canvas, font, pixels, upwards
+from callbacks.drawing import BLACK, BLUE, CARD, GREY, ORANGE, PALE, TEXT, canvas, font, pixels, upwards
 from callbacks.evaluation import EvaluationCallback, Stage
 
 # N samples
 
 BINS = 15
-LEFT, TOP, SIDE, LOW = 64, 40, 420, 90  # pixels: margins, side of the diagram, height of the histogram below it
+LEFT, TOP, SIDE, LOW = 46, 26, 280, 60  # pixels: margins, side of the diagram, height of the histogram below it
 
 
 class ReliabilityDiagram(EvaluationCallback):
-    """`reliability_diagram` under IMAGES: accuracy of the samples that got about the same probability, beside that
+    """`pictures/reliability_diagram` under IMAGES: accuracy of the samples that got about the same probability, beside that
     probability, and how many got it."""
 
     def begin(self, pl_module: LightningModule) -> None:
@@ -40,7 +40,7 @@ class ReliabilityDiagram(EvaluationCallback):
             confidences, hits = (dim_zero_cat(one).float().cpu().numpy() for one in lists)
         if writer is not None:
             picture = draw(confidences, hits, error)
-            writer.add_image("reliability_diagram", picture, trainer.global_step, dataformats="HWC")
+            writer.add_image("pictures/reliability_diagram", picture, trainer.global_step, dataformats="HWC")
 
 
 def draw(confidences: np.ndarray, hits: np.ndarray, error: float) -> np.ndarray:
@@ -54,28 +54,30 @@ def draw(confidences: np.ndarray, hits: np.ndarray, error: float) -> np.ndarray:
     bins = np.minimum((confidences * BINS).astype(int), BINS - 1)
     counts = np.bincount(bins, minlength=BINS)
     sums = [np.bincount(bins, weights=one, minlength=BINS) / np.maximum(counts, 1) for one in (confidences, hits)]
-    image, pen = canvas(LEFT + SIDE + 30, TOP + SIDE + LOW + 96)
+    image, pen = canvas(CARD, TOP + SIDE + LOW + 74)
     bottom, width = TOP + SIDE, SIDE / BINS
-    pen.text((LEFT + SIDE / 2, 10), f"expected calibration error {100 * error:.1f} %", BLACK, font(16), anchor="ma")
+    floor = bottom + LOW + 14  # of the histogram
+    pen.text(
+        (LEFT + SIDE / 2, 6), f"expected calibration error {100 * error:.1f} %", BLACK, font(TEXT + 1), anchor="ma"
+    )
     for tick in range(0, 101, 20):
         y, x = bottom - SIDE * tick / 100, LEFT + SIDE * tick / 100
         pen.line((LEFT, y, LEFT + SIDE, y), PALE)
-        pen.text((LEFT - 8, y), str(tick), GREY, font(14), anchor="rm")
-        pen.text((x, bottom + LOW + 26), str(tick), GREY, font(14), anchor="ma")
+        pen.text((LEFT - 6, y), str(tick), GREY, font(TEXT), anchor="rm")
+        pen.text((x, floor + 4), str(tick), GREY, font(TEXT), anchor="ma")
     for i, (count, sure, right) in enumerate(zip(counts, *sums, strict=True)):
         left, more = LEFT + i * width + 1, LEFT + (i + 1) * width - 2
         if count:
             low, high = sorted((bottom - SIDE * right, bottom - SIDE * sure))
             pen.rectangle((left, bottom - SIDE * right, more, bottom), fill=BLUE)
-            pen.rectangle((left, low, more, high), outline=ORANGE, width=3)
-            size = (LOW - 6) * count / counts.max()
-            pen.rectangle((left, bottom + LOW + 20 - size, more, bottom + LOW + 20), fill=GREY)
+            pen.rectangle((left, low, more, high), outline=ORANGE, width=2)
+            pen.rectangle((left, floor - (LOW - 4) * count / counts.max(), more, floor), fill=GREY)
     pen.line((LEFT, bottom, LEFT + SIDE, TOP), BLACK, 2)
     pen.rectangle((LEFT, TOP, LEFT + SIDE, bottom), outline=GREY)
-    pen.line((LEFT, bottom + LOW + 20, LEFT + SIDE, bottom + LOW + 20), GREY)
-    upwards(image, "right, %", 14, TOP + SIDE / 2 + 30, 15)
-    upwards(image, "samples", 14, bottom + LOW + 14, 15)
-    pen.text((LEFT + SIDE / 2, bottom + LOW + 44), "probability of the predicted class, %", GREY, font(15), anchor="ma")
-    told = "bars below the line: too sure of itself; orange: the gap"
-    pen.text((LEFT + SIDE / 2, bottom + LOW + 68), told, GREY, font(14), anchor="ma")
+    pen.line((LEFT, floor, LEFT + SIDE, floor), GREY)
+    upwards(image, "right, %", 10, TOP + SIDE / 2 + 24, TEXT)
+    upwards(image, "samples", 10, floor - 2, TEXT)
+    pen.text((LEFT + SIDE / 2, floor + 20), "probability of the predicted class, %", GREY, font(TEXT), anchor="ma")
+    told = "below the line: too sure of itself; orange: the gap"
+    pen.text((LEFT + SIDE / 2, floor + 38), told, GREY, font(TEXT), anchor="ma")
     return pixels(image)

@@ -4,7 +4,7 @@ TensorBoard puts lines into one chart that have one tag in several of its runs. 
 below the run of the training (``NAME``, ``NAME/val``, ``NAME/test``), and `val/loss` is `metrics/loss` in the second.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -87,16 +87,19 @@ class RunLogger(TensorBoardLogger):
             start = event_pb2.Event(session_log=event_pb2.SessionLog(status=event_pb2.SessionLog.START))
             self.writer(stage)._get_file_writer().add_event(start, step)
 
-    def end(self, hyperparameters: Mapping[str, Any], metrics: Iterable[str]) -> None:
+    def end(self, hyperparameters: Mapping[str, Any], first: Collection[str], metrics: Iterable[str]) -> None:
         """The entry under HPARAMS, where TensorBoard shows the last value of each metric.
 
         Args:
-            hyperparameters: Scalars, in the order of their columns.
+            hyperparameters: Scalars.
+            first: Those whose columns come before the others'.
             metrics: Names of some that have been logged, as in ``test/accuracy``.
         """
         experiment, *session = hparams(dict(hyperparameters), {})
         content = experiment.value[0].metadata.plugin_data
         plugin = hparams_plugin(content.content)
+        for info in plugin.experiment.hparam_infos:
+            info.differs = info.name in first  # TensorBoard sorts by that, and by name
         for name in metrics:
             stage, tag = place(name)
             column = plugin.experiment.metric_infos.add(display_name=name)

@@ -3,7 +3,7 @@
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -26,14 +26,20 @@ class RunRecord(Callback):
         folder: Of the run.
         config_yaml: The resolved config, shown as text in TensorBoard.
         hyperparameters: The flat config, shown beside the final metrics under HPARAMS.
+        chosen: Keys of it that are not as they are by default.
         resumes: Whether the run goes on from a checkpoint.
     """
 
     def __init__(
-        self, folder: Path, config_yaml: str, hyperparameters: Mapping[str, Any], resumes: bool = False
+        self,
+        folder: Path,
+        config_yaml: str,
+        hyperparameters: Mapping[str, Any],
+        chosen: Collection[str] = (),
+        resumes: bool = False,
     ) -> None:
         self.folder, self.config_yaml, self.hyperparameters = folder, config_yaml, hyperparameters
-        self.resumes, self.clock = resumes, Clock()
+        self.chosen, self.resumes, self.clock = chosen, resumes, Clock()
         self.figures: dict[str, Any] = {}
         # of the weights in memory; a checkpoint brings back its own
         self.validation: dict[str, float] = {}
@@ -118,12 +124,14 @@ class RunRecord(Callback):
         return {**there, "resumed": [*there.get("resumed", []), note]}
 
     def finish(self, trainer: Trainer, tested: Path | None) -> None:
-        """Write ``metrics.json`` and the entry under HPARAMS.
+        """Write ``metrics.json`` and the entry under HPARAMS, and say what came of the run; in the first process alone.
 
         Args:
             trainer: After its test.
             tested: The checkpoint that was tested; null for the last weights.
         """
+        if not trainer.is_global_zero:
+            return
         test = _values(trainer, "test")
         best = str(tested.relative_to(self.folder)) if tested else None
         self.clock.test_end()
@@ -138,14 +146,11 @@ class RunRecord(Callback):
             chosen = {name.replace("val/", "tested/val_"): value for name, value in self.validation.items()}
             trainer.logger.log_metrics(chosen, self.figures["steps"])  # the last ones may be of worse weights
             shown = {name: value for name, value in test.items() if not name.startswith("test_class_accuracy/")}
-            trainer.logger.end(self.hyperparameters, [*shown, *chosen])
+            trainer.logger.end(self.hyperparameters, self.chosen, [*shown, *chosen])
         write_json(self.folder / "metrics.json", self.figures)  # last of all: with it the run is finished
-
-    def report(self) -> str:
-        """What a person wants to know at the end."""
         since = "since it went on: " if self.resumes else ""
         times = [f"{since}{line}" for line in self.clock.verdict()]
-        return closing(self.figures, self.hyperparameters["run.monitor"], times, self.folder)
+        say(closing(self.figures, self.hyperparameters["run.monitor"], times, self.folder))
 
 
 def _values(trainer: Trainer, prefix: str) -> dict[str, float]:

@@ -56,10 +56,15 @@ class Config:
         return {name: value for name, value in self[section].items() if name != "name"}
 
     def flat(self) -> dict[str, bool | int | float | str]:
-        """``section.key`` -> scalar, without what is null or empty: what TensorBoard can show; first what was written."""
-        keys = sorted(self.all_keys(), key=lambda key: (key not in self.origins, key))
-        found = {key: self[key] for key in keys if self[key] not in (None, [])}
+        """``section.key`` -> scalar, without what is null or empty: what TensorBoard can show."""
+        found = {key: self[key] for key in sorted(self.all_keys()) if self[key] not in (None, [])}
         return {key: one if isinstance(one, bool | int | float | str) else str(one) for key, one in found.items()}
+
+    def chosen(self) -> set[str]:
+        """The dotted keys that name a component or have another value than they have by default."""
+        return {
+            key for key in self.all_keys() if key not in self.parameters or self[key] != self.parameters[key].default
+        }
 
     def to_yaml(self, **run: Any) -> str:
         """YAML that `load_config` reads back to the same values, with those of `run` in its section."""

@@ -18,7 +18,7 @@ from configs.catalogue import PROJECT
 from lit_models.mlp import LitMLP
 from tests.runs import IRIS, events, run
 
-PICTURES = ["class_accuracy", "confusion_matrix", "reliability_diagram"]
+PICTURES = [f"pictures/{name}" for name in ("class_accuracy", "confusion_matrix", "reliability_diagram")]
 SMALL = ["trainer.max_epochs=2", "trainer.limit_train_batches=3"]
 
 
@@ -73,10 +73,14 @@ def test_hparams_have_every_hyperparameter_and_the_final_metrics(iris):
         assert tag in events(iris, group or "train").Tags()["scalars"]
 
 
-def test_hparams_open_with_the_keys_that_were_written():
-    keys = list(load_config(PROJECT / IRIS, ["optimizer.lr=0.1"]).flat())
-    assert keys.index("optimizer.lr") < keys.index("data.eval_batch_size")
-    assert keys.index("model.hidden_sizes") < keys.index("data.eval_batch_size")
+def test_hparams_open_with_what_was_chosen(tmp_path):
+    folder = run(
+        tmp_path, "--config", IRIS, "trainer.max_epochs=1", "data.eval_batch_size=77", "data.test_fraction=0.2"
+    )
+    content = events(folder).summary_metadata["_hparams_/experiment"].plugin_data.content
+    first = {one.name for one in hparams_plugin(content).experiment.hparam_infos if one.differs}
+    assert {"data.name", "optimizer.lr", "model.hidden_sizes", "data.eval_batch_size"} <= first
+    assert not {"data.test_fraction", "trainer.log_every_n_steps", "callbacks.gallery.num_examples"} & first
 
 
 def test_texts_say_what_the_run_was(iris):
@@ -90,14 +94,16 @@ def test_pictures_of_the_last_validation_and_of_the_test(iris):
     for stage in ("val", "test"):
         assert sorted(events(iris, stage).Tags()["images"]) == PICTURES
         assert "pr_curves/virginica" in events(iris, stage).Tags()["tensors"]
-    assert [one.step for one in events(iris, "val").Images("confusion_matrix")] == [15]  # one, of the last epoch
+    assert [one.step for one in events(iris, "val").Images("pictures/confusion_matrix")] == [
+        15
+    ]  # one, of the last epoch
     assert events(iris).Graph().node
 
 
 def test_validations_are_shown_as_often_as_asked_for(tmp_path):
     often = run(tmp_path, "--config", IRIS, "trainer.max_epochs=3", "callbacks.confusion_matrix={every_seconds: 0}")
-    assert len(events(often, "val").Images("confusion_matrix")) == 3
-    assert len(events(often, "val").Images("class_accuracy")) == 1
+    assert len(events(often, "val").Images("pictures/confusion_matrix")) == 3
+    assert len(events(often, "val").Images("pictures/class_accuracy")) == 1
 
 
 def test_each_has_an_off_switch(tmp_path):
@@ -120,11 +126,11 @@ def test_each_has_an_off_switch(tmp_path):
 
 
 def test_an_image_run_shows_its_images(mnist):
-    assert sorted(events(mnist, "test").Tags()["images"]) == sorted([*PICTURES, "hits", "mistakes"])
-    assert "first_filters" in events(mnist, "val").Tags()["images"]
+    assert sorted(events(mnist, "test").Tags()["images"]) == sorted([*PICTURES, "pictures/hits", "pictures/mistakes"])
+    assert "pictures/first_filters" in events(mnist, "val").Tags()["images"]
     rows = (mnist / "test/00006/features/metadata.tsv").read_text(encoding="utf-8").splitlines()
     vectors = (mnist / "test/00006/features/tensors.tsv").read_text(encoding="utf-8").splitlines()
-    assert rows[0] == "true\tpredicted\tright"
+    assert rows[0] == "right\tpredicted\ttrue"
     assert len(rows) - 1 == len(vectors) > 50
     assert len(vectors[0].split("\t")) == 128
     with Image.open(mnist / "test/00006/features/sprite.png") as sprite:
