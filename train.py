@@ -58,7 +58,7 @@ def train(config: Config, folder: Path, signals: Signals) -> int:
     from datamodules.classification import DataError
 
     quieten()
-    record = RunRecord(folder, config.to_yaml(), config.flat(), config.chosen(), resumes=checkpoint is not None)
+    record = RunRecord(folder, config.to_yaml(), config.flat(), config.varied(), resumes=checkpoint is not None)
     trainer = None
     try:
         seed_everything(config["seed"], verbose=False)

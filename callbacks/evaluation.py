@@ -80,7 +80,7 @@ class EvaluationCallback(Callback):
     def _is_due(self, trainer: Trainer) -> bool:
         if trainer.sanity_checking:
             return False
-        last = trainer.current_epoch + 1 == trainer.max_epochs
+        last = trainer.current_epoch + 1 == trainer.max_epochs or 0 < trainer.max_steps <= trainer.global_step
         due = last or time.monotonic() - self._shown >= self.every_seconds
         return bool(trainer.strategy.broadcast(due))  # what is shown may take all processes
 

@@ -8,7 +8,7 @@ from callbacks.run_logger import RunLogger
 
 
 class Histograms(Callback):
-    """`weights/NAME` and `gradients/NAME` of every parameter that is trained, gradients before they are clipped.
+    """`parameters/NAME` and `parameters/NAME.gradient` of all that is trained, gradients before they are clipped.
 
     Args:
         every_n_steps: Optimizer steps between two of each.
@@ -24,6 +24,6 @@ class Histograms(Callback):
         with logger.clock.part("logging"):
             for name, one in pl_module.network.named_parameters():  # type: ignore[union-attr]
                 if one.requires_grad and one.numel():
-                    logger.writer("train").add_histogram(f"weights/{name}", one.detach().float(), step)
+                    logger.writer("train").add_histogram(f"parameters/{name}", one.detach().float(), step)
                 if one.grad is not None and one.grad.numel():
-                    logger.writer("train").add_histogram(f"gradients/{name}", one.grad.float(), step)
+                    logger.writer("train").add_histogram(f"parameters/{name}.gradient", one.grad.float(), step)

@@ -37,7 +37,7 @@ class ReliabilityDiagram(EvaluationCallback):
         error = float(self._metric.compute())  # over all processes, as what is read next
         with self._metric.sync_context():
             lists = (self._metric.confidences, self._metric.accuracies)
-            confidences, hits = (dim_zero_cat(one).float().cpu().numpy() for one in lists)
+            confidences, hits = (dim_zero_cat(one).float().nan_to_num().cpu().numpy() for one in lists)
         if writer is not None:
             picture = draw(confidences, hits, error)
             writer.add_image("pictures/reliability_diagram", picture, trainer.global_step, dataformats="HWC")

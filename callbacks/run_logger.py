@@ -87,19 +87,19 @@ class RunLogger(TensorBoardLogger):
             start = event_pb2.Event(session_log=event_pb2.SessionLog(status=event_pb2.SessionLog.START))
             self.writer(stage)._get_file_writer().add_event(start, step)
 
-    def end(self, hyperparameters: Mapping[str, Any], first: Collection[str], metrics: Iterable[str]) -> None:
+    def end(self, hyperparameters: Mapping[str, Any], varied: Collection[str], metrics: Iterable[str]) -> None:
         """The entry under HPARAMS, where TensorBoard shows the last value of each metric.
 
         Args:
             hyperparameters: Scalars.
-            first: Those whose columns come before the others'.
+            varied: Those whose columns come first; TensorBoard shows five without being asked.
             metrics: Names of some that have been logged, as in ``test/accuracy``.
         """
         experiment, *session = hparams(dict(hyperparameters), {})
         content = experiment.value[0].metadata.plugin_data
         plugin = hparams_plugin(content.content)
         for info in plugin.experiment.hparam_infos:
-            info.differs = info.name in first  # TensorBoard sorts by that, and by name
+            info.differs = info.name in varied  # TensorBoard sorts by that, and by name
         for name in metrics:
             stage, tag = place(name)
             column = plugin.experiment.metric_infos.add(display_name=name)

@@ -26,7 +26,7 @@ class RunRecord(Callback):
         folder: Of the run.
         config_yaml: The resolved config, shown as text in TensorBoard.
         hyperparameters: The flat config, shown beside the final metrics under HPARAMS.
-        chosen: Keys of it that are not as they are by default.
+        varied: Keys of it that come first there.
         resumes: Whether the run goes on from a checkpoint.
     """
 
@@ -35,11 +35,11 @@ class RunRecord(Callback):
         folder: Path,
         config_yaml: str,
         hyperparameters: Mapping[str, Any],
-        chosen: Collection[str] = (),
+        varied: Collection[str] = (),
         resumes: bool = False,
     ) -> None:
         self.folder, self.config_yaml, self.hyperparameters = folder, config_yaml, hyperparameters
-        self.chosen, self.resumes, self.clock = chosen, resumes, Clock()
+        self.varied, self.resumes, self.clock = varied, resumes, Clock()
         self.figures: dict[str, Any] = {}
         # of the weights in memory; a checkpoint brings back its own
         self.validation: dict[str, float] = {}
@@ -146,7 +146,7 @@ class RunRecord(Callback):
             chosen = {name.replace("val/", "tested/val_"): value for name, value in self.validation.items()}
             trainer.logger.log_metrics(chosen, self.figures["steps"])  # the last ones may be of worse weights
             shown = {name: value for name, value in test.items() if not name.startswith("test_class_accuracy/")}
-            trainer.logger.end(self.hyperparameters, self.chosen, [*shown, *chosen])
+            trainer.logger.end(self.hyperparameters, self.varied, [*shown, *chosen])
         write_json(self.folder / "metrics.json", self.figures)  # last of all: with it the run is finished
         since = "since it went on: " if self.resumes else ""
         times = [f"{since}{line}" for line in self.clock.verdict()]

@@ -8,8 +8,10 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from configs.catalogue import NAMED
-from configs.nodes import ConfigError
+from configs.nodes import COMMAND_LINE, ConfigError
 from configs.signatures import Component, Parameter
+
+USUAL = ("data.batch_size", "model.name", "optimizer.lr", "optimizer.name", "seed")
 
 
 @dataclass(frozen=True)
@@ -60,11 +62,9 @@ class Config:
         found = {key: self[key] for key in sorted(self.all_keys()) if self[key] not in (None, [])}
         return {key: one if isinstance(one, bool | int | float | str) else str(one) for key, one in found.items()}
 
-    def chosen(self) -> set[str]:
-        """The dotted keys that name a component or have another value than they have by default."""
-        return {
-            key for key in self.all_keys() if key not in self.parameters or self[key] != self.parameters[key].default
-        }
+    def varied(self) -> set[str]:
+        """The dotted keys in which the runs of an experiment are likely to differ: the usual ones, and the overrides."""
+        return {key for key in self.all_keys() if key in USUAL or self.origins.get(key) == COMMAND_LINE}
 
     def to_yaml(self, **run: Any) -> str:
         """YAML that `load_config` reads back to the same values, with those of `run` in its section."""

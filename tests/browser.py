@@ -37,7 +37,7 @@ SEEN = """(() => {
     if (node.shadowRoot) node.shadowRoot.childNodes.forEach(look);
     node.childNodes.forEach(look);
   };
-  look(document.body);
+  if (document.body) look(document.body);
   return found.join('\\n');
 })()"""
 

@@ -40,7 +40,7 @@ def points(folder: Path) -> dict[str, list[tuple[int, float]]]:
     for path in sorted(event_files(folder), key=lambda path: path.stat().st_mtime_ns):
         for event in EventFileLoader(str(path)).Load():
             for value in event.summary.value:
-                if value.tensor.float_val:
+                if value.tensor.float_val and not value.tag.startswith("pr_curves/"):  # when is the clock's
                     tag = str((path.parent / value.tag).relative_to(folder))
                     found.setdefault(tag, []).append((event.step, value.tensor.float_val[0]))
     return found
