@@ -10,14 +10,13 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is not signal.SIG_
 
 import importlib
 import sys
-import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from callbacks.endings import REFUSED, RunEnded, end_children, ending, say, tell
 from callbacks.signals import Signals
 from configs import Config, ConfigError, parse, rank, run_folder
-from configs.catalogue import PROJECT, lightning_folder
+from configs.catalogue import PROJECT, refused_by_lightning
 from configs.schema import METRICS
 from lit_models.checkpoint_file import BrokenCheckpointError, newest
 
@@ -51,7 +50,6 @@ def train(config: Config, folder: Path, signals: Signals) -> int:
     if config.resumes and checkpoint is None:
         say("it has no checkpoint yet: starting from its beginning")
     from lightning.pytorch import seed_everything
-    from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
     from callbacks.progress_line import quieten
     from callbacks.run_record import RunRecord
@@ -77,12 +75,9 @@ def train(config: Config, folder: Path, signals: Signals) -> int:
         trainer.test(model, datamodule, ckpt_path=tested, weights_only=True, verbose=False)
     except DataError as error:
         raise config.refused("data", str(error)) from error
-    except (MisconfigurationException, ValueError, ImportError) as error:
-        where = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
-        if isinstance(error, MisconfigurationException) or where.is_relative_to(lightning_folder()):
-            raise config.refused("trainer", str(error)) from error  # Lightning refuses options; the rest are bugs
-        raise
     except Exception as error:
+        if refused_by_lightning(error):
+            raise config.refused("trainer", str(error)) from error
         raise ending(error, config["data.batch_size"], trainer.world_size if trainer else 1) from error
     finally:
         if trainer is not None and not trainer.state.finished:
@@ -107,8 +102,7 @@ def make(config: Config, section: str, **given: Any) -> Any:
 
 def make_model(config: Config, spec: "DataSpec") -> "LitClassifier":
     """The model for data of `spec`."""
-    sections = {name: config[name] for name in ("optimizer", "schedule")}
-    return make(config, "model", **spec.model_arguments(), **sections)
+    return make(config, "model", **spec.model_arguments(), optimizer=config["optimizer"], schedule=config["schedule"])
 
 
 def make_trainer(config: Config, folder: Path, record: "RunRecord", signals: Signals) -> "Trainer":
@@ -134,6 +128,12 @@ def make_trainer(config: Config, folder: Path, record: "RunRecord", signals: Sig
     # these two first: what they write is how things stood before the others acted
     callbacks: list[Callback] = [record, checkpoints, SharedBuffers()]
     callbacks += [make(config, f"callbacks.{one}") for one in sorted(chosen if bar else chosen - {"progress_line"})]
+    if config.checks:
+        from callbacks.rehearsal import Rehearsal
+        from datamodules.sanity import data_verdicts
+        from lit_models.sanity import model_verdicts
+
+        callbacks.append(Rehearsal(data_verdicts, model_verdicts))
     options |= {"enable_progress_bar": False, "enable_checkpointing": False, "plugins": VerifiedCheckpoints()}
     try:
         options["precision"] = choose_precision(options["accelerator"], options["precision"])

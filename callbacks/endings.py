@@ -26,7 +26,7 @@ class RunEnded(BaseException):
     """A run ends before its end, and not for a mistake in the code; no `except Exception` may hold it up.
 
     Args:
-        message: Why and where, in a line.
+        message: Why and where, in a line; empty if all has been said.
         exit_code: Of the command.
         agreed: Whether all processes of the run end by it, at the same step.
     """
@@ -110,7 +110,8 @@ def tell(end: RunEnded, folder: Path | None, rank: int) -> int:
     if isinstance(end, Stopped) and (news := requeue(end.signum)):
         said.append(news)
     with suppress(OSError):
-        print("; ".join(said), file=sys.stderr, flush=True)
+        if said != [""]:
+            print("; ".join(said), file=sys.stderr, flush=True)
     return end.exit_code
 
 

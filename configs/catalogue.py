@@ -2,6 +2,7 @@
 
 import difflib
 import importlib.util
+import traceback
 from collections.abc import Iterable
 from dataclasses import replace
 from functools import lru_cache
@@ -84,6 +85,13 @@ def lightning_folder() -> Path:
     if spec is None or spec.origin is None:
         raise ConfigError("", "", "lightning is not installed", "run: pip install -e . -c constraints.txt")
     return Path(spec.origin).parent / "pytorch"
+
+
+def refused_by_lightning(error: BaseException) -> bool:
+    """Whether Lightning has refused an option; any other error of these kinds is a bug."""
+    where = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
+    kind = isinstance(error, ValueError | ImportError) and where.is_relative_to(lightning_folder())
+    return kind or type(error).__name__ == "MisconfigurationException"
 
 
 def nearest(word: str, choices: Iterable[str], title: str) -> str:

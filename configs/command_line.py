@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
 
@@ -12,7 +13,12 @@ from configs.nodes import COMMAND_LINE, ConfigError, read_override
 from configs.pairs import check_ready
 from configs.resume import check_unfinished, find_run
 
-OPTIONS = ("--config", "--resume", "--print-config", "--explain", "--help")
+OPTIONS = ("--config", "--resume", "--check", "--print-config", "--explain", "--help")
+# what a check sets: one process, and no output but its own
+CHECK = (
+    "trainer.devices=1", "trainer.num_nodes=1", "trainer.strategy=auto", "trainer.enable_progress_bar=false",
+    "trainer.enable_checkpointing=false",
+)  # fmt: skip
 
 
 class Parser(argparse.ArgumentParser):
@@ -36,6 +42,7 @@ def parse(argv: list[str], description: str) -> Config | None:
         metavar="RUN|auto",
         help="go on with the run in folder RUN, or with the newest unfinished one of FILE",
     )
+    parser.add_argument("--check", action="store_true", help="say in seconds what is wrong with it, keep nothing")
     parser.add_argument("--print-config", action="store_true", help="print the resolved config, train nothing")
     parser.add_argument("--explain", metavar="KEY", help="where KEY's value comes from, what it means and accepts")
     parser.add_argument("-h", "--help", action="store_true", help="this; with --config, every key of the experiment")
@@ -45,6 +52,8 @@ def parse(argv: list[str], description: str) -> Config | None:
             if close := difflib.get_close_matches(option, OPTIONS, 1, 0.75):
                 raise ConfigError(COMMAND_LINE, option, "unknown option", f"did you mean {close[0]}?")
             read_override(option)  # which says why not
+    if arguments.check and arguments.resume is not None:
+        raise ConfigError(COMMAND_LINE, "--check", "is for a run that begins", "leave out --resume")
     overrides = [*arguments.overrides, *rest]
     if arguments.resume is not None and not arguments.help:
         config: Config | None = find_run(arguments.resume, arguments.config, overrides)
@@ -62,5 +71,5 @@ def parse(argv: list[str], description: str) -> Config | None:
     elif config:
         check_unfinished(config)
         check_ready(config)
-        return config
+        return replace(load_config(config.path, [*overrides, *CHECK]), checks=True) if arguments.check else config
     return None

@@ -27,6 +27,7 @@ class Config:
         resumes: the folder of the run that goes on; null for a new run.
         checkpoint: that it goes on from; null for its newest one.
         falls_back: take the newest checkpoint that is whole, where the newest is not.
+        checks: only say what is wrong with the run (`callbacks.rehearsal`), and leave nothing.
     """
 
     path: Path
@@ -37,6 +38,7 @@ class Config:
     resumes: Path | None = None
     checkpoint: Path | None = None
     falls_back: bool = False
+    checks: bool = False
 
     def __getitem__(self, key: str) -> Any:
         """The value of a dotted key, or a whole section."""

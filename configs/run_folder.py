@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import IO
 
 from configs.config import Config
@@ -32,11 +33,15 @@ def run_folder(config: Config) -> Iterator[Path]:
     """The folder of the run: the one that is resumed, or a new ROOT/CONFIG/NAME with the resolved config in it.
 
     Only the first process makes and locks it; the others write nothing. That of a new run which is refused before it trains
-    is removed.
+    is removed. A run that is only checked has one of the system's, which is removed, too.
 
     Raises:
         ConfigError: if it exists, cannot be made, or another process is at work in it.
     """
+    if config.checks:
+        with TemporaryDirectory(prefix="check-", ignore_cleanup_errors=True) as temporary:
+            yield Path(temporary)
+        return
     folder = _opened(config)
     lock = _locked(folder) if rank() == 0 else None
     if rank() == 0:

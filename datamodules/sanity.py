@@ -1,0 +1,188 @@
+"""What can be wrong with data before anything is trained: rows in two parts, missing classes, labels of other rows.
+
+Each function looks at the parts of a datamodule and yields what it found as ``(level, title, text)``, level being "ok",
+"note", "warning" or "WRONG". All of it takes about a second for 70,000 images.
+"""
+
+from collections.abc import Iterator, Mapping
+from hashlib import blake2b
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Generator, Tensor
+
+from datamodules.classification import ClassificationDataModule, Labelled
+from datamodules.tokens import TokenRows
+
+# N rows, D values of a row, K classes, V tokens in the vocabulary
+Verdict = tuple[str, str, str]
+
+LEAST_ROWS, MOST_ROWS = 50, 2000  # that say whether labels fit inputs: fewer cannot, more cost time
+SIDE = 32  # of the images that are compared; larger ones are averaged down to it
+LEAST_DEVIATIONS = 3.0  # above chance: labels of other rows come as far once in 740 times
+# share of a part that may be in train, too, before its figures mean something else; of a tenth of SST-2, cut from train,
+# 1.3 % are phrases that occur twice
+MOST_SHARED = {"val": 0.05, "test": 0.01}
+MOST_CONTRADICTING = 0.01  # share of train; SST-2 has 0.01 %
+MOST_UNEVEN = 10  # times the rows of the smallest class, before a mean over all rows hides that class
+
+
+def data_verdicts(datamodule: ClassificationDataModule) -> Iterator[Verdict]:
+    """What is to be said of the data, once they are loaded."""
+    parts: Mapping[Any, Labelled] = datamodule._parts
+    if not parts or not all(isinstance(inputs, Tensor | TokenRows) for inputs, _ in parts.values()):
+        yield (
+            "note",
+            "data",
+            f"{type(datamodule).__name__} loads them in its own way: rows and labels are not looked at",
+        )
+        return
+    yield from class_balance(datamodule.spec.class_names, {name: labels for name, (_, labels) in parts.items()})
+    yield labels_fit(*parts["train"])
+    yield from same_rows(parts)
+
+
+def class_balance(class_names: tuple[str, ...], labels: Mapping[Any, Tensor]) -> Iterator[Verdict]:
+    """How many rows each class has in training, and classes that a part does not have.
+
+    Args:
+        class_names: K names.
+        labels: (N,) of each part.
+    """
+    title, counts = "class balance", {part: one.bincount(minlength=len(class_names)) for part, one in labels.items()}
+    missing = {part: [class_names[k] for k in (one == 0).nonzero().flatten().tolist()] for part, one in counts.items()}
+    train = counts["train"]
+    if len(missing["train"]) == len(class_names) - 1:
+        name = class_names[int(train.argmax())]
+        yield "WRONG", title, f"all {len(labels['train']):,} rows of train are {name!r}; look at how labels are read"
+    elif missing["train"]:
+        mend = "leave them out of the classes, or look at how labels are read"
+        yield "WRONG", title, f"train has no row of {_listed(missing['train'])}; {mend}"
+    else:
+        least, most = int(train.min()), int(train.max())
+        text = f"train has {least:,} to {most:,} rows a class"
+        if most > MOST_UNEVEN * least:
+            weights = ", ".join(f"{len(labels['train']) / len(train) / int(one):.2g}" for one in train)
+            evened = f"model.class_weights='[{weights}]'" if len(train) <= 10 else "model.class_weights"
+            mend = f"{evened} evens them out, and run.monitor=val/f1 counts every class alike"
+            yield "warning", title, f"{text}, {most / least:.0f} times as many; {mend}"
+        else:
+            yield "ok", title, text
+    for part, mend in (("val", "raise data.val_fraction"), ("test", "its figures will say nothing of them")):
+        if missing.get(part) and not set(missing[part]) <= set(missing["train"]):
+            yield "warning", title, f"{part} has no row of {_listed(missing[part])}; {mend}"
+
+
+def labels_fit(inputs: Tensor | TokenRows, labels: Tensor) -> Verdict:
+    """Whether labels can be told from the inputs better than by chance, by a model that needs no training.
+
+    One half of at most 2,000 rows predicts the other: by nearest neighbours for numbers, by naive Bayes for tokens. Labels
+    of other rows agree with these predictions as any permutation of them does, of which mean and variance are known
+    (Hoeffding 1951, https://doi.org/10.1214/aoms/1177729446); so a frequent class does not look like knowledge.
+
+    Args:
+        inputs: (N, ...), or `TokenRows`.
+        labels: (N,) of 0..K-1.
+    """
+    title = "labels fit inputs"
+    chosen = torch.randperm(len(labels), generator=Generator().manual_seed(0))[:MOST_ROWS]
+    if len(chosen) < LEAST_ROWS:
+        return "note", title, f"{len(chosen)} rows of train are too few to tell"
+    known, asked = chosen.tensor_split(2)
+    if isinstance(inputs, TokenRows):
+        judge, predicted = "naive Bayes is", naive_bayes(inputs, labels, known, asked)
+    else:
+        judge, predicted = "nearest neighbours are", nearest_neighbours(inputs, labels, known, asked)
+    count, hits = len(asked), int((predicted == labels[asked]).sum())
+    said, true = (one.bincount(minlength=int(labels.max()) + 1).double() for one in (predicted, labels[asked]))
+    pairs = float(said @ true)  # of a prediction and a label that agree, whichever rows they are of
+    mean = pairs / count
+    variance = (pairs - float(said @ true.square() + true @ said.square()) / count + mean**2) / (count - 1)
+    if variance <= 0:
+        return "note", title, f"{len(chosen):,} rows of train are too much alike, or nearly all of one class, to tell"
+    text = f"{judge} right for {hits / count:.0%} of {count:,} rows of train, where chance is {mean / count:.0%}"
+    if hits - mean < LEAST_DEVIATIONS * variance**0.5:
+        mend = "look whether labels and inputs are in one order, and whether both leave out the same rows"
+        return "WRONG", title, f"{text}; {mend}"
+    return "ok", title, text
+
+
+def same_rows(parts: Mapping[Any, Labelled]) -> Iterator[Verdict]:
+    """Rows of validation and test whose inputs are in train, too; and equal inputs in train with unequal labels."""
+    title, labels = "same rows", parts["train"][1].tolist()
+    first: dict[bytes, int] = {}  # row of train with these inputs
+    contradicting = 0
+    for row, digest in enumerate(_digests(parts["train"][0])):
+        contradicting += labels[first.setdefault(digest, row)] != labels[row]
+    none_in = []
+    for part in [name for name in parts if name != "train"]:
+        twins = [first.get(digest) for digest in _digests(parts[part][0])]  # rows of train
+        shared = [row for row, twin in enumerate(twins) if twin is not None]
+        if not shared:
+            none_in.append(part)
+            continue
+        share = len(shared) / len(twins)
+        which = f"row {shared[0]} is row {twins[shared[0]]} there"
+        text = f"{len(shared):,} rows of {part} ({share:.2%}) are in train, too ({which})"
+        if share <= MOST_SHARED[part]:
+            yield "note", title, text
+        else:
+            mend = "leave them out of one of the two, or the figures are better than the model"
+            yield ("WRONG" if part == "test" else "warning"), title, f"{text}; {mend}"
+    if none_in:
+        yield "ok", title, f"no row of {' or '.join(none_in)} is in train, too"
+    if contradicting:
+        share = contradicting / len(labels)
+        text = f"{contradicting:,} rows of train ({share:.2%}) have the inputs of an earlier one, and another label"
+        yield ("note" if share <= MOST_CONTRADICTING else "warning"), title, text
+
+
+def _digests(inputs: Tensor | TokenRows) -> Iterator[bytes]:
+    """Sixteen bytes for the values of each row."""
+    if isinstance(inputs, TokenRows):
+        ids, starts = inputs.ids.numpy(), inputs.starts.tolist()
+        seconds = [0] * len(starts) if inputs.second_starts is None else inputs.second_starts.tolist()
+        for start, length, second in zip(starts, inputs.lengths.tolist(), seconds, strict=True):
+            yield blake2b(ids[start : start + length].tobytes() + second.to_bytes(4), digest_size=16).digest()
+    else:
+        for row in inputs.contiguous().numpy():
+            yield blake2b(row.data, digest_size=16).digest()
+
+
+def nearest_neighbours(inputs: Tensor, labels: Tensor, known: Tensor, asked: Tensor) -> Tensor:
+    """The label of the nearest of the rows `known` for each of the rows `asked`, by standardised values."""
+    rows = torch.cat([known, asked])
+    chunks = [inputs[some].float() for some in rows.split(100)]
+    if inputs.ndim == 4 and max(inputs.shape[2:]) > SIDE:
+        chunks = [F.adaptive_avg_pool2d(one, SIDE) for one in chunks]
+    values = torch.cat(chunks).flatten(1)
+    std = values.std(0)
+    values = (values - values.mean(0)) / torch.where(std > 0, std, 1.0)  # (N, D)
+    there, here = values.split([len(known), len(asked)])
+    nearness = here @ there.T - there.square().sum(1) / 2  # half the squared distance, but for what a row has in common
+    return labels[known][nearness.argmax(1)]
+
+
+def naive_bayes(rows: TokenRows, labels: Tensor, known: Tensor, asked: Tensor) -> Tensor:
+    """The class of whose `known` rows the tokens of each row `asked` are most typical, were all classes equally frequent."""
+    num_classes, vocab_size = int(labels.max()) + 1, int(rows.ids.max()) + 1
+    ids, owners = _tokens(rows, known)
+    counts = (labels[known][owners] * vocab_size + ids).bincount(minlength=num_classes * vocab_size)
+    smoothed = counts.view(num_classes, vocab_size) + 1.0
+    likelihoods = (smoothed / smoothed.sum(1, keepdim=True)).log()  # (K, V)
+    ids, owners = _tokens(rows, asked)
+    return torch.zeros(len(asked), num_classes).index_add_(0, owners, likelihoods.T[ids]).argmax(1)
+
+
+def _tokens(rows: TokenRows, chosen: Tensor) -> tuple[Tensor, Tensor]:
+    """All token ids of the chosen rows, and which of these each belongs to."""
+    lengths = rows.lengths[chosen]
+    owners = torch.arange(len(chosen)).repeat_interleave(lengths)
+    columns = torch.arange(len(owners)) - (lengths.cumsum(0) - lengths)[owners]
+    return rows.ids[rows.starts[chosen][owners] + columns].long(), owners
+
+
+def _listed(names: list[str]) -> str:
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return ", ".join(map(repr, names[:5])) + more
