@@ -24,6 +24,7 @@ LEAST_DEVIATIONS = 3.0  # above chance: labels of other rows come as far once in
 # share of a part that may be in train, too, before its figures mean something else; of a tenth of SST-2, cut from train,
 # 1.3 % are phrases that occur twice
 MOST_SHARED = {"val": 0.05, "test": 0.01}
+EARLIER = {"val": "train", "test": "train or val"}
 MOST_CONTRADICTING = 0.01  # share of train; SST-2 has 0.01 %
 MOST_UNEVEN = 10  # times the rows of the smallest class, before a mean over all rows hides that class
 
@@ -109,33 +110,34 @@ def labels_fit(inputs: Tensor | TokenRows, labels: Tensor) -> Verdict:
 
 
 def same_rows(parts: Mapping[Any, Labelled]) -> Iterator[Verdict]:
-    """Rows of validation and test whose inputs are in train, too; and equal inputs in train with unequal labels."""
-    title, labels = "same rows", parts["train"][1].tolist()
-    first: dict[bytes, int] = {}  # row of train with these inputs
-    contradicting = 0
-    for row, digest in enumerate(_digests(parts["train"][0])):
-        contradicting += labels[first.setdefault(digest, row)] != labels[row]
-    none_in = []
-    for part in [name for name in parts if name != "train"]:
-        twins = [first.get(digest) for digest in _digests(parts[part][0])]  # rows of train
-        shared = [row for row, twin in enumerate(twins) if twin is not None]
-        if not shared:
-            none_in.append(part)
-            continue
-        share = len(shared) / len(twins)
-        which = f"row {shared[0]} is row {twins[shared[0]]} there"
-        text = f"{len(shared):,} rows of {part} ({share:.2%}) are in train, too ({which})"
-        if share <= MOST_SHARED[part]:
-            yield "note", title, text
-        else:
-            mend = "leave them out of one of the two, or the figures are better than the model"
-            yield ("WRONG" if part == "test" else "warning"), title, f"{text}; {mend}"
-    if none_in:
-        yield "ok", title, f"no row of {' or '.join(none_in)} is in train, too"
+    """Rows of a part whose inputs are in an earlier one, too; and equal inputs in train with unequal labels."""
+    title = "same rows"
+    first: dict[bytes, tuple[str, int]] = {}  # part and row that have these inputs
+    clean, contradicting, num_train = [], 0, len(parts["train"][1])
+    for part in ("train", "val", "test"):
+        labels, earlier = parts[part][1].tolist(), []  # row, and the part and the row that it repeats
+        for row, digest in enumerate(_digests(parts[part][0])):
+            where, twin = first.setdefault(digest, (part, row))
+            if where != part:
+                earlier.append((row, where, twin))
+            elif part == "train":
+                contradicting += labels[twin] != labels[row]
+        if earlier:
+            share, (row, where, twin) = len(earlier) / len(labels), earlier[0]
+            text = f"{len(earlier):,} of {len(labels):,} rows of {part} are in {EARLIER[part]}, too"
+            text = f"{text} (row {row} is row {twin} of {where})"
+            if share <= MOST_SHARED[part]:
+                yield "note", title, text
+            else:
+                mend = f"leave them out of one, or figures of {part} are better than the model"
+                yield ("WRONG" if part == "test" else "warning"), title, f"{text}; {mend}"
+        elif part != "train":
+            clean.append(f"of {part} is in {EARLIER[part]}")
+    if clean:
+        yield "ok", title, f"no row {', none '.join(clean)}"
     if contradicting:
-        share = contradicting / len(labels)
-        text = f"{contradicting:,} rows of train ({share:.2%}) have the inputs of an earlier one, and another label"
-        yield ("note" if share <= MOST_CONTRADICTING else "warning"), title, text
+        text = f"{contradicting:,} of {num_train:,} rows of train have the inputs of an earlier one and another label"
+        yield ("note" if contradicting <= MOST_CONTRADICTING * num_train else "warning"), title, text
 
 
 def _digests(inputs: Tensor | TokenRows) -> Iterator[bytes]:
