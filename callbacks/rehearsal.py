@@ -54,6 +54,8 @@ class Rehearsal(Callback):
         optimizer = trainer.optimizers[0] if len(trainer.optimizers) == 1 else None
         clip = trainer.gradient_clip_val if trainer.gradient_clip_algorithm != "value" else None
         self._tell(self.model_verdicts(pl_module, optimizer, batches, clip))
+        if pl_module.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(pl_module.device)
         if trainer.limit_val_batches:
             self._val_batch_seconds = _validation_batch_seconds(trainer)
 
@@ -87,12 +89,8 @@ class Rehearsal(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """All of it took less time than was meant for a part."""
-        seconds = _now(pl_module.device) - self._begun
-        self._say(
-            "note",
-            "expected",
-            f"{_duration(seconds)}, which was all of the training; memory {_memory(pl_module.device)}",
-        )
+        seconds = _duration(_now(pl_module.device) - self._begun)
+        self._say("note", "expected", f"{seconds}, which was all of the training; memory {_memory(pl_module.device)}")
         raise self._verdict()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
@@ -110,12 +108,15 @@ class Rehearsal(Callback):
             validation: Seconds of one, where a batch does not have its share of them.
         """
         batches = _num_batches(trainer)
-        text = f"{_duration(seconds)} a batch, and no number of them is set"
-        if math.isfinite(batches):
-            validations = _num_validations(trainer, batches)
-            timers = [one.time_remaining() for one in trainer.callbacks if isinstance(one, Timer)]  # type: ignore[attr-defined]
-            whole = min([seconds * batches + validation * validations, *(one for one in timers if one is not None)])
+        validations = _num_validations(trainer, batches)
+        timers = [one.time_remaining() for one in trainer.callbacks if isinstance(one, Timer)]  # type: ignore[attr-defined]
+        left = min((one for one in timers if one is not None), default=math.inf)
+        if (whole := seconds * batches + validation * validations) < left:
             text = f"about {_duration(whole)} for {batches:,.0f} batches of training and {validations:,.0f} validations"
+        elif math.isfinite(left):
+            text = f"about {_duration(left)}, when its time is up, at {_duration(seconds)} a batch"
+        else:
+            text = f"{_duration(seconds)} a batch, and no number of them is set"
         self._say("note", "expected", f"{text}; memory {_memory(trainer.strategy.root_device)}")
         return self._verdict()
 
@@ -176,7 +177,7 @@ def _num_batches(trainer: Trainer) -> float:
 def _num_validations(trainer: Trainer, batches: float) -> float:
     """Among so many training batches."""
     every = trainer.val_check_batch
-    if not every or math.isinf(every) or not trainer.enable_validation:
+    if not every or math.isinf(every) or math.isinf(batches) or not trainer.enable_validation:
         return 0
     if trainer.check_val_every_n_epoch is None:
         return batches // every
@@ -192,9 +193,10 @@ def _now(device: torch.device) -> float:
 
 
 def _memory(device: torch.device) -> str:
-    """The most that was in use so far, with what is tried before training."""
+    """The most that was in use: of a GPU in training and validation, else of the process so far."""
     if device.type == "cuda":
-        return f"{torch.cuda.max_memory_allocated(device) / 1e9:.1f} GB of the GPU"
+        total = torch.cuda.get_device_properties(device).total_memory
+        return f"{torch.cuda.max_memory_allocated(device) / 1e9:.1f} of {total / 1e9:.0f} GB"
     try:
         import resource
     except ImportError:  # Windows

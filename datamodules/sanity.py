@@ -104,8 +104,7 @@ def labels_fit(inputs: Tensor | TokenRows, labels: Tensor) -> Verdict:
         return "note", title, f"{len(chosen):,} rows of train are too much alike, or nearly all of one class, to tell"
     text = f"{judge} right for {hits / count:.0%} of {count:,} rows of train, where chance is {mean / count:.0%}"
     if hits - mean < LEAST_DEVIATIONS * variance**0.5:
-        mend = "look whether labels and inputs are in one order, and whether both leave out the same rows"
-        return "WRONG", title, f"{text}; {mend}"
+        return "WRONG", title, f"{text}; look whether labels and inputs are in one order"
     return "ok", title, text
 
 

@@ -22,7 +22,7 @@ from lit_models.classifier import Batch, LitClassifier
 Verdict = tuple[str, str, str]
 
 SOME, FEW = 128, 32  # samples of a batch that are looked at, and those that are to be learnt
-LEARN_SECONDS, LEARN_STEPS = 2.0, 200  # at each of the rates
+LEARN_SECONDS, LEARN_STEPS = 3.0, 200  # at each of the rates
 LEARNT = 0.5  # of what knowing the labels' frequencies alone would leave of the loss
 RATES = (1e-3, 1e-2, 1e-4)  # of Adam: its default, for small outputs, for pretrained weights; one that learns is enough
 LEAST_STEPS = 20  # with fewer, for lack of time, nothing is proved
