@@ -16,9 +16,10 @@ from callbacks.rehearsal import _duration, _num_batches, _num_validations
 from datamodules import sanity
 from datamodules.iris import Iris
 from datamodules.mnist import MNIST
+from lit_models import sanity as model_sanity
 from lit_models.bert import LitBERT
 from lit_models.mlp import LitMLP
-from lit_models.sanity import gradients, model_verdicts, one_batch_is_learnt
+from lit_models.sanity import gradients, loss_at_the_start, model_verdicts, one_batch_is_learnt
 from tests import files
 from tests.exactness import signalled
 from tests.runs import IRIS
@@ -262,6 +263,25 @@ def test_a_start_far_from_chance(check, monkeypatch):
     verdicts = check(*SHORT)
     assert wrong(verdicts) == {"loss at the start"}
     assert "and ln 3 = 1.10; start the last layer with smaller weights" in verdicts["loss at the start"][0][1]
+
+
+def test_a_model_that_knows_the_classes_already():
+    model = LitMLP((3,), 3, hidden_sizes=[])
+    model.network.layers[0].weight.data = 10 * torch.eye(3)
+    level, _, text = loss_at_the_start(model, [(torch.eye(3), torch.arange(3))])
+    assert level == "note"
+    assert "it knows much already" in text
+
+
+def test_a_network_too_slow_to_tell_is_not_called_broken(check, monkeypatch):
+    for name in ("LEARN_SECONDS", "PEAK_SECONDS"):
+        monkeypatch.setattr(model_sanity, name, 0.0)
+    verdicts = check(*SHORT)
+    for title in ("one batch is learnt", "learning rate"):
+        ((level, text),) = verdicts[title]
+        assert level == "note"
+        assert "in 1 steps" in text
+        assert text.endswith("and time was up: too few to tell")
 
 
 def test_inputs_that_are_not_scaled(check, small_data):
