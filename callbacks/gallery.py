@@ -34,8 +34,8 @@ class Example:
 
 
 class Gallery(EvaluationCallback):
-    """`mistakes`, the most confident first, and at the test `hits`, one of each class: images under IMAGES, rows of
-    features and texts as tables under TEXT. Of several processes the first one shows its own.
+    """`mistakes`, the most confident first, and at the test `hits`, one of each class: images as `pictures/...` under
+    IMAGES, rows of features and texts as `examples/...` under TEXT. Of several processes the first one shows its own.
 
     At the test each value is shown with its share in the decision (`callbacks.integrated_gradients`): what speaks for the
     predicted class, and what for the next one.
@@ -82,10 +82,11 @@ class Gallery(EvaluationCallback):
             explain = self.explain and stage == "test" and holds_all(trainer)
             shares = [integrated_gradients(pl_module, one.inputs) if explain else None for one in examples]
             if isinstance(examples[0].inputs, Tensor) and examples[0].inputs.ndim == 4:
-                page = picture(examples, shares, names)
-                writer.add_image(f"pictures/{title}", page, trainer.global_step, dataformats="HWC")
+                drawn = picture(examples, shares, names)
+                writer.add_image(f"pictures/{title}", drawn, trainer.global_step, dataformats="HWC")
             else:
-                writer.add_text(title, table(examples, shares, names, trainer.datamodule), trainer.global_step)  # type: ignore[attr-defined]
+                page = table(examples, shares, names, trainer.datamodule)  # type: ignore[attr-defined]
+                writer.add_text(f"examples/{title}", page, trainer.global_step)
 
 
 def _row(inputs: Any, i: int) -> Any:

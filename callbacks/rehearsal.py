@@ -5,7 +5,6 @@ its first step this says what others have found out about data and model; then i
 """
 
 import math
-import sys
 import time
 from collections.abc import Callable, Iterable
 from itertools import islice
@@ -16,10 +15,11 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Timer
 
 from callbacks.endings import REFUSED, Diverged, RunEnded, say
+from callbacks.report import duration
+from callbacks.throughput import peak_memory
 
-Verdict = tuple[
-    str, str, str
-]  # "ok", "note", "warning" or "WRONG"; what it is about; what it is, and what to do about it
+# "ok", "note", "warning" or "WRONG"; what it is about; what it is, and what to do about it
+Verdict = tuple[str, str, str]
 
 SAMPLES, BATCHES = 256, 16  # at most, that the network is tried with
 WARM_UP_BATCHES, WARM_UP_SECONDS = 2, 2.0  # whichever is over first; kernels are chosen meanwhile
@@ -89,7 +89,7 @@ class Rehearsal(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """All of it took less time than was meant for a part."""
-        seconds = _duration(_now(pl_module.device) - self._begun)
+        seconds = duration(_now(pl_module.device) - self._begun)
         self._say("note", "expected", f"{seconds}, which was all of the training; memory {_memory(pl_module.device)}")
         raise self._verdict()
 
@@ -112,11 +112,11 @@ class Rehearsal(Callback):
         timers = [one.time_remaining() for one in trainer.callbacks if isinstance(one, Timer)]  # type: ignore[attr-defined]
         left = min((one for one in timers if one is not None), default=math.inf)
         if (whole := seconds * batches + validation * validations) < left:
-            text = f"about {_duration(whole)} for {batches:,.0f} batches of training and {validations:,.0f} validations"
+            text = f"about {duration(whole)} for {batches:,.0f} batches of training and {validations:,.0f} validations"
         elif math.isfinite(left):
-            text = f"about {_duration(left)}, when its time is up, at {_duration(seconds)} a batch"
+            text = f"about {duration(left)}, when its time is up, at {duration(seconds)} a batch"
         else:
-            text = f"{_duration(seconds)} a batch, and no number of them is set"
+            text = f"{duration(seconds)} a batch, and no number of them is set"
         self._say("note", "expected", f"{text}; memory {_memory(trainer.strategy.root_device)}")
         return self._verdict()
 
@@ -194,22 +194,7 @@ def _now(device: torch.device) -> float:
 
 def _memory(device: torch.device) -> str:
     """The most that was in use: of a GPU in training and validation, else of the process so far."""
-    if device.type == "cuda":
-        total = torch.cuda.get_device_properties(device).total_memory
-        return f"{torch.cuda.max_memory_allocated(device) / 1e9:.1f} of {total / 1e9:.0f} GB"
-    try:
-        import resource
-    except ImportError:  # Windows
+    if (most := peak_memory(device)) is None:
         return "not measured"
-    unit = 1 if sys.platform == "darwin" else 1024
-    return f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9:.1f} GB"
-
-
-def _duration(seconds: float) -> str:
-    """For people: 0.4 s, 85 s, 12 min, 3.4 h."""
-    if seconds < 10:
-        return f"{seconds:.2g} s"
-    for unit, size, digits in (("h", 3600, 1), ("min", 60, 0)):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.{digits}f} {unit}"
-    return f"{seconds:.0f} s"
+    total = f" of {torch.cuda.get_device_properties(device).total_memory / 1e9:.0f}" if device.type == "cuda" else ""
+    return f"{most / 1e9:.1f}{total} GB"

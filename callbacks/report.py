@@ -57,7 +57,9 @@ def closing(figures: Mapping[str, Any], monitor: str, times: list[str], folder: 
 
 
 def duration(seconds: float) -> str:
-    """For people: 8 s, 2 min 5 s, 3 h 20 min."""
+    """For people: 0.4 s, 8.1 s, 2 min 5 s, 3 h 20 min."""
+    if seconds < 9.95:
+        return f"{seconds:.2g} s"
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"

@@ -14,6 +14,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from callbacks.clock import Clock
 from callbacks.endings import REFUSED, RunEnded, say
 from callbacks.environment import changed, environment, noted
+from callbacks.progress_line import ProgressLine
 from callbacks.report import closing, opening
 from callbacks.run_logger import RunLogger
 from callbacks.throughput import Throughput
@@ -65,7 +66,8 @@ class RunRecord(Callback):
                 write_json(self.folder / "environment.json", facts)
                 if isinstance(trainer.logger, RunLogger):
                     trainer.logger.begin(self._texts(facts))
-            say(opening(trainer, facts, self.hyperparameters))
+            if any(isinstance(one, ProgressLine) for one in trainer.callbacks):  # type: ignore[attr-defined]
+                say(opening(trainer, facts, self.hyperparameters))
         self._started = time.monotonic()
         self.clock.train_start()
 
@@ -104,9 +106,9 @@ class RunRecord(Callback):
         """Of the run, in Markdown."""
         rows = "\n".join(f"| {name} | {_told(value)} |" for name, value in facts.items() if name != "command")
         return {
-            "config": f"```yaml\n{self.config_yaml}\n```",
-            "command": f"```\n{facts['command']}\n```",
-            "environment": f"| what | here |\n|---|---|\n{rows}",
+            "run/config": f"```yaml\n{self.config_yaml}\n```",
+            "run/command": f"```\n{facts['command']}\n```",
+            "run/environment": f"| what | here |\n|---|---|\n{rows}",
         }
 
     def _all_seconds(self) -> float:

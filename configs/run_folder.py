@@ -4,17 +4,20 @@ import os
 import secrets
 import shutil
 import sys
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import IO
 
 from configs.config import Config
+from configs.ledger import note_end
 from configs.nodes import COMMAND_LINE, ConfigError
 from configs.signatures import PROJECT
 
+LOOK_SECONDS = 0.05  # between two looks at a lock that another holds
 VARIABLE = "LIT_RUN_FOLDER"  # tells the processes that Lightning starts for further devices where the run is
 
 
@@ -33,7 +36,8 @@ def run_folder(config: Config) -> Iterator[Path]:
     """The folder of the run: the one that is resumed, or a new ROOT/CONFIG/NAME with the resolved config in it.
 
     Only the first process makes and locks it; the others write nothing. That of a new run which is refused before it trains
-    is removed. A run that is only checked has one of the system's, which is removed, too.
+    is removed; that of one which ends before its end says why (`configs.ledger`). A run that is only checked has one of the
+    system's, which is removed, too.
 
     Raises:
         ConfigError: if it exists, cannot be made, or another process is at work in it.
@@ -54,6 +58,12 @@ def run_folder(config: Config) -> Iterator[Path]:
             sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     try:
         yield folder
+    except BaseException as error:
+        refused = config.resumes is not None and isinstance(error, ConfigError)  # nothing has happened to the run
+        if rank() == 0 and not refused and (folder / "environment.json").exists():
+            with suppress(OSError):  # the disk may be full, which is why it ended
+                note_end(folder, error)
+        raise
     finally:
         os.environ.pop(VARIABLE, None)
         if lock is not None:
@@ -112,7 +122,14 @@ def _locked(folder: Path) -> IO[str] | None:
         return None
     file = (folder / "config.yaml").open(encoding="utf-8")
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        for patience in (*[LOOK_SECONDS] * 9, None):
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:  # by a run that goes on, or for a moment by `runs.py`, which asks whether one does
+                if patience is None:
+                    raise
+                time.sleep(patience)
     except BlockingIOError:
         file.close()
         raise ConfigError(COMMAND_LINE, "--resume", f"{folder} is running", "wait for it, or stop it first") from None

@@ -119,7 +119,11 @@ def browser() -> Iterator[Browser]:
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         command = [CHROMIUM, f"--user-data-dir={profile}", *OPTIONS]
         process = subprocess.Popen(
-            command, preexec_fn=_placed(ours[0], theirs[1]), close_fds=False, stderr=subprocess.DEVNULL
+            command,
+            preexec_fn=_placed(ours[0], theirs[1]),
+            close_fds=False,
+            stderr=subprocess.DEVNULL,
+            env=os.environ | {"TMPDIR": profile},
         )
         os.close(ours[0])
         os.close(theirs[1])

@@ -12,7 +12,7 @@ from torch import nn
 
 import train
 from callbacks import rehearsal
-from callbacks.rehearsal import _duration, _num_batches, _num_validations
+from callbacks.rehearsal import _num_batches, _num_validations
 from datamodules import sanity
 from datamodules.iris import Iris
 from datamodules.mnist import MNIST
@@ -391,13 +391,6 @@ def test_a_run_without_a_number_of_batches(end, text, check, monkeypatch):
     monkeypatch.setattr(rehearsal, "TIMED_SECONDS", 0.0)
     verdicts = check("--config", IRIS, "trainer.max_epochs=null", "schedule.name=constant", end)
     assert text in verdicts["expected"][0][1]
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"), [(0.0123, "0.012 s"), (85, "85 s"), (119, "119 s"), (600, "10 min"), (12300, "3.4 h")]
-)
-def test_durations_are_for_people(seconds, text):
-    assert _duration(seconds) == text
 
 
 def test_one_process_is_enough(check):

@@ -83,9 +83,9 @@ def test_hparams_open_with_what_is_varied(tmp_path):
 
 
 def test_texts_say_what_the_run_was(iris):
-    assert "hidden_sizes" in text(iris, "config")
-    assert "| packages | lightning " in text(iris, "environment")
-    assert text(iris, "command").strip("`\n")
+    assert "hidden_sizes" in text(iris, "run/config")
+    assert "| packages | lightning " in text(iris, "run/environment")
+    assert text(iris, "run/command").strip("`\n")
     assert b"metrics/loss" in events(iris).Tensors("custom_scalars__config__")[0].tensor_proto.string_val[0]
 
 
@@ -144,7 +144,7 @@ def test_a_text_run_shows_its_texts_with_a_weight_per_token(small_data, tmp_path
         f"data.cache={tmp_path}",
     ]
     folder = run(tmp_path / "runs", "--config", "configs/text_bert.yaml", *SMALL, *options)
-    shown = text(folder, "mistakes", "test") + text(folder, "hits", "test")
+    shown = text(folder, "examples/mistakes", "test") + text(folder, "examples/hits", "test")
     assert r"\[CLS\] +" in shown.replace(" -", " +")
     assert "| predicted | true | input |" in shown
 

@@ -1,0 +1,232 @@
+"""The runs that there are, how each ended and what came of it, read from their folders: there is no index and no server.
+
+``metrics.json`` says that a run is finished, the lock on its config that it is at work, ``status.json`` how else it ended. A
+run without any of them was killed.
+"""
+
+import fnmatch
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from configs.nodes import COMMAND_LINE, ConfigError
+
+Status = Literal["running", "finished", "failed", "interrupted"]
+STATUSES: tuple[Status, ...] = ("running", "finished", "failed", "interrupted")
+INTERRUPTED = (130, 143)  # exit codes of Ctrl-C and SIGTERM
+SMALLER = ("loss", "error", "seconds")  # in a metric's name: less of it is better
+# of environment.json: what may explain a difference
+FACTS = ("git_commit", "git_dirty", "packages", "device", "num_devices", "precision", "threads", "data_sha256")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run's folder.
+
+    Attributes:
+        name: CONFIG/NAME.
+        folder: Where it lies.
+        status: How it stands.
+        began: Seconds since 1970.
+        figures: Of ``metrics.json``; empty before the run is finished.
+        reason: Why it ended before its end.
+    """
+
+    name: str
+    folder: Path
+    status: Status
+    began: float
+    figures: dict[str, Any] = field(default_factory=dict)
+    reason: str = ""
+
+    def plain(self) -> dict[str, Any]:
+        """For JSON."""
+        began = datetime.fromtimestamp(self.began, UTC).isoformat(timespec="seconds")
+        told = {"run": self.name, "folder": str(self.folder), "status": self.status, "began": began}
+        return {**told, "reason": self.reason, "metrics": self.figures}
+
+
+def runs(root: Path, patterns: Sequence[str] = (), statuses: Sequence[str] = ()) -> list[Run]:
+    """Those below `root`, the newest first.
+
+    Args:
+        root: Folder of all runs.
+        patterns: A config's name, a run's, or either with ``*``; any for none.
+        statuses: That are wanted; all for none.
+    """
+    wanted = [one.removeprefix(f"{root}/").rstrip("/") for one in patterns]
+    found = [
+        read(folder, name, began)
+        for folder, name, began in _folders(root)
+        if not wanted or any(_fits(name, pattern) for pattern in wanted)
+    ]
+    return sorted((one for one in found if not statuses or one.status in statuses), key=lambda run: -run.began)
+
+
+def read(folder: Path, name: str, began: float) -> Run:
+    """What the folder of a run says."""
+    figures = _json(folder / "metrics.json")
+    if figures is not None:
+        return Run(name, folder, "finished", began, figures)
+    if is_running(folder):
+        return Run(name, folder, "running", began)
+    end = _json(folder / "status.json") or {}
+    if end and _modified(folder / "checkpoints/last.ckpt") > _modified(folder / "status.json"):
+        end = {}  # it went on after that end, and was killed
+    status: Status = "failed" if end.get("status") == "failed" else "interrupted"
+    return Run(name, folder, status, began, reason=str(end.get("reason", "killed")))
+
+
+def is_running(folder: Path) -> bool:
+    """Whether a process holds the lock of the run; where there are no locks, none does."""
+    try:
+        import fcntl
+
+        with (folder / "config.yaml").open(encoding="utf-8") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # for a moment: a run that starts tries for longer
+    except BlockingIOError:
+        return True
+    except (ImportError, OSError):
+        return False
+    return False
+
+
+def find(root: Path, text: str) -> Run:
+    """The run that `text` means: its folder, CONFIG/NAME, or a part of that which no other has.
+
+    Raises:
+        ConfigError: if there is none, or several.
+    """
+    text = text.rstrip("/")
+    everything = {name: (folder, began) for folder, name, began in _folders(root)}
+    if (path := Path(text)).joinpath("config.yaml").is_file():
+        return read(path, "/".join(path.resolve().parts[-2:]), path.joinpath("config.yaml").stat().st_mtime)
+    names = [name for name in everything if name == text or name.endswith(f"/{text}")]
+    names = names or [name for name in everything if text in name]
+    if len(names) == 1:
+        return read(everything[names[0]][0], names[0], everything[names[0]][1])
+    if names:
+        listed = ", ".join(sorted(names)[:5]) + (", ..." if len(names) > 5 else "")
+        raise ConfigError(COMMAND_LINE, text, f"{len(names)} runs have that in their name", listed)
+    raise ConfigError(COMMAND_LINE, text, f"no run below {root} has that in its name", "python runs.py shows all")
+
+
+def metric(found: Sequence[Run], name: str) -> list[tuple[Run, float]]:
+    """The runs that have the metric `name`, with its value.
+
+    Raises:
+        ConfigError: if none of those that are finished has.
+    """
+    values = [(run, run.figures[name]) for run in found if _is_number(run.figures.get(name))]
+    if not values:
+        known = sorted(key for key, _ in figures(found))
+        near = [one for one in known if name.rpartition("/")[2] in one] or known
+        hint = f"there are {', '.join(near[:12])}" if known else "no run is finished"
+        raise ConfigError(COMMAND_LINE, name, "no finished run has this metric", hint)
+    return values
+
+
+def is_smaller_better(name: str) -> bool:
+    return any(word in name for word in SMALLER)
+
+
+def configs(found: Sequence[Run]) -> Iterator[tuple[str, list[Any]]]:
+    """The keys in which their configs differ, with the value of each."""
+    import yaml
+
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    flat = [dict(_flat(yaml.load((run.folder / "config.yaml").read_bytes(), loader))) for run in found]
+    yield from _differing(flat, "not there")
+
+
+def environments(found: Sequence[Run]) -> Iterator[tuple[str, list[Any]]]:
+    """What else than the config may explain a difference."""
+    facts = [_json(run.folder / "environment.json") or {} for run in found]
+    flat = [dict(_flat({name: one.get(name) for name in FACTS})) for one in facts]
+    yield from _differing(flat, None)
+
+
+def figures(found: Sequence[Run]) -> Iterator[tuple[str, list[float | None]]]:
+    """Every number in their ``metrics.json``, but for those of single classes."""
+    names = dict.fromkeys(key for run in found for key, value in run.figures.items() if _is_number(value))
+    for name in names:
+        if not name.startswith("test_class_accuracy/"):
+            yield name, [run.figures.get(name) for run in found]
+
+
+def note_end(folder: Path, error: BaseException) -> None:
+    """Leave in a run's folder how it ended, if that was not its end."""
+    by_python = 130 if isinstance(error, KeyboardInterrupt) else 1
+    code = getattr(error, "exit_code", 2 if isinstance(error, ConfigError) else by_python)
+    status: Status = "interrupted" if code in INTERRUPTED else "failed"
+    reason = " ".join(str(error).split()) or type(error).__name__
+    told = {"status": status, "exit_code": code, "reason": reason.removeprefix("error: ")}
+    temporary = folder / "status.part"
+    content = {**told, "ended": datetime.now(UTC).isoformat(timespec="seconds")}
+    temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(temporary, folder / "status.json")
+
+
+def _folders(root: Path) -> Iterator[tuple[Path, str, float]]:
+    """Folder, name and beginning of every run; what is linked from elsewhere is none."""
+    for config in _below(root):
+        for entry in _below(config.path):
+            try:
+                began = os.stat(f"{entry.path}/config.yaml").st_mtime
+            except OSError:  # no run
+                continue
+            yield Path(entry.path), f"{config.name}/{entry.name}", began
+
+
+def _below(folder: str | Path) -> list["os.DirEntry[str]"]:
+    try:
+        with os.scandir(folder) as entries:
+            return [one for one in entries if one.is_dir(follow_symlinks=False)]
+    except OSError:
+        return []
+
+
+def _fits(name: str, pattern: str) -> bool:
+    return name.startswith(f"{pattern}/") or fnmatch.fnmatch(name, pattern) or fnmatch.fnmatch(name, f"{pattern}/*")
+
+
+def _json(path: Path) -> dict[str, Any] | None:
+    """The mapping in a file; empty if it is broken, null if it is missing."""
+    try:
+        with open(path, "rb") as file:
+            content = json.loads(file.read())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _modified(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _flat(values: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(values, dict) and values:
+        for name, value in values.items():
+            yield from _flat(value, f"{key}.{name}" if key else str(name))
+    else:
+        yield key, values
+
+
+def _differing(flat: Sequence[dict[str, Any]], absent: Any) -> Iterator[tuple[str, list[Any]]]:
+    for key in dict.fromkeys(key for one in flat for key in one):
+        values = [one.get(key, absent) for one in flat]
+        if any(value != values[0] for value in values):
+            yield key, values

@@ -1,0 +1,208 @@
+"""List, compare and prune runs: a table of their folders, no server.
+
+python runs.py                              all runs, the newest first
+python runs.py list mnist_cnn --status failed
+python runs.py compare A B                  in what two runs differ, and what came of it
+python runs.py best val/accuracy iris_mlp   the best of the finished runs
+python runs.py prune --older-than 7         delete the failed and interrupted ones, after asking
+
+A run is named by its folder, by CONFIG/NAME, or by a part of that; several by a config, or by a name with *.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any, NoReturn
+
+from configs import ConfigError, ledger
+from configs.ledger import STATUSES, Run
+from configs.nodes import COMMAND_LINE
+
+COMMANDS = ("list", "compare", "best", "prune")
+COLUMNS = {"accuracy": "test/accuracy", "f1": "test/f1", "loss": "test/loss", "val accuracy": "val/accuracy"}
+TITLES = ["run", "status", *COLUMNS, "trained", "began", "why"]
+
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(COMMAND_LINE, "", message, "python runs.py --help")
+
+
+def main(argv: list[str]) -> int:
+    """Run the command line `argv`; the exit code comes back."""
+    if not argv or argv[0] not in (*COMMANDS, "-h", "--help"):
+        argv = ["list", *argv]
+    try:
+        arguments = parser().parse_args(argv)
+        answer: int = arguments.answer(arguments)
+        return answer
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def parser() -> Parser:
+    common = Parser(add_help=False, allow_abbrev=False)
+    common.add_argument("--root", type=Path, default=Path("runs"), help="folder of all runs (runs)")
+    common.add_argument("--json", action="store_true", help="for programs")
+    summary, _, more = (__doc__ or "").partition("\n")
+    one = Parser(prog="python runs.py", description=summary, epilog=more, formatter_class=argparse.RawTextHelpFormatter)
+    commands = one.add_subparsers(metavar="COMMAND")
+    for name, answer, text in (
+        ("list", show, "runs as a table"), ("compare", compare, "differences of config and metrics"),
+        ("best", best, "finished runs by a metric"), ("prune", prune, "delete runs, after asking"),
+    ):  # fmt: skip
+        command = commands.add_parser(name, help=text, description=text, parents=[common], allow_abbrev=False)
+        command.set_defaults(answer=answer)
+        if name == "best":
+            command.add_argument("metric", help="as in val/accuracy; losses, errors and seconds are best when smallest")
+            command.add_argument("--path", action="store_true", help="print the folder of the best one alone")
+        nargs = "+" if name == "compare" else "*"
+        command.add_argument("runs", nargs=nargs, metavar="RUN", help="CONFIG, CONFIG/NAME or a part of it")
+        if name in ("list", "prune"):
+            default = ["failed", "interrupted"] if name == "prune" else []
+            command.add_argument("--status", nargs="+", choices=STATUSES, default=default, help="those alone")
+        if name in ("list", "best"):
+            command.add_argument("--last", type=int, default=30 if name == "list" else 10, help="so many; 0 for all")
+        if name == "prune":
+            command.add_argument("--older-than", type=float, default=0.0, metavar="DAYS", help="that began before")
+            command.add_argument("--yes", action="store_true", help="do not ask")
+    return one
+
+
+def show(arguments: argparse.Namespace) -> int:
+    found = ledger.runs(arguments.root, arguments.runs, arguments.status)
+    if arguments.json:
+        return dump([run.plain() for run in found])
+    if not found:
+        print(f"no such runs below {arguments.root}; python train.py --config configs/iris_mlp.yaml makes one")
+        return 0
+    some = found[: arguments.last or None]
+    table(TITLES, [row(run) for run in some])
+    if len(some) < len(found):
+        print(f"... and {len(found) - len(some):,} earlier ones: --last 0 shows all")
+    return 0
+
+
+def row(run: Run) -> list[str]:
+    values = [run.figures.get(name) for name in COLUMNS.values()]
+    shown = [f"{value:.4f}" if isinstance(value, int | float) else "" for value in values]
+    seconds = run.figures.get("train_seconds")
+    trained = f"{seconds:,.0f} s" if isinstance(seconds, int | float) else ""
+    return [
+        run.name,
+        run.status,
+        *shown,
+        trained,
+        f"{datetime.fromtimestamp(run.began):%Y-%m-%d %H:%M}",
+        run.reason.partition(";")[0],
+    ]
+
+
+def compare(arguments: argparse.Namespace) -> int:
+    if len(arguments.runs) < 2:
+        raise ConfigError(COMMAND_LINE, "compare", "needs two runs", "python runs.py shows all")
+    found = [ledger.find(arguments.root, text) for text in arguments.runs]
+    parts = {
+        "config": ledger.configs(found),
+        "environment": ledger.environments(found),
+        "metrics": ledger.figures(found),
+    }
+    if arguments.json:
+        return dump({"runs": [run.plain() for run in found]} | {part: dict(rows) for part, rows in parts.items()})
+    for part, rows in parts.items():
+        lines = [[key, *(number(value) for value in values), difference(part, values)] for key, values in rows]
+        if lines:
+            table(
+                [part, *(run.name for run in found), "difference" if part == "metrics" and len(found) == 2 else ""],
+                lines,
+            )
+        else:
+            print(f"{part}: no difference" if part != "metrics" else "no run is finished")
+        print()
+    return 0
+
+
+def number(value: Any) -> str:
+    return "" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def difference(part: str, values: Sequence[Any]) -> str:
+    if part != "metrics" or len(values) != 2 or None in values:
+        return ""
+    return f"{values[1] - values[0]:+.4g}"
+
+
+def best(arguments: argparse.Namespace) -> int:
+    found = ledger.metric(ledger.runs(arguments.root, arguments.runs), arguments.metric)
+    sign = 1 if ledger.is_smaller_better(arguments.metric) else -1
+    found.sort(key=lambda one: (one[1] != one[1], sign * one[1]))  # what is no number comes last
+    if arguments.path:
+        print(found[0][0].folder)
+    elif arguments.json:
+        return dump([run.plain() for run, _ in found])
+    else:
+        rows = [[f"{value:.6g}", str(run.folder)] for run, value in found[: arguments.last or None]]
+        table([arguments.metric, "run"], rows)
+        if arguments.metric.startswith("test") and len(found) > 1:
+            print("the best of several by the test is better there than it is: choose by val/..., and test that one")
+    return 0
+
+
+def prune(arguments: argparse.Namespace) -> int:
+    before = time.time() - 86400 * arguments.older_than
+    found = ledger.runs(arguments.root, arguments.runs, arguments.status)
+    found = [run for run in found if run.began <= before and run.status != "running"]
+    if arguments.json:
+        return dump([run.plain() for run in found])
+    if not found:
+        print("nothing to delete")
+        return 0
+    table(TITLES, [row(run) for run in found])
+    size = sum(path.stat().st_size for run in found for path in run.folder.rglob("*") if path.is_file()) / 1e6
+    if not arguments.yes:
+        if not sys.stdin.isatty():
+            raise ConfigError(COMMAND_LINE, "prune", "nobody to ask", "give --yes")
+        if input(f"delete {len(found)} runs ({size:.0f} MB)? [y/N] ").strip().lower() not in ("y", "yes"):
+            print("nothing is deleted")
+            return 0
+    for run in found:
+        if not ledger.is_running(run.folder):  # it may have been resumed meanwhile
+            shutil.rmtree(run.folder)
+            if not any(run.folder.parent.iterdir()):
+                run.folder.parent.rmdir()
+    print(f"{len(found)} runs deleted ({size:.0f} MB)")
+    return 0
+
+
+def table(titles: list[str], rows: list[list[str]]) -> None:
+    """Aligned columns, but for empty ones; in a terminal no line is longer than it."""
+    columns = [column for column in zip(titles, *rows, strict=True) if any(column[1:])]
+    widths = [max(map(len, column)) for column in columns]
+    most = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    for line in zip(*columns, strict=True):
+        print("  ".join(one.ljust(width) for one, width in zip(line, widths, strict=True)).rstrip()[:most])
+
+
+def dump(content: Any) -> int:
+    print(json.dumps(content, indent=2, ensure_ascii=False))
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        code = main(sys.argv[1:])
+        sys.stdout.flush()
+    except BrokenPipeError:  # | head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    except KeyboardInterrupt:
+        code = 128 + signal.SIGINT
+    sys.exit(code)

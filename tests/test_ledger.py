@@ -1,0 +1,281 @@
+"""The table of runs: how each ended, in what they differ, which is best, and what may go."""
+
+import fcntl
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import runs
+import train
+from configs import ledger
+from configs.catalogue import PROJECT
+from tests.exactness import start
+from tests.runs import IRIS, run
+
+SECONDS, COUNT = 2.0, 10_000
+
+
+def made(root: Path, name: str, began: float = 1e9, end: dict | None = None, **metrics) -> Path:
+    """A run's folder, as far as the ledger reads it."""
+    folder = root / name
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text("optimizer:\n  lr: 0.1\nmodel: {widths: [1, 2]}\n", encoding="utf-8")
+    os.utime(folder / "config.yaml", (began, began))
+    if metrics:
+        (folder / "metrics.json").write_text(json.dumps(metrics), encoding="utf-8")
+    if end is not None:
+        (folder / "status.json").write_text(json.dumps(end), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture
+def root(tmp_path) -> Path:
+    """Five runs, the newest first: cnn/d killed, cnn/c failed, mlp/b best, mlp/a, mlp/z not finite."""
+    root = tmp_path / "runs"
+    common = {"test/f1": 0.5, "train_seconds": 12.3, "test_class_accuracy/cat": 0.25}
+    made(root, "mlp/z", 1e9, **common, **{"test/accuracy": 0.1, "val/accuracy": float("nan"), "test/loss": 3.0})
+    made(root, "mlp/a", 2e9, **common, **{"test/accuracy": 0.9, "val/accuracy": 0.8, "test/loss": 0.2})
+    made(root, "mlp/b", 3e9, **common, **{"test/accuracy": 0.8, "val/accuracy": 0.9, "test/loss": 0.1})
+    made(root, "cnn/c", 4e9, {"status": "failed", "exit_code": 3, "reason": "diverged: the loss is nan; lower it"})
+    made(root, "cnn/d", 5e9)
+    (root / "cnn/no run").mkdir()
+    (root / "a file").write_text("", encoding="utf-8")
+    return root
+
+
+def asked(capsys, *argv: object) -> str:
+    assert runs.main([str(one) for one in argv]) == 0
+    return capsys.readouterr().out
+
+
+def refused(capsys, *argv: object) -> str:
+    assert runs.main([str(one) for one in argv]) == 2
+    printed = capsys.readouterr()
+    assert printed.err.count("\n") == 1
+    return printed.err
+
+
+def test_all_runs_the_newest_first(root, capsys):
+    rows = [line.split() for line in asked(capsys, "--root", root).splitlines()]
+    assert rows[0][:4] == ["run", "status", "accuracy", "f1"]
+    assert [row[0] for row in rows[1:]] == ["cnn/d", "cnn/c", "mlp/b", "mlp/a", "mlp/z"]
+    assert [row[1] for row in rows[1:]] == ["interrupted", "failed", "finished", "finished", "finished"]
+    assert rows[3][2:8] == ["0.8000", "0.5000", "0.1000", "0.9000", "12", "s"]
+
+
+@pytest.mark.parametrize(
+    ("options", "names"),
+    [
+        (["mlp"], ["mlp/b", "mlp/a", "mlp/z"]),
+        (["mlp/a", "c*"], ["cnn/d", "cnn/c", "mlp/a"]),
+        (["*/b"], ["mlp/b"]),
+        (["--status", "failed"], ["cnn/c"]),
+        (["list", "--last", "2"], ["cnn/d", "cnn/c"]),
+        (["cn"], []),
+    ],
+)
+def test_some_of_them(root, capsys, options, names):
+    said = asked(capsys, *options, "--root", root)
+    assert [line.split()[0] for line in said.splitlines()[1:] if "/" in line.split()[0]] == names
+    assert ("... and 3 earlier ones: --last 0 shows all" in said) == ("--last" in options)
+
+
+def test_a_run_may_be_named_by_its_folder(root, capsys):
+    assert "mlp/a" in asked(capsys, "list", root / "mlp/a", "--root", root)
+
+
+def test_programs_get_everything(root, capsys):
+    content = json.loads(asked(capsys, "--json", "--root", root))
+    assert len(content) == 5
+    assert content[1] == {
+        "run": "cnn/c", "folder": str(root / "cnn/c"), "status": "failed", "began": "2096-10-02T07:06:40+00:00",
+        "reason": "diverged: the loss is nan; lower it", "metrics": {},
+    }  # fmt: skip
+    assert content[2]["metrics"]["test_class_accuracy/cat"] == 0.25
+
+
+def test_a_run_at_work_holds_its_lock(root, capsys):
+    with (root / "cnn/d/config.yaml").open() as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert "cnn/d  running" in asked(capsys, "cnn/d", "--root", root)
+        assert asked(capsys, "prune", "--yes", "cnn/d", "--root", root) == "nothing to delete\n"
+    assert "cnn/d  interrupted" in asked(capsys, "cnn/d", "--root", root)
+
+
+def test_what_went_on_after_its_end_and_has_no_other_was_killed(root, capsys):
+    (root / "cnn/c/checkpoints").mkdir()
+    checkpoint = root / "cnn/c/checkpoints/last.ckpt"
+    checkpoint.touch()
+    os.utime(checkpoint, (1e9, 1e9))
+    assert "failed" in asked(capsys, "cnn/c", "--root", root)
+    os.utime(checkpoint, (9e9, 9e9))
+    assert "killed" in asked(capsys, "cnn/c", "--root", root)
+
+
+@pytest.mark.parametrize("content", [b"{", b"[1, 2]", b"\xff\xfe", b'{"test/accuracy": "high"}', b""])
+def test_broken_files_are_survived(root, capsys, content):
+    (root / "mlp/a/metrics.json").write_bytes(content)
+    (root / "cnn/c/status.json").write_bytes(content)
+    assert len(asked(capsys, "--root", root).splitlines()) == 6
+
+
+def test_two_runs_side_by_side(root, capsys):
+    (root / "mlp/b/config.yaml").write_text("optimizer:\n  lr: 0.2\nmodel: {widths: [1, 2]}\nnew: true\n")
+    for name, threads in (("a", 2), ("b", 4)):
+        facts = {"threads": threads, "packages": {"torch": "2.13.0", "numpy": name}, "command": name}
+        (root / f"mlp/{name}/environment.json").write_text(json.dumps(facts), encoding="utf-8")
+    lines = [line.split() for line in asked(capsys, "compare", "a", "b", "--root", root).splitlines()]
+    assert ["optimizer.lr", "0.1", "0.2"] in lines
+    assert ["new", "not", "there", "True"] in lines
+    assert ["threads", "2", "4"] in lines
+    assert ["packages.numpy", "a", "b"] in lines
+    assert ["test/accuracy", "0.9", "0.8", "-0.1"] in lines
+    assert not [line for line in lines if line and line[0] in ("model.widths", "command", "packages.torch")]
+    content = json.loads(asked(capsys, "compare", "a", "b", "--root", root, "--json"))
+    assert content["config"]["optimizer.lr"] == [0.1, 0.2]
+
+
+def test_runs_that_do_not_differ(root, capsys):
+    said = asked(capsys, "compare", "cnn/c", "cnn/d", "--root", root)
+    assert said.split("\n\n") == ["config: no difference", "environment: no difference", "no run is finished", ""]
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        (["compare", "mlp", "a"], "mlp: 3 runs have that in their name; mlp/a, mlp/b, mlp/z"),
+        (["compare", "nothing", "a"], "nothing: no run below "),
+        (["compare", "a"], "compare: needs two runs"),
+        (["best", "val/acuracy"], "val/acuracy: no finished run has this metric; there are test/accuracy, test/f1"),
+        (["best", "loss"], "loss: no finished run has this metric; there are test/loss"),
+        (["best", "test/loss", "cnn"], "no run is finished"),
+        (["--status", "done"], "invalid choice: 'done'"),
+        (["prune"], "prune: nobody to ask; give --yes"),
+        (["list", "--nonsense"], "unrecognized arguments: --nonsense; python runs.py --help"),
+    ],
+)
+def test_a_mistake_is_one_line(root, capsys, options, problem):
+    assert problem in refused(capsys, *options, "--root", root)
+
+
+def test_the_best_by_a_metric(root, capsys):
+    assert [line.split()[0] for line in asked(capsys, "best", "val/accuracy", "--root", root).splitlines()[1:]] == [
+        "0.9", "0.8", "nan",
+    ]  # fmt: skip
+    assert asked(capsys, "best", "test/loss", "--path", "--root", root) == f"{root}/mlp/b\n"
+    assert asked(capsys, "best", "test/accuracy", "--path", "--root", root) == f"{root}/mlp/a\n"
+    assert "choose by val/..." in asked(capsys, "best", "test/accuracy", "--root", root)
+    assert json.loads(asked(capsys, "best", "val/accuracy", "--json", "--root", root))[0]["run"] == "mlp/b"
+
+
+def test_what_did_not_come_to_its_end_may_go(root, capsys):
+    assert (
+        asked(capsys, "prune", "--yes", "--older-than", "1", "--root", root) == "nothing to delete\n"
+    )  # of the future
+    os.utime(root / "cnn/c/config.yaml", (1e9, 1e9))
+    assert "1 runs deleted" in asked(capsys, "prune", "--yes", "--older-than", "1", "--root", root)
+    assert not (root / "cnn/c").exists()
+    assert (root / "cnn/d").exists()
+    os.utime(root / "cnn/d/config.yaml", (1e9, 1e9))
+    asked(capsys, "prune", "--yes", "--root", root)
+    assert (root / "cnn/no run").exists()  # what is no run is left alone
+    assert sorted(path.name for path in (root / "mlp").iterdir()) == ["a", "b", "z"]
+
+
+@pytest.mark.parametrize(("answer", "left"), [("y", False), ("n", True), ("", True)])
+def test_it_asks_before_it_deletes(root, capsys, monkeypatch, answer, left):
+    os.utime(root / "cnn/c/config.yaml", (1e9, 1e9))
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True)
+    monkeypatch.setattr("builtins.input", lambda question: answer if "delete 1 runs (" in question else "?")
+    asked(capsys, "prune", "--root", root)
+    assert (root / "cnn/c").exists() == left
+
+
+def test_a_folder_that_is_linked_is_not_deleted(root, capsys, tmp_path):
+    elsewhere = made(tmp_path / "elsewhere", "cnn/kept")
+    (root / "cnn/link").symlink_to(elsewhere)
+    asked(capsys, "prune", "--yes", "--root", root)
+    assert elsewhere.exists()
+    assert "link" not in asked(capsys, "--root", root)
+
+
+def test_no_runs_at_all(tmp_path, capsys):
+    assert "python train.py --config configs/iris_mlp.yaml makes one" in asked(capsys, "--root", tmp_path / "none")
+
+
+# what a run leaves
+
+
+def status(folder: Path) -> tuple[str, str]:
+    one = ledger.read(folder, "", 0.0)
+    return one.status, one.reason
+
+
+def test_a_finished_run(tmp_path):
+    folder = run(tmp_path, "--config", IRIS, "trainer.max_epochs=1")
+    assert status(folder) == ("finished", "")
+    assert not (folder / "status.json").exists()
+
+
+def test_a_diverged_run(tmp_path):
+    code, folder = start(tmp_path, "--config", IRIS, "optimizer={name: sgd, lr: 1.0e+30}")
+    assert code == 3
+    assert status(folder)[0] == "failed"
+    assert status(folder)[1].startswith("diverged: ")
+    assert json.loads((folder / "status.json").read_text(encoding="utf-8"))["exit_code"] == 3
+
+
+def test_a_bug_is_a_failure_and_a_refused_resumption_changes_nothing(tmp_path, monkeypatch):
+    def broken(*_):
+        raise RuntimeError("a bug\nof two lines")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("lit_models.classifier.LitClassifier.validation_step", broken)
+        with pytest.raises(RuntimeError):
+            train.main(["--config", IRIS, f"run.root={tmp_path}"])
+    (folder,) = tmp_path.glob("*/*")
+    assert status(folder) == ("failed", "a bug of two lines")
+    before = (folder / "status.json").read_bytes()
+    assert train.main(["--resume", str(folder), "optimizer.lr=7"]) == 2
+    assert (folder / "status.json").read_bytes() == before
+
+
+def test_an_interrupted_run(tmp_path):
+    command = [sys.executable, "train.py", "--config", IRIS, "trainer.max_epochs=100000", f"run.root={tmp_path}"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        for line in process.stdout:
+            if line.startswith("epoch"):
+                break
+        (folder,) = tmp_path.glob("*/*")
+        assert status(folder) == ("running", "")
+        process.terminate()
+        process.communicate()
+    assert process.returncode == 143
+    assert status(folder)[0] == "interrupted"
+    assert status(folder)[1].startswith("stopped by SIGTERM in epoch ")
+
+
+@pytest.mark.slow
+@pytest.mark.faults("10,000 runs are listed", "in under 2 s, as the command that a person runs")
+def test_ten_thousand_runs(tmp_path, record_property):
+    for i in range(COUNT):
+        made(tmp_path, f"config{i % 20}/{i}", **{"test/accuracy": i / COUNT, "val/accuracy": 0.5, "train_seconds": 3.0})
+    taken = []
+    for _ in range(3):
+        begun = time.perf_counter()
+        done = subprocess.run(
+            [sys.executable, "runs.py", "--root", str(tmp_path)],
+            cwd=PROJECT,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        taken.append(time.perf_counter() - begun)
+    assert f"... and {COUNT - 30:,} earlier ones" in done.stdout
+    record_property("happened", f"{min(taken):.1f} s")
+    assert min(taken) < SECONDS
