@@ -38,11 +38,11 @@ def root(tmp_path) -> Path:
     """Five runs, the newest first: cnn/d killed, cnn/c failed, mlp/b best, mlp/a, mlp/z not finite."""
     root = tmp_path / "runs"
     common = {"test/f1": 0.5, "train_seconds": 12.3, "test_class_accuracy/cat": 0.25}
-    made(root, "mlp/z", 1e9, **common, **{"test/accuracy": 0.1, "val/accuracy": float("nan"), "test/loss": 3.0})
-    made(root, "mlp/a", 2e9, **common, **{"test/accuracy": 0.9, "val/accuracy": 0.8, "test/loss": 0.2})
-    made(root, "mlp/b", 3e9, **common, **{"test/accuracy": 0.8, "val/accuracy": 0.9, "test/loss": 0.1})
-    made(root, "cnn/c", 4e9, {"status": "failed", "exit_code": 3, "reason": "diverged: the loss is nan; lower it"})
-    made(root, "cnn/d", 5e9)
+    made(root, "mlp/z", 1.0e9, **common, **{"test/accuracy": 0.1, "val/accuracy": float("nan"), "test/loss": 3.0})
+    made(root, "mlp/a", 1.1e9, **common, **{"test/accuracy": 0.9, "val/accuracy": 0.8, "test/loss": 0.2})
+    made(root, "mlp/b", 1.2e9, **common, **{"test/accuracy": 0.8, "val/accuracy": 0.9, "test/loss": 0.1})
+    made(root, "cnn/c", 1.3e9, {"status": "failed", "exit_code": 3, "reason": "diverged: the loss is nan; lower it"})
+    made(root, "cnn/d", 1.4e9)
     (root / "cnn/no run").mkdir()
     (root / "a file").write_text("", encoding="utf-8")
     return root
@@ -93,7 +93,7 @@ def test_programs_get_everything(root, capsys):
     content = json.loads(asked(capsys, "--json", "--root", root))
     assert len(content) == 5
     assert content[1] == {
-        "run": "cnn/c", "folder": str(root / "cnn/c"), "status": "failed", "began": "2096-10-02T07:06:40+00:00",
+        "run": "cnn/c", "folder": str(root / "cnn/c"), "status": "failed", "began": "2011-03-13T07:06:40+00:00",
         "reason": "diverged: the loss is nan; lower it", "metrics": {},
     }  # fmt: skip
     assert content[2]["metrics"]["test_class_accuracy/cat"] == 0.25
@@ -174,24 +174,21 @@ def test_the_best_by_a_metric(root, capsys):
 
 
 def test_what_did_not_come_to_its_end_may_go(root, capsys):
-    assert (
-        asked(capsys, "prune", "--yes", "--older-than", "1", "--root", root) == "nothing to delete\n"
-    )  # of the future
-    os.utime(root / "cnn/c/config.yaml", (1e9, 1e9))
+    assert asked(capsys, "prune", "--yes", "--older-than", "100000", "--root", root) == "nothing to delete\n"
+    os.utime(root / "cnn/d/config.yaml", None)
     assert "1 runs deleted" in asked(capsys, "prune", "--yes", "--older-than", "1", "--root", root)
     assert not (root / "cnn/c").exists()
     assert (root / "cnn/d").exists()
-    os.utime(root / "cnn/d/config.yaml", (1e9, 1e9))
     asked(capsys, "prune", "--yes", "--root", root)
+    assert not (root / "cnn/d").exists()
     assert (root / "cnn/no run").exists()  # what is no run is left alone
     assert sorted(path.name for path in (root / "mlp").iterdir()) == ["a", "b", "z"]
 
 
 @pytest.mark.parametrize(("answer", "left"), [("y", False), ("n", True), ("", True)])
 def test_it_asks_before_it_deletes(root, capsys, monkeypatch, answer, left):
-    os.utime(root / "cnn/c/config.yaml", (1e9, 1e9))
     monkeypatch.setattr("sys.stdin.isatty", lambda: True)
-    monkeypatch.setattr("builtins.input", lambda question: answer if "delete 1 runs (" in question else "?")
+    monkeypatch.setattr("builtins.input", lambda question: answer if "delete 2 runs (" in question else "?")
     asked(capsys, "prune", "--root", root)
     assert (root / "cnn/c").exists() == left
 
