@@ -7,6 +7,7 @@
     cifar       steps of the CNN on CIFAR-10, beside bare loops in bf16 and fp32 (5 minutes)
     bert        fine-tuning on SST-2, beside transformers' Trainer; needs --model and the extra [bert] (13 minutes)
     checkpoint  saving, beside Lightning's (1 minute)
+    pictures    what TensorBoard's pictures cost a training of MNIST (2 minutes)
     ddp         two processes, beside a bare loop in DistributedDataParallel (5 minutes)
 
 Ratios are medians over the pairs, with their spread; they say more than seconds, on a machine that others share. They are
@@ -18,7 +19,7 @@ import argparse
 import importlib
 import sys
 
-NAMES = ("start", "loader", "step", "mnist", "cifar", "bert", "checkpoint", "ddp")
+NAMES = ("start", "loader", "step", "mnist", "cifar", "bert", "checkpoint", "pictures", "ddp")
 
 
 def main() -> None:
