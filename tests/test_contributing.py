@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from configs.catalogue import PROJECT
+from tests.runs import events
 
 BLOCKS = re.findall(
     r"```(?:python|yaml)\n(# (\S+)\n.*?)```", (PROJECT / "CONTRIBUTING.md").read_text(encoding="utf-8"), re.S
@@ -37,9 +38,10 @@ def command(copy: Path, *argv: str) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, *argv], cwd=copy, capture_output=True, text=True)
 
 
-def test_there_are_four_files():
+def test_there_are_five_files():
     assert [name for _, name in BLOCKS] == [
         "datamodules/penguins.py", "configs/penguins_mlp.yaml", "lit_models/maxout.py", "configs/iris_maxout.yaml",
+        "callbacks/mistake_counts.py",
     ]  # fmt: skip
 
 
@@ -49,6 +51,17 @@ def test_it_trains(copy, name):
     assert done.returncode == 0, done.stderr
     (path,) = copy.glob(f"runs/{name}/*/metrics.json")
     assert json.loads(path.read_text(encoding="utf-8"))["test/accuracy"] > 0.8
+
+
+def test_its_picture_is_shown(copy):
+    options = ["trainer.max_epochs=2", "callbacks.mistake_counts={every_seconds: 0}", "run.root=shown"]
+    done = command(copy, "train.py", "--config", "configs/iris_maxout.yaml", *options)
+    assert done.returncode == 0, done.stderr
+    (folder,) = copy.glob("shown/iris_maxout/*")
+    for stage, count in (("val", 2), ("test", 1)):
+        shown = events(folder, stage).Scalars("mistakes/count")
+        assert [one.step for one in shown] == sorted({one.step for one in shown})
+        assert len(shown) == count
 
 
 def test_its_keys_are_explained_and_checked(copy):
