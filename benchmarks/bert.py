@@ -74,7 +74,7 @@ def ours(model: str, data: Path, cache: str, seed: int) -> tuple[float, float]:
     datamodule: Text = make(config, "data", seed=seed)
     network = make_model(config, datamodule.spec)
     with tempfile.TemporaryDirectory() as folder:
-        trainer = make_trainer(config, Path(folder), RunRecord(Path(folder), "", {"seed": 0}), Signals())
+        trainer = make_trainer(config, Path(folder), RunRecord(Path(folder), "", config.flat()), Signals())
         trainer.callbacks.append(Ticks())  # type: ignore[attr-defined]
         trainer.fit(network, datamodule)
     loader = datamodule.train_dataloader()

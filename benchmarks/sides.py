@@ -104,7 +104,7 @@ def ours(experiment: Experiment, until: float | None = None, waits: Container[in
     """Train as `train.py` does."""
     model = experiment.model()
     with tempfile.TemporaryDirectory() as folder:
-        record = RunRecord(Path(folder), "", {"seed": 0})
+        record = RunRecord(Path(folder), "", experiment.config.flat())
         ticks = Ticks(until, record.clock, waits)
         trainer = make_trainer(experiment.config, Path(folder), record, Signals())
         trainer.callbacks.append(ticks)  # type: ignore[attr-defined]

@@ -59,7 +59,8 @@ def run_folder(config: Config) -> Iterator[Path]:
     try:
         yield folder
     except BaseException as error:
-        refused = config.resumes is not None and isinstance(error, ConfigError)  # nothing has happened to the run
+        # a resumption that was refused: nothing has happened to the run
+        refused = config.resumes is not None and (isinstance(error, ConfigError) or "--resume: " in str(error))
         if rank() == 0 and not refused and (folder / "environment.json").exists():
             with suppress(OSError):  # the disk may be full, which is why it ended
                 note_end(folder, error)

@@ -1,5 +1,7 @@
 """What `trainer:` and `callbacks:` change, what only the machine or the data can refuse, and how a run ends."""
 
+import re
+
 import pytest
 import torch
 
@@ -152,4 +154,4 @@ def test_the_end_tells_a_person_what_they_want_to_know(tmp_path, capsys):
     for part in ("test         accuracy 0.", "validation   accuracy 0.", "2 epochs, 6 steps", str(folder)):
         assert part in said
     assert f"tensorboard --logdir {tmp_path}" in said
-    assert "epoch 2/2  train/loss" in said
+    assert re.search(r"^epoch 2/2  [\d.]+ s  train/loss", said, re.M)
