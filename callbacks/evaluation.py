@@ -42,9 +42,8 @@ class EvaluationCallback(Callback):
         self._shown = time.monotonic()
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._start(
-            trainer, pl_module, "val" if trainer.state.fn == TrainerFn.FITTING and self._is_due(trainer) else None
-        )
+        shown = trainer.state.fn == TrainerFn.FITTING and isinstance(trainer.logger, RunLogger)
+        self._start(trainer, pl_module, "val" if shown and self._is_due(trainer) else None)
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._start(trainer, pl_module, "test")
