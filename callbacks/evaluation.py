@@ -1,6 +1,8 @@
 """What the callbacks share that look at a validation or the test, batch by batch, and then show something of it."""
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any, Literal
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -9,6 +11,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
+from callbacks.endings import say
 from callbacks.run_logger import RunLogger
 
 # B batch, K classes
@@ -18,16 +21,19 @@ Stage = Literal["val", "test"]
 class EvaluationCallback(Callback):
     """Looks at the test and, from time to time, at a validation; a subclass overrides `begin`, `see` and `show`.
 
-    Nothing is looked at where there is no TensorBoard to show it in.
+    Nothing is looked at where there is no TensorBoard to show it in, or where a step of the model gives no logits. What goes
+    wrong here is told, and ends no run.
 
     Args:
-        every_seconds: Least time between two validations that are looked at; the last epoch's is in any case.
+        every_seconds: Least time between two validations that are looked at, or a hundred times of what showing the last one
+            took, if that is more; the last epoch's is in any case. 0 for every validation.
     """
 
     def __init__(self, every_seconds: Annotated[float, ">= 0"] = 10.0) -> None:
         self.every_seconds = every_seconds
         self._stage: Stage | None = None  # that is looked at
-        self._shown = 0.0
+        self._seen = False  # any of it
+        self._shown = self._took = 0.0
 
     def begin(self, pl_module: LightningModule) -> None:
         """An evaluation starts."""
@@ -57,30 +63,49 @@ class EvaluationCallback(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        if self._stage is not None:
+        if self._stage is None or not isinstance(outputs, Tensor):
+            return
+        with self._told(trainer):
             self.see(pl_module, batch[0], outputs, batch[1])
+            self._seen = True
 
     on_test_batch_end = on_validation_batch_end
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         logger, stage, self._stage = trainer.logger, self._stage, None
-        if stage is not None and isinstance(logger, RunLogger):
-            with logger.clock.part("logging"):
-                self.show(trainer, pl_module, stage, logger.writer(stage) if trainer.is_global_zero else None)
-            self._shown = time.monotonic()
+        if stage is None or not self._seen or not isinstance(logger, RunLogger):
+            return
+        begun = time.monotonic()
+        with logger.clock.part("logging"), self._told(trainer):
+            self.show(trainer, pl_module, stage, logger.writer(stage) if trainer.is_global_zero else None)
+        self._shown = time.monotonic()
+        self._took = self._shown - begun
 
     on_test_end = on_validation_end
 
     def _start(self, trainer: Trainer, pl_module: LightningModule, stage: Stage | None) -> None:
-        self._stage = stage if isinstance(trainer.logger, RunLogger) else None
+        self._stage, self._seen = stage if isinstance(trainer.logger, RunLogger) else None, False
         if self._stage is not None:
-            self.begin(pl_module)
+            with self._told(trainer):
+                self.begin(pl_module)
+
+    @contextmanager
+    def _told(self, trainer: Trainer) -> Iterator[None]:
+        """An error in what is done here costs a picture; where other processes wait for this one, it must end the run."""
+        try:
+            yield
+        except Exception as error:
+            if trainer.world_size > 1:
+                raise
+            self._stage = None
+            say(f"{type(self).__name__} shows nothing: {type(error).__name__}: {' '.join(str(error).split())}")
 
     def _is_due(self, trainer: Trainer) -> bool:
         if trainer.sanity_checking:
             return False
         last = trainer.current_epoch + 1 == trainer.max_epochs or 0 < trainer.max_steps <= trainer.global_step
-        due = last or time.monotonic() - self._shown >= self.every_seconds
+        pause = max(self.every_seconds, 100 * self._took) if self.every_seconds else 0.0
+        due = last or time.monotonic() - self._shown >= pause
         return bool(trainer.strategy.broadcast(due))  # what is shown may take all processes
 
 

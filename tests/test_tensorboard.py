@@ -11,6 +11,7 @@ from PIL import Image
 from tensorboard.plugins.pr_curve.plugin_data_pb2 import PrCurvePluginData
 from torch import nn
 
+from callbacks.confusion_matrix import ConfusionMatrix
 from callbacks.finite_steps import FiniteSteps
 from callbacks.run_logger import hparams_plugin, place
 from configs import load_config
@@ -147,6 +148,35 @@ def test_a_text_run_shows_its_texts_with_a_weight_per_token(small_data, tmp_path
     shown = text(folder, "examples/mistakes", "test") + text(folder, "examples/hits", "test")
     assert r"\[CLS\] +" in shown.replace(" -", " +")
     assert "| predicted | true | input |" in shown
+
+
+def test_a_picture_that_fails_costs_no_run(tmp_path, monkeypatch, capsys):
+    def broken(*_):
+        raise ValueError("a strange\nname")
+
+    monkeypatch.setattr("callbacks.confusion_matrix.draw", broken)
+    folder = run(tmp_path, "--config", IRIS, "trainer.max_epochs=1")
+    assert "ConfusionMatrix shows nothing: ValueError: a strange name\n" in capsys.readouterr().out
+    assert events(folder, "test").Tags()["images"] == [one for one in PICTURES if "confusion" not in one]
+
+
+def test_a_model_whose_steps_give_no_logits_has_no_pictures(tmp_path, monkeypatch):
+    step = LitMLP.test_step
+    monkeypatch.setattr(LitMLP, "test_step", lambda *arguments: {"logits": step(*arguments)})
+    folder = run(tmp_path, "--config", IRIS, "trainer.max_epochs=1")
+    assert events(folder, "test").Tags()["images"] == []
+    assert sorted(events(folder, "val").Tags()["images"]) == PICTURES
+
+
+def test_what_takes_long_to_draw_is_drawn_less_often(monkeypatch):
+    callback, now = ConfusionMatrix(every_seconds=10.0), 100.0
+    monkeypatch.setattr("callbacks.evaluation.time", SimpleNamespace(monotonic=lambda: now))
+    strategy = SimpleNamespace(broadcast=lambda due: due)
+    trainer = SimpleNamespace(sanity_checking=False, current_epoch=0, max_epochs=9, max_steps=-1, strategy=strategy)
+    callback._shown, callback._took = 89.0, 0.2
+    assert not callback._is_due(trainer)
+    callback._took = 0.1
+    assert callback._is_due(trainer)
 
 
 def test_histograms_on_request(tmp_path):
