@@ -54,22 +54,27 @@ def picture(examples: Sequence["Example"], shares: Sequence[Tensor | None], name
 def table(examples: Sequence["Example"], shares: Sequence[Tensor | None], names: Sequence[str], datamodule: Any) -> str:
     """Markdown: a row for each example, its values with their shares, in bold what speaks for the predicted class most.
 
+    There is one column alone: TensorBoard breaks the words of narrow ones into letters.
+
     Args:
         examples: With token ids (1, T) or features (1, D).
         shares: (T, E) or (D,) of each, or null.
         names: Of the classes.
         datamodule: Which knows its tokens, or the names of its features.
     """
-    lines = ["| predicted | true | input |", "|---|---|---|"]
+    told = (
+        ""
+        if shares[0] is None
+        else "; shares in the decision: above 0 for the predicted class, below 0 for the next one"
+    )
+    lines = [f"| predicted, true, input{told} |", "|---|"]
     for example, share in zip(examples, shares, strict=True):
         values = _values(example.inputs, datamodule)
         weights = None if share is None else share.sum(1) if share.ndim == 2 else share
-        said = f"{100 * example.probability:.0f} % {escaped(names[example.predicted])}"
+        said = f"{escaped(names[example.predicted])} ({100 * example.probability:.0f} %)"
+        truth = "right" if example.label == example.predicted else f"is {escaped(names[example.label])}"
         most = MOST_FEATURES if isinstance(example.inputs, Tensor) else len(values)
-        lines.append(f"| {said} | {escaped(names[example.label])} | {_weighed(values, weights, most)} |")
-    if shares[0] is not None:
-        told = "Numbers are shares in the decision: above 0 for the predicted class, below 0 for the next one."
-        lines += ["", told]
+        lines.append(f"| *{said}, {truth}:* {_weighed(values, weights, most)} |")
     return "\n".join(lines)
 
 

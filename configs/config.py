@@ -65,8 +65,10 @@ class Config:
         return {key: one if isinstance(one, bool | int | float | str) else str(one) for key, one in found.items()}
 
     def varied(self) -> set[str]:
-        """The dotted keys in which the runs of an experiment are likely to differ: the usual ones, and the overrides."""
-        return {key for key in self.all_keys() if key in USUAL or self.origins.get(key) == COMMAND_LINE}
+        """The dotted keys in which the runs of an experiment are likely to differ: the usual ones, and overrides."""
+        given = {key for key in self.all_keys() if self.origins.get(key) == COMMAND_LINE}
+        places = {key for key in given if key.startswith("run.") or key.endswith(".root")}
+        return (given - places) | set(USUAL)
 
     def to_yaml(self, **run: Any) -> str:
         """YAML that `load_config` reads back to the same values, with those of `run` in its section."""

@@ -147,7 +147,7 @@ def test_a_row_of_many_features_shows_those_that_decide():
     shares = torch.zeros(30)
     shares[[3, 17]] = torch.tensor([2.0, -1.0])
     shown = table([Example(torch.arange(30.0)[None], 0, 1, 0.8)], [shares], ["no", "yes"], Module())
-    assert "| 80 % yes | no |" in shown
+    assert "| *yes (80 %), is no:* " in shown
     assert r"**feature 3 3 +2.00**" in shown
     assert r"feature 17 17 -1.00" in shown
-    assert shown.count("feature") == 12
+    assert shown.count("feature ") == 12
