@@ -57,7 +57,7 @@ class Projector(EvaluationCallback):
         images = thumbnails(torch.cat(self._images)) if self._images else None
         folder = Path(writer.log_dir) / f"{trainer.global_step:05}/features"
         shutil.rmtree(folder, ignore_errors=True)  # of a test that was stopped
-        header = ["right", "predicted", "true"]  # the last one is what TensorBoard labels by
+        header = ["right", "predicted", "true"]
         writer.add_embedding(torch.cat(self._features), rows, images, trainer.global_step, "features", header)
         self.begin(pl_module)
 
