@@ -38,8 +38,8 @@ class Clock:
     def __init__(self) -> None:
         self.seconds: dict[Part, float] = dict.fromkeys(("start", *TRAINING, "test"), 0.0)
         self._begun = time.perf_counter()
-        self._since: dict[Part, float] = {"test": self._begun}  # also where nothing is left to train
-        self._training = False
+        self._since: dict[Part, float] = {"test": self._begun}
+        self._testing = False
 
     @contextmanager
     def part(self, name: Part) -> Iterator[None]:
@@ -55,7 +55,7 @@ class Clock:
         self._since[name] = self._uncounted()
 
     def end(self, name: Part) -> None:
-        if not self._training and name != "test":
+        if self._testing and name != "test":
             return  # what is logged in a test is part of it
         self.seconds[name] += self._uncounted() - self._since[name]
 
@@ -67,13 +67,16 @@ class Clock:
         """The first step comes next."""
         self.seconds = dict.fromkeys(self.seconds, 0.0) | {"start": process_seconds()}
         self._begun = time.perf_counter()
-        self._training = True
 
     def train_end(self) -> None:
         """The last step has been; what is not counted otherwise was spent in steps."""
         total = time.perf_counter() - self._begun
         self.seconds["step"] = max(0.0, total - sum(self.seconds[name] for name in TRAINING if name != "step"))
-        self._training = False
+        self.test_start()
+
+    def test_start(self) -> None:
+        """From here on all is the test's."""
+        self._testing = True
         self.begin("test")
 
     def test_end(self) -> None:

@@ -86,6 +86,10 @@ class RunRecord(Callback):
         if not trainer.sanity_checking:
             self.validation, self.epoch = _values(trainer, "val/"), trainer.current_epoch + 1
 
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not self._started:  # nothing was left to train
+            self.clock.test_start()
+
     def state_dict(self) -> dict[str, Any]:
         progress = {"figures": self.figures, "seconds": self._all_seconds()}
         return {"validation": self.validation, "epoch": self.epoch, **progress}
