@@ -176,10 +176,18 @@ def _folders(root: Path) -> Iterator[tuple[Path, str, float]]:
     for config in _below(root):
         for entry in _below(config.path):
             try:
-                began = os.stat(f"{entry.path}/config.yaml").st_mtime
+                written = os.stat(f"{entry.path}/config.yaml").st_mtime
             except OSError:  # no run
                 continue
-            yield Path(entry.path), f"{config.name}/{entry.name}", began
+            yield Path(entry.path), f"{config.name}/{entry.name}", _began(entry.name, written)
+
+
+def _began(name: str, written: float) -> float:
+    """By a run's name, if it is a time, as `configs.run_folder` gives it: files may have been copied since they were written."""
+    try:
+        return datetime.strptime(name[:15], "%Y%m%d-%H%M%S").replace(tzinfo=UTC).timestamp()
+    except ValueError:
+        return written
 
 
 def _below(folder: str | Path) -> list["os.DirEntry[str]"]:

@@ -201,6 +201,11 @@ def test_a_folder_that_is_linked_is_not_deleted(root, capsys, tmp_path):
     assert "link" not in asked(capsys, "--root", root)
 
 
+def test_a_copied_run_began_when_its_name_says(tmp_path, capsys):
+    made(tmp_path, "mlp/20261122-090000-1f3a5c", 9e8)
+    assert '"began": "2026-11-22T09:00:00+00:00"' in asked(capsys, "--json", "--root", tmp_path)
+
+
 def test_no_runs_at_all(tmp_path, capsys):
     assert "python train.py --config configs/iris_mlp.yaml makes one" in asked(capsys, "--root", tmp_path / "none")
 
