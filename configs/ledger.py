@@ -183,7 +183,7 @@ def _folders(root: Path) -> Iterator[tuple[Path, str, float]]:
 
 
 def _began(name: str, written: float) -> float:
-    """By a run's name, if it is a time, as `configs.run_folder` gives it: files may have been copied since they were written."""
+    """By a run's name, if it is a time, as `configs.run_folder` gives it: its files may have been copied since."""
     try:
         return datetime.strptime(name[:15], "%Y%m%d-%H%M%S").replace(tzinfo=UTC).timestamp()
     except ValueError:
