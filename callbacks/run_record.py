@@ -57,13 +57,13 @@ class RunRecord(Callback):
                 raise RunEnded(f"error: --resume: {problem}", REFUSED) from None
             facts = self._compared(trainer, there, self._facts(trainer))
             if trainer.is_global_zero:
-                write_json(path, facts)
+                self._begin(facts)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.is_global_zero:
             facts = self._facts(trainer)
             if not self.resumes:
-                write_json(self.folder / "environment.json", facts)
+                self._begin(facts)
                 if isinstance(trainer.logger, RunLogger):
                     trainer.logger.begin(self._texts(facts))
             if any(isinstance(one, ProgressLine) for one in trainer.callbacks):  # type: ignore[attr-defined]
@@ -105,6 +105,10 @@ class RunRecord(Callback):
         facts["pretrained"] = getattr(trainer.lightning_module, "pretrained_identity", None)
         facts["seed"] = self.hyperparameters["seed"]
         return facts
+
+    def _begin(self, facts: Mapping[str, Any]) -> None:
+        write_json(self.folder / "environment.json", facts)  # with it a run, or its resumption, has begun
+        (self.folder / "status.json").unlink(missing_ok=True)  # of an earlier end
 
     def _texts(self, facts: Mapping[str, Any]) -> dict[str, str]:
         """Of the run, in Markdown."""

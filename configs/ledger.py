@@ -17,7 +17,6 @@ from configs.nodes import COMMAND_LINE, ConfigError
 
 Status = Literal["running", "finished", "failed", "interrupted"]
 STATUSES: tuple[Status, ...] = ("running", "finished", "failed", "interrupted")
-INTERRUPTED = (130, 143)  # exit codes of Ctrl-C and SIGTERM
 SMALLER = ("loss", "error", "seconds")  # in a metric's name: less of it is better
 # of environment.json: what may explain a difference
 FACTS = ("git_commit", "git_dirty", "packages", "device", "num_devices", "precision", "threads", "data_sha256")
@@ -75,8 +74,6 @@ def read(folder: Path, name: str, began: float) -> Run:
     if is_running(folder):
         return Run(name, folder, "running", began)
     end = _json(folder / "status.json") or {}
-    if end and _modified(folder / "checkpoints/last.ckpt") > _modified(folder / "status.json"):
-        end = {}  # it went on after that end, and was killed
     status: Status = "failed" if end.get("status") == "failed" else "interrupted"
     return Run(name, folder, status, began, reason=str(end.get("reason", "killed")))
 
@@ -158,19 +155,6 @@ def figures(found: Sequence[Run]) -> Iterator[tuple[str, list[float | None]]]:
             yield name, [run.figures.get(name) for run in found]
 
 
-def note_end(folder: Path, error: BaseException) -> None:
-    """Leave in a run's folder how it ended, if that was not its end."""
-    by_python = 130 if isinstance(error, KeyboardInterrupt) else 1
-    code = getattr(error, "exit_code", 2 if isinstance(error, ConfigError) else by_python)
-    status: Status = "interrupted" if code in INTERRUPTED else "failed"
-    reason = " ".join(str(error).split()) or type(error).__name__
-    told = {"status": status, "exit_code": code, "reason": reason.removeprefix("error: ")}
-    temporary = folder / "status.part"
-    content = {**told, "ended": datetime.now(UTC).isoformat(timespec="seconds")}
-    temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(temporary, folder / "status.json")
-
-
 def _folders(root: Path) -> Iterator[tuple[Path, str, float]]:
     """Folder, name and beginning of every run; what is linked from elsewhere is none."""
     for config in _below(root):
@@ -212,13 +196,6 @@ def _json(path: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}
-
-
-def _modified(path: Path) -> float:
-    try:
-        return path.stat().st_mtime
-    except OSError:
-        return 0.0
 
 
 def _is_number(value: Any) -> bool:

@@ -1,5 +1,6 @@
 """A run's folder: made once, never shared by two runs, by one process at a time."""
 
+import json
 import os
 import secrets
 import shutil
@@ -13,10 +14,10 @@ from tempfile import TemporaryDirectory
 from typing import IO
 
 from configs.config import Config
-from configs.ledger import note_end
 from configs.nodes import COMMAND_LINE, ConfigError
 from configs.signatures import PROJECT
 
+INTERRUPTED = (130, 143)  # exit codes of Ctrl-C and SIGTERM
 LOOK_SECONDS = 0.05  # between two looks at a lock that another holds
 VARIABLE = "LIT_RUN_FOLDER"  # tells the processes that Lightning starts for further devices where the run is
 
@@ -36,7 +37,7 @@ def run_folder(config: Config) -> Iterator[Path]:
     """The folder of the run: the one that is resumed, or a new ROOT/CONFIG/NAME with the resolved config in it.
 
     Only the first process makes and locks it; the others write nothing. That of a new run which is refused before it trains
-    is removed; that of one which ends before its end says why (`configs.ledger`). A run that is only checked has one of the
+    is removed; that of one which ends before its end says why in ``status.json``. A run that is only checked has one of the
     system's, which is removed, too.
 
     Raises:
@@ -56,14 +57,16 @@ def run_folder(config: Config) -> Iterator[Path]:
             print(f"{'run folder:' if config.resumes is None else 'resuming'} {folder}", flush=True)
         except OSError:  # nobody reads it
             sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+    before = _written(folder / "environment.json")
     try:
         yield folder
     except BaseException as error:
-        # a resumption that was refused: nothing has happened to the run
-        refused = config.resumes is not None and (isinstance(error, ConfigError) or "--resume: " in str(error))
-        if rank() == 0 and not refused and (folder / "environment.json").exists():
+        began = (
+            _written(folder / "environment.json") != before
+        )  # else it was refused, and nothing has happened to the run
+        if rank() == 0 and began and not (folder / "metrics.json").exists():
             with suppress(OSError):  # the disk may be full, which is why it ended
-                note_end(folder, error)
+                _note_end(folder, error)
         raise
     finally:
         os.environ.pop(VARIABLE, None)
@@ -71,6 +74,31 @@ def run_folder(config: Config) -> Iterator[Path]:
             lock.close()
         if config.resumes is None and rank() == 0 and not (folder / "environment.json").exists():
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _written(path: Path) -> tuple[int, int] | None:
+    """What changes when a file is replaced; null if it is missing."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns
+
+
+def _note_end(folder: Path, error: BaseException) -> None:
+    """Leave in a run's folder how it ended; the process that resumes it removes that again."""
+    by_python = 130 if isinstance(error, KeyboardInterrupt) else 1
+    code = getattr(error, "exit_code", 2 if isinstance(error, ConfigError) else by_python)
+    reason = " ".join(str(error).split()) or type(error).__name__
+    content = {
+        "status": "interrupted" if code in INTERRUPTED else "failed",
+        "exit_code": code,
+        "reason": reason.removeprefix("error: "),
+        "ended": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    temporary = folder / "status.part"
+    temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(temporary, folder / "status.json")
 
 
 def _opened(config: Config) -> Path:

@@ -14,7 +14,7 @@ import runs
 import train
 from configs import ledger
 from configs.catalogue import PROJECT
-from tests.exactness import start
+from tests.exactness import signalled, start
 from tests.runs import IRIS, run
 
 SECONDS, COUNT = 2.0, 10_000
@@ -105,16 +105,6 @@ def test_a_run_at_work_holds_its_lock(root, capsys):
         assert "cnn/d  running" in asked(capsys, "cnn/d", "--root", root)
         assert asked(capsys, "prune", "--yes", "cnn/d", "--root", root) == "nothing to delete\n"
     assert "cnn/d  interrupted" in asked(capsys, "cnn/d", "--root", root)
-
-
-def test_what_went_on_after_its_end_and_has_no_other_was_killed(root, capsys):
-    (root / "cnn/c/checkpoints").mkdir()
-    checkpoint = root / "cnn/c/checkpoints/last.ckpt"
-    checkpoint.touch()
-    os.utime(checkpoint, (1e9, 1e9))
-    assert "failed" in asked(capsys, "cnn/c", "--root", root)
-    os.utime(checkpoint, (9e9, 9e9))
-    assert "killed" in asked(capsys, "cnn/c", "--root", root)
 
 
 @pytest.mark.parametrize("content", [b"{", b"[1, 2]", b"\xff\xfe", b'{"test/accuracy": "high"}', b""])
@@ -245,6 +235,46 @@ def test_a_bug_is_a_failure_and_a_refused_resumption_changes_nothing(tmp_path, m
     before = (folder / "status.json").read_bytes()
     assert train.main(["--resume", str(folder), "optimizer.lr=7"]) == 2
     assert (folder / "status.json").read_bytes() == before
+
+
+@pytest.fixture
+def stopped(tmp_path, monkeypatch) -> Path:
+    """A run that SIGTERM ended."""
+    with signalled(monkeypatch, lambda trainer: trainer.global_step == 20):
+        return start(tmp_path, "--config", IRIS, "trainer.max_epochs=8", "run.checkpoint_every_steps=5")[1]
+
+
+@pytest.mark.parametrize("broken", ["environment.json", "checkpoints/*.ckpt"])
+def test_a_resumption_that_is_refused_leaves_the_end_as_it_was(stopped, broken):
+    before = (stopped / "status.json").read_bytes()
+    for path in stopped.glob(broken):
+        path.write_text("broken", encoding="utf-8")
+    assert train.main(["--resume", str(stopped)]) == 2
+    assert (stopped / "status.json").read_bytes() == before
+
+
+def test_a_run_that_goes_on_has_no_end_any_more(stopped, monkeypatch):
+    def killed(*_):  # what SIGKILL would leave, but for the lock
+        seen.append((stopped / "status.json").exists())
+
+    seen: list[bool] = []
+    monkeypatch.setattr("lit_models.classifier.LitClassifier.on_train_epoch_start", killed, raising=False)
+    assert train.main(["--resume", str(stopped)]) == 0
+    assert seen
+    assert not any(seen)
+    assert status(stopped) == ("finished", "")
+
+
+def test_what_is_finished_stays_so(tmp_path, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("callbacks.run_record.closing", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        start(tmp_path, "--config", IRIS, "trainer.max_epochs=1")
+    (folder,) = tmp_path.glob("*/*")
+    assert status(folder) == ("finished", "")
+    assert not (folder / "status.json").exists()
 
 
 def test_an_interrupted_run(tmp_path):
