@@ -21,7 +21,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, NoReturn
 
-from configs import ConfigError, ledger
+from configs import ConfigError, comparison, ledger
 from configs.ledger import STATUSES, Run
 from configs.nodes import COMMAND_LINE
 
@@ -72,7 +72,7 @@ def parser() -> Parser:
         if name in ("list", "best"):
             command.add_argument("--last", type=int, default=30 if name == "list" else 10, help="so many; 0 for all")
         if name == "prune":
-            command.add_argument("--older-than", type=float, default=0.0, metavar="DAYS", help="that began before")
+            command.add_argument("--older-than", type=days, default=0.0, metavar="DAYS", help="that began before")
             command.add_argument("--yes", action="store_true", help="do not ask")
     return one
 
@@ -111,8 +111,8 @@ def compare(arguments: argparse.Namespace) -> int:
         raise ConfigError(COMMAND_LINE, "compare", "needs two runs", "python runs.py shows all")
     found = [ledger.find(arguments.root, text) for text in arguments.runs]
     parts = {
-        "config": ledger.configs(found),
-        "environment": ledger.environments(found),
+        "config": comparison.configs(found),
+        "environment": comparison.environments(found),
         "metrics": ledger.figures(found),
     }
     if arguments.json:
@@ -157,6 +157,8 @@ def best(arguments: argparse.Namespace) -> int:
 
 
 def prune(arguments: argparse.Namespace) -> int:
+    if arguments.json and arguments.yes:
+        raise ConfigError(COMMAND_LINE, "prune", "--json shows what would go, and deletes nothing", "leave out --yes")
     before = time.time() - 86400 * arguments.older_than
     found = ledger.runs(arguments.root, arguments.runs, arguments.status)
     found = [run for run in found if run.began <= before and run.status != "running"]
@@ -166,20 +168,31 @@ def prune(arguments: argparse.Namespace) -> int:
         print("nothing to delete")
         return 0
     table(TITLES, [row(run) for run in found])
-    size = sum(path.stat().st_size for run in found for path in run.folder.rglob("*") if path.is_file()) / 1e6
+    size = sum(map(ledger.size, found)) / 1e6
     if not arguments.yes:
         if not sys.stdin.isatty():
             raise ConfigError(COMMAND_LINE, "prune", "nobody to ask", "give --yes")
-        if input(f"delete {len(found)} runs ({size:.0f} MB)? [y/N] ").strip().lower() not in ("y", "yes"):
+        try:
+            answer = input(f"delete {counted(found)} ({size:.0f} MB)? [y/N] ")
+        except EOFError:  # Ctrl-D
+            answer = ""
+            print()
+        if answer.strip().lower() not in ("y", "yes"):
             print("nothing is deleted")
             return 0
-    for run in found:
-        if not ledger.is_running(run.folder):  # it may have been resumed meanwhile
-            shutil.rmtree(run.folder)
-            if not any(run.folder.parent.iterdir()):
-                run.folder.parent.rmdir()
-    print(f"{len(found)} runs deleted ({size:.0f} MB)")
+    kept = [run for run in found if not ledger.delete(run)]
+    print(f"{counted(found[len(kept) :])} deleted" + (f"; {counted(kept)} went on meanwhile" if kept else ""))
     return 0
+
+
+def counted(found: Sequence[Run]) -> str:
+    return f"{len(found)} run{'' if len(found) == 1 else 's'}"
+
+
+def days(text: str) -> float:
+    if not 0 <= (number := float(text)) < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is no number of days")
+    return number
 
 
 def table(titles: list[str], rows: list[list[str]]) -> None:

@@ -7,7 +7,10 @@ run without any of them was killed.
 import fnmatch
 import json
 import os
+import shutil
+import stat
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,8 +21,6 @@ from configs.nodes import COMMAND_LINE, ConfigError
 Status = Literal["running", "finished", "failed", "interrupted"]
 STATUSES: tuple[Status, ...] = ("running", "finished", "failed", "interrupted")
 SMALLER = ("loss", "error", "seconds")  # in a metric's name: less of it is better
-# of environment.json: what may explain a difference
-FACTS = ("git_commit", "git_dirty", "packages", "device", "num_devices", "precision", "threads", "data_sha256")
 
 
 @dataclass(frozen=True)
@@ -68,28 +69,75 @@ def runs(root: Path, patterns: Sequence[str] = (), statuses: Sequence[str] = ())
 
 def read(folder: Path, name: str, began: float) -> Run:
     """What the folder of a run says."""
-    figures = _json(folder / "metrics.json")
+    figures = json_mapping(folder / "metrics.json")
     if figures is not None:
         return Run(name, folder, "finished", began, figures)
     if is_running(folder):
         return Run(name, folder, "running", began)
-    end = _json(folder / "status.json") or {}
+    end = json_mapping(folder / "status.json") or {}
     status: Status = "failed" if end.get("status") == "failed" else "interrupted"
     return Run(name, folder, status, began, reason=str(end.get("reason", "killed")))
 
 
 def is_running(folder: Path) -> bool:
-    """Whether a process holds the lock of the run; where there are no locks, none does."""
+    """Whether a process is at work in the folder of a run that is not finished."""
+    with _held(folder, shared=True) as alone:  # for a moment: a run that starts tries for longer
+        if alone is not None:
+            return not alone
+    # Windows, a file system without locks, a file of somebody else's: nothing tells, and what may be at work is not to be
+    # deleted. One that goes on has removed its status.json.
+    return not (folder / "status.json").exists()
+
+
+@contextmanager
+def _held(folder: Path, shared: bool = False) -> Iterator[bool | None]:
+    """With the lock of a run: true if it could be had, false if another process has it, null if nothing tells."""
     try:
         import fcntl
 
-        with (folder / "config.yaml").open(encoding="utf-8") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # for a moment: a run that starts tries for longer
-    except BlockingIOError:
-        return True
+        file = (folder / "config.yaml").open("rb")
     except (ImportError, OSError):
-        return False
-    return False
+        yield None
+        return
+    with file:
+        try:
+            fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+            alone: bool | None = True
+        except BlockingIOError:
+            alone = False
+        except OSError:
+            alone = None
+        yield alone
+
+
+def size(run: Run) -> int:
+    """Bytes in its folder; what is linked does not count."""
+    found = 0
+    for parent, _, names in os.walk(run.folder):
+        for name in names:
+            with suppress(OSError):  # it is gone
+                found += os.lstat(os.path.join(parent, name)).st_size
+    return found
+
+
+def delete(run: Run) -> bool:
+    """Delete its folder, and that of its config with the last one; whether it was still as `run` says.
+
+    Raises:
+        ConfigError: if it cannot be deleted.
+    """
+    with _held(run.folder) as alone:
+        finished = (run.folder / "metrics.json").exists()
+        went_on = is_running(run.folder) and not finished if alone is None else not alone
+        if went_on or finished != (run.status == "finished"):
+            return False
+        try:
+            shutil.rmtree(run.folder)
+        except OSError as error:
+            raise ConfigError(str(run.folder), "", f"cannot be deleted ({error.strerror})") from None
+    with suppress(OSError):  # it has other runs
+        run.folder.parent.rmdir()
+    return True
 
 
 def find(root: Path, text: str) -> Run:
@@ -127,26 +175,6 @@ def metric(found: Sequence[Run], name: str) -> list[tuple[Run, float]]:
     return values
 
 
-def is_smaller_better(name: str) -> bool:
-    return any(word in name for word in SMALLER)
-
-
-def configs(found: Sequence[Run]) -> Iterator[tuple[str, list[Any]]]:
-    """The keys in which their configs differ, with the value of each."""
-    import yaml
-
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    flat = [dict(_flat(yaml.load((run.folder / "config.yaml").read_bytes(), loader))) for run in found]
-    yield from _differing(flat, "not there")
-
-
-def environments(found: Sequence[Run]) -> Iterator[tuple[str, list[Any]]]:
-    """What else than the config may explain a difference."""
-    facts = [_json(run.folder / "environment.json") or {} for run in found]
-    flat = [dict(_flat({name: one.get(name) for name in FACTS})) for one in facts]
-    yield from _differing(flat, None)
-
-
 def figures(found: Sequence[Run]) -> Iterator[tuple[str, list[float | None]]]:
     """Every number in their ``metrics.json``, but for those of single classes."""
     names = dict.fromkeys(key for run in found for key, value in run.figures.items() if _is_number(value))
@@ -155,23 +183,20 @@ def figures(found: Sequence[Run]) -> Iterator[tuple[str, list[float | None]]]:
             yield name, [run.figures.get(name) for run in found]
 
 
+def is_smaller_better(name: str) -> bool:
+    return any(word in name for word in SMALLER)
+
+
 def _folders(root: Path) -> Iterator[tuple[Path, str, float]]:
     """Folder, name and beginning of every run; what is linked from elsewhere is none."""
     for config in _below(root):
         for entry in _below(config.path):
             try:
-                written = os.stat(f"{entry.path}/config.yaml").st_mtime
+                found = os.stat(f"{entry.path}/config.yaml")
             except OSError:  # no run
                 continue
-            yield Path(entry.path), f"{config.name}/{entry.name}", _began(entry.name, written)
-
-
-def _began(name: str, written: float) -> float:
-    """By a run's name, if it is a time, as `configs.run_folder` gives it: its files may have been copied since."""
-    try:
-        return datetime.strptime(name[:15], "%Y%m%d-%H%M%S").replace(tzinfo=UTC).timestamp()
-    except ValueError:
-        return written
+            if stat.S_ISREG(found.st_mode):
+                yield Path(entry.path), f"{config.name}/{entry.name}", found.st_mtime
 
 
 def _below(folder: str | Path) -> list["os.DirEntry[str]"]:
@@ -186,7 +211,7 @@ def _fits(name: str, pattern: str) -> bool:
     return name.startswith(f"{pattern}/") or fnmatch.fnmatch(name, pattern) or fnmatch.fnmatch(name, f"{pattern}/*")
 
 
-def _json(path: Path) -> dict[str, Any] | None:
+def json_mapping(path: Path) -> dict[str, Any] | None:
     """The mapping in a file; empty if it is broken, null if it is missing."""
     try:
         with open(path, "rb") as file:
@@ -200,18 +225,3 @@ def _json(path: Path) -> dict[str, Any] | None:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _flat(values: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(values, dict) and values:
-        for name, value in values.items():
-            yield from _flat(value, f"{key}.{name}" if key else str(name))
-    else:
-        yield key, values
-
-
-def _differing(flat: Sequence[dict[str, Any]], absent: Any) -> Iterator[tuple[str, list[Any]]]:
-    for key in dict.fromkeys(key for one in flat for key in one):
-        values = [one.get(key, absent) for one in flat]
-        if any(value != values[0] for value in values):
-            yield key, values

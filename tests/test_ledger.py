@@ -1,8 +1,10 @@
 """The table of runs: how each ended, in what they differ, which is best, and what may go."""
 
+import errno
 import fcntl
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -146,6 +148,10 @@ def test_runs_that_do_not_differ(root, capsys):
         (["best", "test/loss", "cnn"], "no run is finished"),
         (["--status", "done"], "invalid choice: 'done'"),
         (["prune"], "prune: nobody to ask; give --yes"),
+        (["prune", "--yes", "--json"], "prune: --json shows what would go, and deletes nothing; leave out --yes"),
+        (["prune", "--older-than", "nan"], "nan is no number of days"),
+        (["prune", "--older-than", "-1"], "-1 is no number of days"),
+        (["prune", "--older-than", "x"], "invalid days value: 'x'"),
         (["list", "--nonsense"], "unrecognized arguments: --nonsense; python runs.py --help"),
     ],
 )
@@ -166,7 +172,7 @@ def test_the_best_by_a_metric(root, capsys):
 def test_what_did_not_come_to_its_end_may_go(root, capsys):
     assert asked(capsys, "prune", "--yes", "--older-than", "100000", "--root", root) == "nothing to delete\n"
     os.utime(root / "cnn/d/config.yaml", None)
-    assert "1 runs deleted" in asked(capsys, "prune", "--yes", "--older-than", "1", "--root", root)
+    assert "1 run deleted" in asked(capsys, "prune", "--yes", "--older-than", "1", "--root", root)
     assert not (root / "cnn/c").exists()
     assert (root / "cnn/d").exists()
     asked(capsys, "prune", "--yes", "--root", root)
@@ -191,9 +197,82 @@ def test_a_folder_that_is_linked_is_not_deleted(root, capsys, tmp_path):
     assert "link" not in asked(capsys, "--root", root)
 
 
-def test_a_copied_run_began_when_its_name_says(tmp_path, capsys):
-    made(tmp_path, "mlp/20261122-090000-1f3a5c", 9e8)
-    assert '"began": "2026-11-22T09:00:00+00:00"' in asked(capsys, "--json", "--root", tmp_path)
+def without_fcntl(monkeypatch):
+    monkeypatch.setitem(sys.modules, "fcntl", None)  # as on Windows
+
+
+def without_locks(monkeypatch):
+    def refusing(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refusing)
+
+
+@pytest.mark.parametrize("missing", [without_fcntl, without_locks])
+def test_where_nothing_tells_what_may_be_at_work_is_not_deleted(root, capsys, monkeypatch, missing):
+    missing(monkeypatch)
+    assert "cnn/d  running" in asked(capsys, "cnn/d", "--root", root)
+    assert "cnn/c  failed" in asked(capsys, "cnn/c", "--root", root)  # it has left a status.json
+    assert "1 run deleted" in asked(capsys, "prune", "--yes", "--root", root)
+    assert [path.name for path in (root / "cnn").iterdir() if (path / "config.yaml").exists()] == ["d"]
+
+
+def test_what_goes_on_while_it_asks_is_not_deleted(root, capsys, monkeypatch):
+    held = (root / "cnn/c/config.yaml").open()
+    made(root, "cnn/e", 1.5e9)
+
+    def goes_on(_):
+        fcntl.flock(held, fcntl.LOCK_EX)
+        (root / "cnn/e/metrics.json").write_text("{}", encoding="utf-8")
+        return "y"
+
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True)
+    monkeypatch.setattr("builtins.input", goes_on)
+    with held:
+        assert asked(capsys, "prune", "--root", root).endswith("1 run deleted; 2 runs went on meanwhile\n")
+    assert (root / "cnn/c").exists()
+    assert (root / "cnn/e").exists()
+
+
+def test_nobody_resumes_what_is_being_deleted(root, capsys, monkeypatch):
+    def resumed(folder):
+        with (folder / "config.yaml").open() as file, pytest.raises(BlockingIOError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+    monkeypatch.setattr(shutil, "rmtree", resumed)
+    assert "2 runs deleted" in asked(capsys, "prune", "--yes", "--root", root)
+
+
+def test_what_cannot_be_deleted(root, capsys, monkeypatch):
+    def forbidden(_):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(shutil, "rmtree", forbidden)
+    said = refused(capsys, "prune", "--yes", "cnn/c", "--root", root)
+    assert said == f"error: {root}/cnn/c: cannot be deleted (Permission denied)\n"
+
+
+def test_ctrl_d_is_no(root, capsys, monkeypatch):
+    def closed(_):
+        raise EOFError
+
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True)
+    monkeypatch.setattr("builtins.input", closed)
+    assert asked(capsys, "prune", "--root", root).endswith("nothing is deleted\n")
+    assert (root / "cnn/c").exists()
+
+
+def test_what_is_linked_has_no_size(root, tmp_path):
+    (tmp_path / "large").write_bytes(b"0" * 10_000)
+    (root / "cnn/d/link").symlink_to(tmp_path / "large")
+    (root / "cnn/d/gone").symlink_to(tmp_path / "missing")
+    (run_d,) = ledger.runs(root, ["cnn/d"])
+    assert ledger.size(run_d) < 1_000
+
+
+def test_a_config_is_a_file(root, capsys):
+    (root / "cnn/folder/config.yaml").mkdir(parents=True)
+    assert "folder" not in asked(capsys, "--root", root).replace(str(root), "")
 
 
 def test_no_runs_at_all(tmp_path, capsys):
