@@ -9,11 +9,15 @@ python runs.py prune --older-than 7         delete the failed and interrupted on
 A run is named by its folder, by CONFIG/NAME, or by a part of that; several by a config, or by a name with *.
 """
 
+import signal
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # until all is imported: no traceback out of an import
+
 import argparse
 import json
+import math
 import os
-import shutil
-import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -22,11 +26,12 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from configs import ConfigError, comparison, ledger
-from configs.ledger import STATUSES, Run
+from configs.ledger import STATUSES, Run, is_number
 from configs.nodes import COMMAND_LINE
+from configs.table import table
 
 COMMANDS = ("list", "compare", "best", "prune")
-COLUMNS = {"accuracy": "test/accuracy", "f1": "test/f1", "loss": "test/loss", "val accuracy": "val/accuracy"}
+COLUMNS = {"accuracy": "test/accuracy", "f1": "test/f1", "loss": "test/loss", "val acc": "val/accuracy"}
 TITLES = ["run", "status", *COLUMNS, "trained", "began", "why"]
 
 
@@ -93,17 +98,23 @@ def show(arguments: argparse.Namespace) -> int:
 
 def row(run: Run) -> list[str]:
     values = [run.figures.get(name) for name in COLUMNS.values()]
-    shown = [f"{value:.4f}" if isinstance(value, int | float) else "" for value in values]
+    shown = [f"{value:.4f}" if is_number(value) else "" for value in values]
     seconds = run.figures.get("train_seconds")
-    trained = f"{seconds:,.0f} s" if isinstance(seconds, int | float) else ""
+    trained = f"{seconds:,.0f} s" if is_number(seconds) else ""
     return [
         run.name,
         run.status,
         *shown,
         trained,
-        f"{datetime.fromtimestamp(run.began):%Y-%m-%d %H:%M}",
+        when(run.began),
         run.reason.partition(";")[0],
     ]
+
+
+def when(seconds: float) -> str:
+    """Local time as `ls -l` shows it: hours only of this year."""
+    then = datetime.fromtimestamp(seconds)
+    return f"{then:%b %d %H:%M}" if then.year == datetime.now().year else f"{then:%Y-%m-%d}"
 
 
 def compare(arguments: argparse.Namespace) -> int:
@@ -117,13 +128,12 @@ def compare(arguments: argparse.Namespace) -> int:
     }
     if arguments.json:
         return dump({"runs": [run.plain() for run in found]} | {part: dict(rows) for part, rows in parts.items()})
+    names = [run.folder.name for run in found]
+    names = names if len({*names}) == len(names) else [run.name for run in found]
     for part, rows in parts.items():
         lines = [[key, *(number(value) for value in values), difference(part, values)] for key, values in rows]
         if lines:
-            table(
-                [part, *(run.name for run in found), "difference" if part == "metrics" and len(found) == 2 else ""],
-                lines,
-            )
+            table([part, *names, "difference"], lines)
         else:
             print(f"{part}: no difference" if part != "metrics" else "no run is finished")
         print()
@@ -145,12 +155,15 @@ def best(arguments: argparse.Namespace) -> int:
     sign = 1 if ledger.is_smaller_better(arguments.metric) else -1
     found.sort(key=lambda one: (one[1] != one[1], sign * one[1]))  # what is no number comes last
     if arguments.path:
-        print(found[0][0].folder)
+        if math.isnan(found[0][1]):
+            raise ConfigError(COMMAND_LINE, arguments.metric, "is nan in every run", "there is no best one")
+        sys.stdout.flush()
+        sys.stdout.buffer.write(os.fsencode(found[0][0].folder) + b"\n")  # the very name, for a shell
     elif arguments.json:
         return dump([run.plain() for run, _ in found])
     else:
         rows = [[f"{value:.6g}", str(run.folder)] for run, value in found[: arguments.last or None]]
-        table([arguments.metric, "run"], rows)
+        table([arguments.metric, "run"], rows, fits=False)  # a folder is to be copied
         if arguments.metric.startswith("test") and len(found) > 1:
             print("the best of several by the test is better there than it is: choose by val/..., and test that one")
     return 0
@@ -195,21 +208,23 @@ def days(text: str) -> float:
     return number
 
 
-def table(titles: list[str], rows: list[list[str]]) -> None:
-    """Aligned columns, but for empty ones; in a terminal no line is longer than it."""
-    columns = [column for column in zip(titles, *rows, strict=True) if any(column[1:])]
-    widths = [max(map(len, column)) for column in columns]
-    most = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
-    for line in zip(*columns, strict=True):
-        print("  ".join(one.ljust(width) for one, width in zip(line, widths, strict=True)).rstrip()[:most])
-
-
 def dump(content: Any) -> int:
-    print(json.dumps(content, indent=2, ensure_ascii=False))
+    """Print what any reader of JSON takes: in ASCII, null for what is not finite."""
+    print(json.dumps(strict(content), indent=2))
     return 0
 
 
+def strict(content: Any) -> Any:
+    if isinstance(content, dict):
+        return {name: strict(value) for name, value in content.items()}
+    if isinstance(content, list):
+        return [strict(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
+
+
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # a terminal may know ASCII alone
     try:
         code = main(sys.argv[1:])
         sys.stdout.flush()

@@ -1,21 +1,23 @@
 """In what runs differ: their configs, and what else may explain another result."""
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from configs.ledger import Run, json_mapping
+from configs.nodes import ConfigError
 
 # of environment.json: what may explain a difference
 FACTS = ("git_commit", "git_dirty", "packages", "device", "num_devices", "precision", "threads", "data_sha256")
 
 
 def configs(found: Sequence[Run]) -> Iterator[tuple[str, list[Any]]]:
-    """The keys in which their configs differ, with the value of each."""
-    import yaml
+    """The keys in which their configs differ, with the value of each.
 
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    flat = [dict(_flat(yaml.load((run.folder / "config.yaml").read_bytes(), loader))) for run in found]
-    yield from _differing(flat, "not there")
+    Raises:
+        ConfigError: if one is broken.
+    """
+    yield from _differing([dict(_flat(_config(run.folder / "config.yaml"))) for run in found], "not there")
 
 
 def environments(found: Sequence[Run]) -> Iterator[tuple[str, list[Any]]]:
@@ -23,6 +25,18 @@ def environments(found: Sequence[Run]) -> Iterator[tuple[str, list[Any]]]:
     facts = [json_mapping(run.folder / "environment.json") or {} for run in found]
     flat = [dict(_flat({name: one.get(name) for name in FACTS})) for one in facts]
     yield from _differing(flat, None)
+
+
+def _config(path: Path) -> dict[str, Any]:
+    import yaml
+
+    try:
+        content = yaml.load(path.read_bytes(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    except (OSError, ValueError, RecursionError, yaml.YAMLError):
+        content = None
+    if not isinstance(content, dict):
+        raise ConfigError(str(path), "", "is broken", "compare others")
+    return content
 
 
 def _flat(values: Any, key: str = "") -> Iterator[tuple[str, Any]]:

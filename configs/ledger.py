@@ -76,7 +76,7 @@ def read(folder: Path, name: str, began: float) -> Run:
         return Run(name, folder, "running", began)
     end = json_mapping(folder / "status.json") or {}
     status: Status = "failed" if end.get("status") == "failed" else "interrupted"
-    return Run(name, folder, status, began, reason=str(end.get("reason", "killed")))
+    return Run(name, folder, status, began, reason=str(end.get("reason") or "killed"))
 
 
 def is_running(folder: Path) -> bool:
@@ -166,7 +166,7 @@ def metric(found: Sequence[Run], name: str) -> list[tuple[Run, float]]:
     Raises:
         ConfigError: if none of those that are finished has.
     """
-    values = [(run, run.figures[name]) for run in found if _is_number(run.figures.get(name))]
+    values = [(run, run.figures[name]) for run in found if is_number(run.figures.get(name))]
     if not values:
         known = sorted(key for key, _ in figures(found))
         near = [one for one in known if name.rpartition("/")[2] in one] or known
@@ -177,10 +177,11 @@ def metric(found: Sequence[Run], name: str) -> list[tuple[Run, float]]:
 
 def figures(found: Sequence[Run]) -> Iterator[tuple[str, list[float | None]]]:
     """Every number in their ``metrics.json``, but for those of single classes."""
-    names = dict.fromkeys(key for run in found for key, value in run.figures.items() if _is_number(value))
+    names = dict.fromkeys(key for run in found for key, value in run.figures.items() if is_number(value))
     for name in names:
         if not name.startswith("test_class_accuracy/"):
-            yield name, [run.figures.get(name) for run in found]
+            values = [run.figures.get(name) for run in found]
+            yield name, [value if is_number(value) else None for value in values]
 
 
 def is_smaller_better(name: str) -> bool:
@@ -218,10 +219,11 @@ def json_mapping(path: Path) -> dict[str, Any] | None:
             content = json.loads(file.read())
     except FileNotFoundError:
         return None
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+def is_number(value: Any) -> bool:
+    """Whether it is a float, which may be nan, or a whole number that fits into one."""
+    return isinstance(value, float) or (type(value) is int and abs(value) < 2**63)

@@ -5,10 +5,12 @@ import fcntl
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -109,11 +111,141 @@ def test_a_run_at_work_holds_its_lock(root, capsys):
     assert "cnn/d  interrupted" in asked(capsys, "cnn/d", "--root", root)
 
 
-@pytest.mark.parametrize("content", [b"{", b"[1, 2]", b"\xff\xfe", b'{"test/accuracy": "high"}', b""])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"{", b"[1, 2]", b"\xff\xfe", b'{"test/accuracy": "high"}', b'{"test/accuracy": null, "reason": null}', b"",
+        b"[" * 100_000, b'{"test/accuracy": 1%s, "train_seconds": 1e999}' % (b"0" * 400),
+    ],
+    ids=["cut off", "list", "not UTF-8", "text", "null", "empty", "deep", "huge"],
+)  # fmt: skip
 def test_broken_files_are_survived(root, capsys, content):
     (root / "mlp/a/metrics.json").write_bytes(content)
     (root / "cnn/c/status.json").write_bytes(content)
     assert len(asked(capsys, "--root", root).splitlines()) == 6
+    assert "None" not in asked(capsys, "--root", root)
+    assert "test/f1" in asked(capsys, "compare", "mlp/a", "mlp/b", "--root", root)
+    assert f"{root}/mlp/a" not in asked(capsys, "best", "test/accuracy", "--root", root)
+
+
+@pytest.mark.parametrize("content", [b"a: [1\n", b"- 1\n", b"a: \xff\n", b"2001-99-99: 1\n", b""])
+def test_a_broken_config_is_not_compared(root, capsys, content):
+    (root / "mlp/a/config.yaml").write_bytes(content)
+    assert refused(capsys, "compare", "mlp/a", "mlp/b", "--root", root) == (
+        f"error: {root}/mlp/a/config.yaml: is broken; compare others\n"
+    )
+
+
+def test_names_and_reasons_do_not_move_the_cursor(root, capsys):
+    made(root, "mlp/of two\nlines \x1b[31m", 1e9, {"status": "failed", "reason": "red \x1b[31m\nand more"})
+    said = asked(capsys, "--root", root)
+    assert "mlp/of two\\nlines \\x1b[31m  failed" in said
+    assert "red \\x1b[31m\\nand more" in said
+
+
+def test_json_for_any_reader(root, capsys):
+    def refused(name):
+        raise AssertionError(name)
+
+    made(root, "mlp/größer", 1e9, **{"test/loss": float("inf")})
+    said = asked(capsys, "--json", "--root", root)
+    assert said.isascii()
+    found = {one["run"]: one["metrics"] for one in json.loads(said, parse_constant=refused)}
+    assert found["mlp/z"]["val/accuracy"] is None
+    assert found["mlp/größer"]["test/loss"] is None
+
+
+def test_what_is_nan_everywhere_has_no_best(root, capsys):
+    assert "is nan in every run" in refused(capsys, "best", "val/accuracy", "mlp/z", "--path", "--root", root)
+
+
+def command(*argv: object, **options: Any) -> "subprocess.Popen[bytes]":
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen([sys.executable, "runs.py", *map(os.fspath, argv)], cwd=PROJECT, **pipes, **options)
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="names are UTF-8 there")
+@pytest.mark.parametrize("encoding", ["ascii", "utf-8"])
+def test_a_name_that_is_not_utf_8(tmp_path, encoding):
+    name = os.fsdecode(b"mlp/\xff \xc3\xa9")
+    folder = made(tmp_path, name, **{"val/accuracy": 0.5})
+    environment = {**os.environ, "PYTHONIOENCODING": encoding}
+    for argv, expected in (
+        ((), b"\\udcff"),
+        (("--json",), b"\\udcff \\u00e9"),
+        (("best", "val/accuracy", "--path"), os.fsencode(folder) + b"\n"),
+    ):
+        printed, problems = command(*argv, "--root", tmp_path, env=environment).communicate()
+        assert expected in printed
+        assert problems == b""
+
+
+def test_a_reader_that_goes_away(tmp_path):
+    for i in range(400):
+        made(tmp_path, f"mlp/{i}", **{"test/accuracy": 0.5})
+    process = command("--json", "--root", tmp_path)
+    process.stdout.read(1)
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    process.stderr.close()
+    assert process.wait() == 0
+
+
+def test_ctrl_c(root):
+    (root / "mlp/a/metrics.json").unlink()
+    os.mkfifo(root / "mlp/a/metrics.json")
+    with command("--root", root) as process, (root / "mlp/a/metrics.json").open("wb"):  # open when it is read
+        process.send_signal(signal.SIGINT)
+        assert process.communicate() == (b"", b"")
+    assert process.returncode == 130
+
+
+def test_ctrl_c_while_it_starts(tmp_path):
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs/__init__.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
+    shutil.copy(PROJECT / "runs.py", tmp_path)
+    done = subprocess.run([sys.executable, "runs.py"], cwd=tmp_path, capture_output=True)
+    assert (done.returncode, done.stderr) == (-signal.SIGINT, b"")  # a shell says 130
+
+
+@pytest.mark.parametrize("width", [40, 80, 120])
+@pytest.mark.parametrize("argv", [("list",), ("compare", "a" * 90, "b" * 90)], ids=["list", "compare"])
+def test_a_table_fits_the_terminal(root, capsys, monkeypatch, width, argv):
+    for name, loss in (("a" * 90, 0.123456), ("b" * 90, 0.234567)):
+        made(root, f"mlp/{name}", **{"test/loss": loss, "val/accuracy": 0.5})
+    (root / f"mlp/{'a' * 90}/config.yaml").write_text(f"model: {'x' * 200}\n", encoding="utf-8")
+    whole = set(asked(capsys, *argv, "--root", root).split())
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", str(width))
+    said = asked(capsys, *argv, "--root", root)
+    assert max(map(len, said.splitlines())) <= width
+    assert {word for word in said.split() if word[0].isdigit()} <= whole  # half a figure would be another one
+    if width == 80 and argv[0] == "compare":
+        assert "0.123456" in said
+        assert "0.234567" in said
+
+
+def test_terminals_of_common_widths_show_what_matters(tmp_path, capsys, monkeypatch):
+    names = ["iris_mlp/20261123-053715-b3cbb7", "iris_mlp/20261123-053804-7ca139"]
+    for name, error in zip(names, (0.0399267, 0.0183618), strict=True):
+        figures = dict.fromkeys(("test/accuracy", "test/f1", "test/loss", "val/accuracy", "train_seconds"), 0.9)
+        made(tmp_path, name, **figures, **{"test/calibration_error": error})
+    made(tmp_path, "iris_mlp/20261123-053850-c71c36", 1e9, {"status": "interrupted", "reason": "stopped by SIGTERM"})
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "80")
+    assert "val acc" in asked(capsys, "--root", tmp_path)
+    assert "-0.02156" in asked(capsys, "compare", *names, "--root", tmp_path)
+    now = time.time()
+    os.utime(tmp_path / names[0] / "config.yaml", (now, now))
+    monkeypatch.setenv("COLUMNS", "120")
+    assert f"{time.strftime('%b %d %H:%M', time.localtime(now))}\n" in asked(capsys, "--root", tmp_path)
+    assert "stopped by SIG.." in asked(capsys, "--root", tmp_path)
+
+
+def test_a_folder_is_never_cut(root, capsys, monkeypatch):
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "20")
+    assert f"{root}/mlp/b\n" in asked(capsys, "best", "val/accuracy", "--root", root)
 
 
 def test_two_runs_side_by_side(root, capsys):
