@@ -15,7 +15,6 @@ if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # until all is imported: no traceback out of an import
 
 import argparse
-import json
 import math
 import os
 import sys
@@ -28,7 +27,7 @@ from typing import Any, NoReturn
 from configs import ConfigError, comparison, ledger
 from configs.ledger import STATUSES, Run, is_number
 from configs.nodes import COMMAND_LINE
-from configs.table import table
+from configs.output import dump, table
 
 COMMANDS = ("list", "compare", "best", "prune")
 COLUMNS = {"accuracy": "test/accuracy", "f1": "test/f1", "loss": "test/loss", "val acc": "val/accuracy"}
@@ -68,14 +67,18 @@ def parser() -> Parser:
         command.set_defaults(answer=answer)
         if name == "best":
             command.add_argument("metric", help="as in val/accuracy; losses, errors and seconds are best when smallest")
+            order = command.add_mutually_exclusive_group()
+            order.add_argument("--smallest", dest="smaller", action="store_true", default=None, help="is best")
+            order.add_argument("--largest", dest="smaller", action="store_false", default=None, help="is best")
             command.add_argument("--path", action="store_true", help="print the folder of the best one alone")
         nargs = "+" if name == "compare" else "*"
         command.add_argument("runs", nargs=nargs, metavar="RUN", help="CONFIG, CONFIG/NAME or a part of it")
         if name in ("list", "prune"):
-            default = ["failed", "interrupted"] if name == "prune" else []
-            command.add_argument("--status", nargs="+", choices=STATUSES, default=default, help="those alone")
+            text = "those alone; may be repeated" + (" (failed, interrupted)" if name == "prune" else "")
+            command.add_argument("--status", action="append", choices=STATUSES, help=text)
         if name in ("list", "best"):
-            command.add_argument("--last", type=int, default=30 if name == "list" else 10, help="so many; 0 for all")
+            default = 30 if name == "list" else 10
+            command.add_argument("--last", "--top", type=count, default=default, help=f"so many; 0 for all ({default})")
         if name == "prune":
             command.add_argument("--older-than", type=days, default=0.0, metavar="DAYS", help="that began before")
             command.add_argument("--yes", action="store_true", help="do not ask")
@@ -83,17 +86,28 @@ def parser() -> Parser:
 
 
 def show(arguments: argparse.Namespace) -> int:
-    found = ledger.runs(arguments.root, arguments.runs, arguments.status)
+    found = ledger.runs(arguments.root, arguments.runs, arguments.status or ())
     if arguments.json:
         return dump([run.plain() for run in found])
     if not found:
-        print(f"no such runs below {arguments.root}; python train.py --config configs/iris_mlp.yaml makes one")
+        print(nothing(arguments))
         return 0
     some = found[: arguments.last or None]
     table(TITLES, [row(run) for run in some])
     if len(some) < len(found):
         print(f"... and {len(found) - len(some):,} earlier ones: --last 0 shows all")
     return 0
+
+
+def nothing(arguments: argparse.Namespace) -> str:
+    """What to say where no run fits."""
+    there = ledger.runs(arguments.root)
+    if not there:
+        return f"no runs below {arguments.root}; python train.py --config configs/iris_mlp.yaml makes one"
+    names = {name for run in there for name in (run.name, run.name.partition("/")[0])} | {*COMMANDS}
+    meant = [one for text in arguments.runs for one in ledger.near(text, names)]
+    hint = f"did you mean {' or '.join(meant[:3])}?" if meant else f"python runs.py --root {arguments.root} shows all"
+    return f"none of {counted(there)} below {arguments.root} fits; {hint}"
 
 
 def row(run: Run) -> list[str]:
@@ -152,7 +166,8 @@ def difference(part: str, values: Sequence[Any]) -> str:
 
 def best(arguments: argparse.Namespace) -> int:
     found = ledger.metric(ledger.runs(arguments.root, arguments.runs), arguments.metric)
-    sign = 1 if ledger.is_smaller_better(arguments.metric) else -1
+    smaller = ledger.is_smaller_better(arguments.metric) if arguments.smaller is None else arguments.smaller
+    sign = 1 if smaller else -1
     found.sort(key=lambda one: (one[1] != one[1], sign * one[1]))  # what is no number comes last
     if arguments.path:
         if math.isnan(found[0][1]):
@@ -173,7 +188,7 @@ def prune(arguments: argparse.Namespace) -> int:
     if arguments.json and arguments.yes:
         raise ConfigError(COMMAND_LINE, "prune", "--json shows what would go, and deletes nothing", "leave out --yes")
     before = time.time() - 86400 * arguments.older_than
-    found = ledger.runs(arguments.root, arguments.runs, arguments.status)
+    found = ledger.runs(arguments.root, arguments.runs, arguments.status or ("failed", "interrupted"))
     found = [run for run in found if run.began <= before and run.status != "running"]
     if arguments.json:
         return dump([run.plain() for run in found])
@@ -202,24 +217,16 @@ def counted(found: Sequence[Run]) -> str:
     return f"{len(found)} run{'' if len(found) == 1 else 's'}"
 
 
+def count(text: str) -> int:
+    if (number := int(text)) < 0:
+        raise argparse.ArgumentTypeError(f"{text} is below 0, which is all")
+    return number
+
+
 def days(text: str) -> float:
     if not 0 <= (number := float(text)) < float("inf"):
         raise argparse.ArgumentTypeError(f"{text} is no number of days")
     return number
-
-
-def dump(content: Any) -> int:
-    """Print what any reader of JSON takes: in ASCII, null for what is not finite."""
-    print(json.dumps(strict(content), indent=2))
-    return 0
-
-
-def strict(content: Any) -> Any:
-    if isinstance(content, dict):
-        return {name: strict(value) for name, value in content.items()}
-    if isinstance(content, list):
-        return [strict(value) for value in content]
-    return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
 if __name__ == "__main__":

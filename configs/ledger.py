@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -55,10 +55,10 @@ def runs(root: Path, patterns: Sequence[str] = (), statuses: Sequence[str] = ())
 
     Args:
         root: Folder of all runs.
-        patterns: A config's name, a run's, or either with ``*``; any for none.
+        patterns: A config's name, a run's, or either with ``*``, or their folders; any for none.
         statuses: That are wanted; all for none.
     """
-    wanted = [one.removeprefix(f"{root}/").rstrip("/") for one in patterns]
+    wanted = [_below_root(root, one) for one in patterns]
     found = [
         read(folder, name, began)
         for folder, name, began in _folders(root)
@@ -146,18 +146,19 @@ def find(root: Path, text: str) -> Run:
     Raises:
         ConfigError: if there is none, or several.
     """
-    text = text.rstrip("/")
+    text = _below_root(root, text)
     everything = {name: (folder, began) for folder, name, began in _folders(root)}
     if (path := Path(text)).joinpath("config.yaml").is_file():
         return read(path, "/".join(path.resolve().parts[-2:]), path.joinpath("config.yaml").stat().st_mtime)
     names = [name for name in everything if name == text or name.endswith(f"/{text}")]
-    names = names or [name for name in everything if text in name]
+    names = names or [name for name in everything if text and text in name]
     if len(names) == 1:
         return read(everything[names[0]][0], names[0], everything[names[0]][1])
     if names:
         listed = ", ".join(sorted(names)[:5]) + (", ..." if len(names) > 5 else "")
         raise ConfigError(COMMAND_LINE, text, f"{len(names)} runs have that in their name", listed)
-    raise ConfigError(COMMAND_LINE, text, f"no run below {root} has that in its name", "python runs.py shows all")
+    hint = f"did you mean {' or '.join(meant)}?" if (meant := near(text, everything)) else "python runs.py shows all"
+    raise ConfigError(COMMAND_LINE, text or "''", f"no run below {root} has that in its name", hint)
 
 
 def metric(found: Sequence[Run], name: str) -> list[tuple[Run, float]]:
@@ -169,8 +170,8 @@ def metric(found: Sequence[Run], name: str) -> list[tuple[Run, float]]:
     values = [(run, run.figures[name]) for run in found if is_number(run.figures.get(name))]
     if not values:
         known = sorted(key for key, _ in figures(found))
-        near = [one for one in known if name.rpartition("/")[2] in one] or known
-        hint = f"there are {', '.join(near[:12])}" if known else "no run is finished"
+        meant = [one for one in known if name.rpartition("/")[2] in one] or near(name, known)
+        hint = f"there are {', '.join((meant or known)[:12])}" if known else "no run is finished"
         raise ConfigError(COMMAND_LINE, name, "no finished run has this metric", hint)
     return values
 
@@ -182,6 +183,14 @@ def figures(found: Sequence[Run]) -> Iterator[tuple[str, list[float | None]]]:
         if not name.startswith("test_class_accuracy/"):
             values = [run.figures.get(name) for run in found]
             yield name, [value if is_number(value) else None for value in values]
+
+
+def near(text: str, names: Iterable[str]) -> list[str]:
+    """At most three of `names` that `text` may be a slip of; what lies in a folder may be meant by its name alone."""
+    from difflib import get_close_matches
+
+    short = {name.rpartition("/")[2]: name for name in names if "/" not in text} | {name: name for name in names}
+    return list(dict.fromkeys(short[one] for one in get_close_matches(text, short)))
 
 
 def is_smaller_better(name: str) -> bool:
@@ -206,6 +215,15 @@ def _below(folder: str | Path) -> list["os.DirEntry[str]"]:
             return [one for one in entries if one.is_dir(follow_symlinks=False)]
     except OSError:
         return []
+
+
+def _below_root(root: Path, text: str) -> str:
+    """CONFIG, CONFIG/NAME or a pattern of them, where `text` may name a folder."""
+    text = text.rstrip("/") or text[:1]
+    if "/" not in text:
+        return text
+    path, above = Path(text).resolve(), root.resolve()
+    return str(path.relative_to(above)) if above in path.parents else text
 
 
 def _fits(name: str, pattern: str) -> bool:

@@ -79,6 +79,9 @@ def test_all_runs_the_newest_first(root, capsys):
         (["mlp/a", "c*"], ["cnn/d", "cnn/c", "mlp/a"]),
         (["*/b"], ["mlp/b"]),
         (["--status", "failed"], ["cnn/c"]),
+        (["--status", "failed", "cnn"], ["cnn/c"]),
+        (["--status", "failed", "--status", "interrupted"], ["cnn/d", "cnn/c"]),
+        (["mlp/"], ["mlp/b", "mlp/a", "mlp/z"]),
         (["list", "--last", "2"], ["cnn/d", "cnn/c"]),
         (["cn"], []),
     ],
@@ -89,8 +92,21 @@ def test_some_of_them(root, capsys, options, names):
     assert ("... and 3 earlier ones: --last 0 shows all" in said) == ("--last" in options)
 
 
-def test_a_run_may_be_named_by_its_folder(root, capsys):
-    assert "mlp/a" in asked(capsys, "list", root / "mlp/a", "--root", root)
+@pytest.mark.parametrize("given", ["{root}/mlp/a", "runs/mlp/a/", "./runs/mlp/a", "runs/mlp/a*"])
+@pytest.mark.parametrize("below", ["{root}", "runs", "./runs/", "../{name}/runs"])
+def test_a_run_may_be_named_by_its_folder(root, capsys, monkeypatch, given, below):
+    monkeypatch.chdir(root.parent)
+    given, below = (one.format(root=root, name=root.parent.name) for one in (given, below))
+    lines = asked(capsys, "list", given, "--root", below).splitlines()
+    assert [line.split()[0] for line in lines] == ["run", "mlp/a"]
+
+
+def test_what_fits_nothing(root, capsys):
+    there = f"none of 5 runs below {root} fits; "
+    assert asked(capsys, "list", "mpl", "--root", root) == f"{there}did you mean mlp?\n"
+    assert asked(capsys, "comapre", "--root", root) == f"{there}did you mean compare?\n"
+    assert asked(capsys, "xyz", "--root", root) == f"{there}python runs.py --root {root} shows all\n"
+    assert asked(capsys, "--status", "running", "--root", root) == f"{there}python runs.py --root {root} shows all\n"
 
 
 def test_programs_get_everything(root, capsys):
@@ -275,7 +291,16 @@ def test_runs_that_do_not_differ(root, capsys):
         (["compare", "mlp", "a"], "mlp: 3 runs have that in their name; mlp/a, mlp/b, mlp/z"),
         (["compare", "nothing", "a"], "nothing: no run below "),
         (["compare", "a"], "compare: needs two runs"),
-        (["best", "val/acuracy"], "val/acuracy: no finished run has this metric; there are test/accuracy, test/f1"),
+        (["compare", "", "mlp/a"], "'': no run below "),
+        (["compare", "mpl/a", "mlp/b"], "has that in its name; did you mean mlp/a or mlp/"),
+        (["list", "--last", "-1"], "argument --last/--top: -1 is below 0, which is all"),
+        (["list", "--last", "few"], "argument --last/--top: invalid count value: 'few'"),
+        (["best", "test/loss", "--smallest", "--largest"], "not allowed with argument"),
+        (["best", "samples"], "samples: no finished run has this metric; there are test/accuracy"),
+        (
+            ["best", "val/acuracy"],
+            "val/acuracy: no finished run has this metric; there are val/accuracy, test/accuracy",
+        ),
         (["best", "loss"], "loss: no finished run has this metric; there are test/loss"),
         (["best", "test/loss", "cnn"], "no run is finished"),
         (["--status", "done"], "invalid choice: 'done'"),
@@ -297,6 +322,9 @@ def test_the_best_by_a_metric(root, capsys):
     ]  # fmt: skip
     assert asked(capsys, "best", "test/loss", "--path", "--root", root) == f"{root}/mlp/b\n"
     assert asked(capsys, "best", "test/accuracy", "--path", "--root", root) == f"{root}/mlp/a\n"
+    assert asked(capsys, "best", "test/loss", "--largest", "--path", "--root", root) == f"{root}/mlp/z\n"
+    assert asked(capsys, "best", "test/accuracy", "--smallest", "--path", "--root", root) == f"{root}/mlp/z\n"
+    assert len(asked(capsys, "best", "test/f1", "--top", "2", "--root", root).splitlines()) == 4
     assert "choose by val/..." in asked(capsys, "best", "test/accuracy", "--root", root)
     assert json.loads(asked(capsys, "best", "val/accuracy", "--json", "--root", root))[0]["run"] == "mlp/b"
 

@@ -1,7 +1,10 @@
-"""Text in columns, for a terminal or a pipe."""
+"""What `runs.py` prints: text in columns, for a terminal or a pipe, or JSON for programs."""
 
+import json
+import math
 import shutil
 import sys
+from typing import Any
 
 GAP, SHORTEST = "  ", 16  # between columns; what a text that is cut keeps, by which 120 columns show why a run failed
 
@@ -35,3 +38,17 @@ def cut(text: str, width: int) -> str:
 def printable(text: str) -> str:
     """`text` with what would move a terminal's cursor, or is no text at all, written out."""
     return text if text.isprintable() else "".join(one if one.isprintable() else repr(one)[1:-1] for one in text)
+
+
+def dump(content: Any) -> int:
+    """Print what any reader of JSON takes: in ASCII, null for what is not finite."""
+    print(json.dumps(strict(content), indent=2))
+    return 0
+
+
+def strict(content: Any) -> Any:
+    if isinstance(content, dict):
+        return {name: strict(value) for name, value in content.items()}
+    if isinstance(content, list):
+        return [strict(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
