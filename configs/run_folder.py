@@ -61,9 +61,8 @@ def run_folder(config: Config) -> Iterator[Path]:
     try:
         yield folder
     except BaseException as error:
-        began = (
-            _written(folder / "environment.json") != before
-        )  # else it was refused, and nothing has happened to the run
+        # a run, or its resumption, that was refused has not begun: nothing has happened to it
+        began = _written(folder / "environment.json") != before
         if rank() == 0 and began and not (folder / "metrics.json").exists():
             with suppress(OSError):  # the disk may be full, which is why it ended
                 _note_end(folder, error)
