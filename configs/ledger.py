@@ -206,7 +206,15 @@ def _folders(root: Path) -> Iterator[tuple[Path, str, float]]:
             except OSError:  # no run
                 continue
             if stat.S_ISREG(found.st_mode):
-                yield Path(entry.path), f"{config.name}/{entry.name}", found.st_mtime
+                yield Path(entry.path), f"{config.name}/{entry.name}", _began(entry.name, found.st_mtime)
+
+
+def _began(name: str, written: float) -> float:
+    """By a run's name, if it is a time, as `configs.run_folder` gives it: its files may have been copied since."""
+    try:
+        return datetime.strptime(name[:15], "%Y%m%d-%H%M%S").replace(tzinfo=UTC).timestamp()
+    except ValueError:
+        return written
 
 
 def _below(folder: str | Path) -> list["os.DirEntry[str]"]:

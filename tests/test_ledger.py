@@ -435,6 +435,11 @@ def test_a_config_is_a_file(root, capsys):
     assert "folder" not in asked(capsys, "--root", root).replace(str(root), "")
 
 
+def test_a_copied_run_began_when_its_name_says(tmp_path, capsys):
+    made(tmp_path, "mlp/20261122-090000-1f3a5c", 9e8)
+    assert '"began": "2026-11-22T09:00:00+00:00"' in asked(capsys, "--json", "--root", tmp_path)
+
+
 def test_no_runs_at_all(tmp_path, capsys):
     assert "python train.py --config configs/iris_mlp.yaml makes one" in asked(capsys, "--root", tmp_path / "none")
 
