@@ -10,13 +10,14 @@ import os
 import shutil
 import stat
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
 from configs.nodes import COMMAND_LINE, ConfigError
+from configs.run_lock import held, is_running
 
 Status = Literal["running", "finished", "failed", "interrupted"]
 STATUSES: tuple[Status, ...] = ("running", "finished", "failed", "interrupted")
@@ -79,37 +80,6 @@ def read(folder: Path, name: str, began: float) -> Run:
     return Run(name, folder, status, began, reason=str(end.get("reason") or "killed"))
 
 
-def is_running(folder: Path) -> bool:
-    """Whether a process is at work in the folder of a run that is not finished."""
-    with _held(folder, shared=True) as alone:  # for a moment: a run that starts tries for longer
-        if alone is not None:
-            return not alone
-    # Windows, a file system without locks, a file of somebody else's: nothing tells, and what may be at work is not to be
-    # deleted. One that goes on has removed its status.json.
-    return not (folder / "status.json").exists()
-
-
-@contextmanager
-def _held(folder: Path, shared: bool = False) -> Iterator[bool | None]:
-    """With the lock of a run: true if it could be had, false if another process has it, null if nothing tells."""
-    try:
-        import fcntl
-
-        file = (folder / "config.yaml").open("rb")
-    except (ImportError, OSError):
-        yield None
-        return
-    with file:
-        try:
-            fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-            alone: bool | None = True
-        except BlockingIOError:
-            alone = False
-        except OSError:
-            alone = None
-        yield alone
-
-
 def size(run: Run) -> int:
     """Bytes in its folder; what is linked does not count."""
     found = 0
@@ -126,7 +96,7 @@ def delete(run: Run) -> bool:
     Raises:
         ConfigError: if it cannot be deleted.
     """
-    with _held(run.folder) as alone:
+    with held(run.folder) as alone:
         finished = (run.folder / "metrics.json").exists()
         went_on = is_running(run.folder) and not finished if alone is None else not alone
         if went_on or finished != (run.status == "finished"):
@@ -149,7 +119,8 @@ def find(root: Path, text: str) -> Run:
     text = _below_root(root, text)
     everything = {name: (folder, began) for folder, name, began in _folders(root)}
     if (path := Path(text)).joinpath("config.yaml").is_file():
-        return read(path, "/".join(path.resolve().parts[-2:]), path.joinpath("config.yaml").stat().st_mtime)
+        config, name = path.resolve().parts[-2:]
+        return read(path, f"{config}/{name}", _began(name, path.joinpath("config.yaml").stat().st_mtime))
     names = [name for name in everything if name == text or name.endswith(f"/{text}")]
     names = names or [name for name in everything if text and text in name]
     if len(names) == 1:

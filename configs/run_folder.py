@@ -5,20 +5,18 @@ import os
 import secrets
 import shutil
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import IO
 
 from configs.config import Config
-from configs.nodes import COMMAND_LINE, ConfigError
+from configs.nodes import ConfigError
+from configs.run_lock import locked
 from configs.signatures import PROJECT
 
 INTERRUPTED = (130, 143)  # exit codes of Ctrl-C and SIGTERM
-LOOK_SECONDS = 0.05  # between two looks at a lock that another holds
 VARIABLE = "LIT_RUN_FOLDER"  # tells the processes that Lightning starts for further devices where the run is
 
 
@@ -48,7 +46,7 @@ def run_folder(config: Config) -> Iterator[Path]:
             yield Path(temporary)
         return
     folder = _opened(config)
-    lock = _locked(folder) if rank() == 0 else None
+    lock = locked(folder) if rank() == 0 else None
     if rank() == 0:
         for part in folder.glob("checkpoints/*.part"):  # of a process that was killed while it wrote
             part.unlink()
@@ -140,28 +138,3 @@ def _made(config: Config) -> Path:
             config.where("run.root"), "run.root", f"cannot write to {folder} ({error.strerror})"
         ) from None
     return folder
-
-
-def _locked(folder: Path) -> IO[str] | None:
-    """The run's config, open and locked, so that no second process resumes it meanwhile; null where there are no locks."""
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        return None
-    file = (folder / "config.yaml").open(encoding="utf-8")
-    try:
-        for patience in (*[LOOK_SECONDS] * 9, None):
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:  # by a run that goes on, or for a moment by `runs.py`, which asks whether one does
-                if patience is None:
-                    raise
-                time.sleep(patience)
-    except BlockingIOError:
-        file.close()
-        raise ConfigError(COMMAND_LINE, "--resume", f"{folder} is running", "wait for it, or stop it first") from None
-    except OSError:  # a file system without locks
-        file.close()
-        return None
-    return file

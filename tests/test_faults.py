@@ -659,8 +659,8 @@ def test_output_that_nobody_can_write(tmp_path):
 
 @pytest.mark.faults("a run is resumed while it runs", "refused in one line, exit code 2")
 def test_two_at_once(stopped, capsys):
-    hold = "lock = _locked(Path(sys.argv[1])); print(1, flush=True); input()"
-    code = f"import sys; from pathlib import Path; from configs.run_folder import _locked; {hold}"
+    hold = "lock = locked(Path(sys.argv[1])); print(1, flush=True); input()"
+    code = f"import sys; from pathlib import Path; from configs.run_lock import locked; {hold}"
     other = subprocess.Popen([sys.executable, "-c", code, str(stopped)], cwd=PROJECT, stdin=-1, stdout=-1)
     assert other.stdout.readline()
     assert train.main(["--resume", str(stopped)]) == 2

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -251,10 +252,11 @@ def test_terminals_of_common_widths_show_what_matters(tmp_path, capsys, monkeypa
     monkeypatch.setenv("COLUMNS", "80")
     assert "val acc" in asked(capsys, "--root", tmp_path)
     assert "-0.02156" in asked(capsys, "compare", *names, "--root", tmp_path)
-    now = time.time()
-    os.utime(tmp_path / names[0] / "config.yaml", (now, now))
+    this_year = f"{datetime.now():%Y}1001-053850"
+    made(tmp_path, f"iris_mlp/{this_year}-0c71c3")
+    began = datetime.strptime(this_year, "%Y%m%d-%H%M%S").replace(tzinfo=UTC).astimezone()
     monkeypatch.setenv("COLUMNS", "120")
-    assert f"{time.strftime('%b %d %H:%M', time.localtime(now))}\n" in asked(capsys, "--root", tmp_path)
+    assert f"{began:%b %d %H:%M}" in asked(capsys, "--root", tmp_path)
     assert "stopped by SIG.." in asked(capsys, "--root", tmp_path)
 
 
