@@ -41,9 +41,10 @@ class Parser(argparse.ArgumentParser):
 
 def main(argv: list[str]) -> int:
     """Run the command line `argv`; the exit code comes back."""
-    if not argv or argv[0] not in (*COMMANDS, "-h", "--help"):
-        argv = ["list", *argv]
     try:
+        _, rest = common().parse_known_args(argv)
+        if not rest or rest[0] not in (*COMMANDS, "-h", "--help"):
+            argv = ["list", *argv]
         arguments = parser().parse_args(argv)
         answer: int = arguments.answer(arguments)
         return answer
@@ -52,18 +53,27 @@ def main(argv: list[str]) -> int:
         return 2
 
 
+def common() -> Parser:
+    """What may stand before a command as well as after it, and so has its default elsewhere."""
+    one = Parser(add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS)
+    one.add_argument("--root", type=Path, help="folder of all runs (runs)")
+    one.add_argument("--json", action="store_true", help="for programs")
+    return one
+
+
 def parser() -> Parser:
-    common = Parser(add_help=False, allow_abbrev=False)
-    common.add_argument("--root", type=Path, default=Path("runs"), help="folder of all runs (runs)")
-    common.add_argument("--json", action="store_true", help="for programs")
     summary, _, more = (__doc__ or "").partition("\n")
-    one = Parser(prog="python runs.py", description=summary, epilog=more, formatter_class=argparse.RawTextHelpFormatter)
+    one = Parser(
+        prog="python runs.py", description=summary, epilog=more, parents=[common()], allow_abbrev=False,
+        formatter_class=argparse.RawTextHelpFormatter,
+    )  # fmt: skip
+    one.set_defaults(root=Path("runs"), json=False)
     commands = one.add_subparsers(metavar="COMMAND")
     for name, answer, text in (
         ("list", show, "runs as a table"), ("compare", compare, "differences of config and metrics"),
         ("best", best, "finished runs by a metric"), ("prune", prune, "delete runs, after asking"),
     ):  # fmt: skip
-        command = commands.add_parser(name, help=text, description=text, parents=[common], allow_abbrev=False)
+        command = commands.add_parser(name, help=text, description=text, parents=[common()], allow_abbrev=False)
         command.set_defaults(answer=answer)
         if name == "best":
             command.add_argument("metric", help="as in val/accuracy; losses, errors and seconds are best when smallest")
@@ -115,14 +125,7 @@ def row(run: Run) -> list[str]:
     shown = [f"{value:.4f}" if is_number(value) else "" for value in values]
     seconds = run.figures.get("train_seconds")
     trained = f"{seconds:,.0f} s" if is_number(seconds) else ""
-    return [
-        run.name,
-        run.status,
-        *shown,
-        trained,
-        when(run.began),
-        run.reason.partition(";")[0],
-    ]
+    return [run.name, run.status, *shown, trained, when(run.began), run.reason.partition(";")[0]]
 
 
 def when(seconds: float) -> str:

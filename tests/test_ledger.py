@@ -432,6 +432,13 @@ def test_what_is_linked_has_no_size(root, tmp_path):
     assert ledger.size(run_d) < 1_000
 
 
+def test_root_and_json_stand_before_or_after_the_command(root, capsys):
+    after = asked(capsys, "compare", "a", "b", "--json", "--root", root)
+    assert asked(capsys, "--root", root, "--json", "compare", "a", "b") == after
+    assert asked(capsys, "--json", "compare", "a", "b", f"--root={root}") == after
+    assert asked(capsys, "--root", root) == asked(capsys, "list", "--root", root)
+
+
 def test_a_config_is_a_file(root, capsys):
     (root / "cnn/folder/config.yaml").mkdir(parents=True)
     assert "folder" not in asked(capsys, "--root", root).replace(str(root), "")
