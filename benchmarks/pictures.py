@@ -14,67 +14,65 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from lightning.pytorch import Callback
+
 import train
 from benchmarks.measure import BenchmarkError, Row
 from callbacks.evaluation import EvaluationCallback
+from callbacks.histograms import Histograms
 from configs.schema import DEFAULT_CALLBACKS
 
 HOOKS = ("begin", "see", "show")
 CURVES = "curves and texts"
+ON_REQUEST = "Histograms"
 
 
 def run(options: Namespace) -> list[Row]:
     for name in DEFAULT_CALLBACKS:
         importlib.import_module(f"callbacks.{name}")
     spent: defaultdict[str, float] = defaultdict(float)
-    shown: defaultdict[str, float] = defaultdict(float)  # of that, what the clock counts as logging, too
-    originals = [(one, hook, getattr(one, hook)) for one in EvaluationCallback.__subclasses__() for hook in HOOKS]
+    logged: defaultdict[str, float] = defaultdict(float)  # of that, what a run's own clock calls logging, too
+    hooks: list[tuple[type[Callback], str]] = [
+        (one, hook) for one in EvaluationCallback.__subclasses__() for hook in HOOKS
+    ]
+    hooks.append((Histograms, "on_before_optimizer_step"))
+    originals = [(one, hook, getattr(one, hook)) for one, hook in hooks]
     for one, hook, original in originals:
-        setattr(one, hook, _counted(original, one.__name__, spent, shown if hook == "show" else None))
+        setattr(one, hook, _counted(original, one.__name__, spent, logged))
     try:
         with tempfile.TemporaryDirectory() as root:
             argv = ["--config", "configs/mnist_cnn.yaml", f"data.root={options.data}", f"run.root={root}"]
-            if train.main([*argv, "run.name=one"]) != 0:
+            if train.main([*argv, "run.name=one", "callbacks.histograms={}"]) != 0:
                 raise BenchmarkError("the run has not come to its end")
             seconds = json.loads((Path(root) / "mnist_cnn/one/metrics.json").read_text(encoding="utf-8"))["seconds"]
     finally:
         for one, hook, original in originals:
             setattr(one, hook, original)
-    whole = sum(value for name, value in seconds.items() if name != "start")
-    in_training = sum(value for name, value in shown.items() if not name.endswith(" test"))
-    spent[CURVES] = max(0.0, seconds["logging"] - in_training)
-    everything = sum(spent.values())
-    rows = [
-        Row(
-            "all of mnist_cnn",
-            "without all",
-            [whole],
-            [whole - everything],
-            at_most=1.03,
-            note=_note(everything, whole),
-        )
-    ]
-    return rows + [
-        Row(f"  {name}", "without it", [whole], [whole - value], note=_note(value, whole))
-        for name, value in sorted(spent.items(), key=lambda one: -one[1])
+    spent[CURVES] = max(0.0, seconds["logging"] - sum(logged.values()))
+    on_request = spent.pop(ON_REQUEST)
+    whole = sum(value for name, value in seconds.items() if name != "start") - on_request
+    return [
+        _row("all of mnist_cnn", "without all", sum(spent.values()), whole, at_most=1.03),
+        *(_row(f"  {name}", "without it", spent[name], whole) for name in sorted(spent, key=lambda one: -spent[one])),
+        _row(f"{ON_REQUEST}, on request", "without it", on_request, whole + on_request),
     ]
 
 
 def _counted(
-    original: Callable[..., Any], name: str, spent: dict[str, float], shown: dict[str, float] | None
+    original: Callable[..., Any], name: str, spent: dict[str, float], logged: dict[str, float]
 ) -> Callable[..., Any]:
-    def counted(self: EvaluationCallback, *args: Any, **kwargs: Any) -> Any:
+    def counted(self: Any, *args: Any) -> Any:
         begun = time.perf_counter()
         try:
-            return original(self, *args, **kwargs)
+            return original(self, *args)
         finally:
             taken = time.perf_counter() - begun
             spent[name] += taken
-            if shown is not None:
-                shown[f"{name} {args[2]}"] += taken
+            if name == ON_REQUEST or (original.__name__ == "show" and args[2] == "val"):
+                logged[name] += taken
 
     return counted
 
 
-def _note(value: float, whole: float) -> str:
-    return f"{100 * value / whole:.2f} %, {value:.2f} s"
+def _row(work: str, against: str, value: float, whole: float, at_most: float | None = None) -> Row:
+    return Row(work, against, [whole], [whole - value], at_most, note=f"{100 * value / whole:.2f} %, {value:.2f} s")
