@@ -52,7 +52,7 @@ def picture(examples: Sequence["Example"], shares: Sequence[Tensor | None], name
 
 
 def table(examples: Sequence["Example"], shares: Sequence[Tensor | None], names: Sequence[str], datamodule: Any) -> str:
-    """Markdown: a row for each example, its values with their shares, in bold what speaks for the predicted class most.
+    """Markdown: a row for each example, its values with their shares, in bold the strongest.
 
     There is one column alone: TensorBoard breaks the words of narrow ones into letters.
 
@@ -65,7 +65,7 @@ def table(examples: Sequence["Example"], shares: Sequence[Tensor | None], names:
     told = (
         ""
         if shares[0] is None
-        else "; shares in the decision: above 0 for the predicted class, below 0 for the next one"
+        else "; shares in the decision: above 0 for the predicted class, below 0 for the next one, in bold the strongest"
     )
     lines = [f"| predicted, true, input{told} |", "|---|"]
     for example, share in zip(examples, shares, strict=True):
@@ -98,9 +98,9 @@ def _weighed(values: list[str], weights: Tensor | None, most: int) -> str:
     if weights is None:
         return " ".join(map(escaped, values))
     chosen = weights.abs().topk(min(most, len(values))).indices.sort().values.tolist()
-    strong = 0.5 * float(weights.abs().max())
+    strong = 0.5 * weights.abs().max()
     shown = {i: f"{escaped(values[i])} {float(weights[i]):+.2f}" for i in chosen}
-    return " · ".join(f"**{one}**" if weights[i] > strong else one for i, one in shown.items())
+    return " · ".join(f"**{one}**" if weights[i].abs() > strong else one for i, one in shown.items())
 
 
 def _visible(image: Tensor) -> np.ndarray:

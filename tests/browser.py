@@ -153,9 +153,10 @@ def tensorboard(logdir: Path) -> Iterator[str]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    options = ["--logdir", str(logdir), "--host", "127.0.0.1", "--port", str(port), "--load_fast=false"]
+    options = ["--logdir", logdir.name, "--host", "127.0.0.1", "--port", str(port), "--load_fast=false"]
     command = [sys.executable, "-m", "tensorboard.main", *options]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    # From the folder above, because its page shows the path as it is given.
+    process = subprocess.Popen(command, cwd=logdir.parent, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         ends = time.monotonic() + PATIENCE_SECONDS
         while True:

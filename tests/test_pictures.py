@@ -145,9 +145,9 @@ def test_a_row_of_many_features_shows_those_that_decide():
         spec = Spec()
 
     shares = torch.zeros(30)
-    shares[[3, 17]] = torch.tensor([2.0, -1.0])
+    shares[[3, 5, 17]] = torch.tensor([2.0, 1.0, -1.5])
     shown = table([Example(torch.arange(30.0)[None], 0, 1, 0.8)], [shares], ["no", "yes"], Module())
     assert "| *yes (80 %), is no:* " in shown
-    assert r"**feature 3 3 +2.00**" in shown
-    assert r"feature 17 17 -1.00" in shown
+    assert r"**feature 3 3 +2.00** · feature 5 5 +1.00 ·" in shown  # the strongest, half of it
+    assert r"**feature 17 17 -1.50**" in shown
     assert shown.count("feature ") == 12
