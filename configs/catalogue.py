@@ -27,10 +27,19 @@ def names(section: str) -> list[str]:
     """Every name that `section` accepts: files with a component, Lightning's callbacks, functions."""
     if section in FUNCTIONS:
         return functions(FUNCTIONS[section])
-    folder, bases = FOLDERS[section]
-    files = [path for path in sorted((PROJECT / folder).glob("*.py")) if bases[0] in path.read_text(encoding="utf-8")]
-    found = [path.stem for path in files if any(_from_yaml(path, name) for name in subclasses(path, bases))]
+    found = [path.stem for path in _files(section) if _offers(section, path)]
     return sorted([*found, *schema.LIGHTNING_CALLBACKS]) if section == "callbacks" else found
+
+
+def _files(section: str) -> list[Path]:
+    return sorted((PROJECT / FOLDERS[section][0]).glob("*.py"))
+
+
+def _offers(section: str, path: Path) -> bool:
+    """Whether a file has a component for `section`."""
+    _, bases = FOLDERS[section]
+    written = bases[0] in path.read_text(encoding="utf-8")  # which is quicker told than parsed
+    return written and any(_from_yaml(path, name) for name in subclasses(path, bases))
 
 
 def _from_yaml(path: Path, name: str) -> bool:
@@ -44,20 +53,23 @@ def named(section: str, name: str, where: str, key: str) -> Component:
     Raises:
         ConfigError: if there is none, or its file has more than one.
     """
-    if name not in names(section):
-        raise ConfigError(where, key, f"unknown name {name!r}", nearest(name, names(section), "available"))
     if section in FUNCTIONS:
-        return component(FUNCTIONS[section], name)
-    folder, bases = FOLDERS[section]
-    path = PROJECT / folder / f"{name}.py"
-    if not path.is_file():
+        if name in functions(FUNCTIONS[section]):
+            return component(FUNCTIONS[section], name)
+    elif (path := PROJECT / FOLDERS[section][0] / f"{name}.py") in _files(section) and _offers(section, path):
+        return _of_file(section, path, where, key)
+    elif section == "callbacks" and name in schema.LIGHTNING_CALLBACKS:
         file, class_name = schema.LIGHTNING_CALLBACKS[name]
         return component(lightning_folder() / "callbacks" / f"{file}.py", class_name)
+    raise ConfigError(where, key, f"unknown name {name!r}", nearest(name, names(section), "available"))
+
+
+def _of_file(section: str, path: Path, where: str, key: str) -> Component:
+    folder, bases = FOLDERS[section]
     classes = subclasses(path, bases)
     if len(classes) > 1:
-        raise ConfigError(
-            where, key, f"{folder}/{name}.py has {len(classes)} classes that derive from {bases[0]}", "one a file"
-        )
+        problem = f"{folder}/{path.name} has {len(classes)} classes that derive from {bases[0]}"
+        raise ConfigError(where, key, problem, "one a file")
     found = component(path, classes[0])
     own = {key: one for key, one in found.parameters.items() if key not in schema.HANDED_OVER.get(section, ())}
     return replace(found, parameters=own)

@@ -62,6 +62,7 @@ class Component:
     summary: str  # the docstring's first line
 
 
+@lru_cache
 def component(path: Path, name: str) -> Component:
     """The class or function `name` of the file `path`.
 
