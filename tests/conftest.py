@@ -28,8 +28,8 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo):
 
 
 def pytest_terminal_summary(terminalreporter, config: pytest.Config) -> None:
-    """The table of faults, where they were asked for."""
-    if "faults" not in config.option.markexpr:
+    """The table of faults, but after a plain `pytest`."""
+    if "not slow" in config.option.markexpr or not OUTCOMES:
         return
     terminalreporter.section("faults")
     terminalreporter.write_line("| fault | promise | what happened |\n|---|---|---|")

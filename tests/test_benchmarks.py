@@ -12,7 +12,7 @@ from benchmarks.measure import BenchmarkError, Row
 ROW = Row("work", "them", [1.0, 2.0, 4.0], [2.0, 2.0, 2.0], at_most=1.5)
 
 
-@pytest.mark.parametrize("benchmark", [loader, step, cifar])
+@pytest.mark.parametrize("benchmark", [loader, step, pytest.param(cifar, marks=pytest.mark.slow)])
 @pytest.mark.filterwarnings("ignore")
 def test_every_side_does_its_work(benchmark, small_data, monkeypatch, capsys):
     monkeypatch.setattr(step, "EPOCHS", 1)

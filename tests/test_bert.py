@@ -357,6 +357,7 @@ def write_dataset(folder: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_model_and_data_by_name_from_a_hub_and_then_from_the_cache(folder, tmp_path):
     data = write_dataset(tmp_path / "sst2")
     with hub.serve({"models/google-bert/bert-base-uncased": folder, "datasets/stanfordnlp/sst2": data}) as (
@@ -384,6 +385,7 @@ def test_model_and_data_by_name_from_a_hub_and_then_from_the_cache(folder, tmp_p
     assert again.returncode == 0, again.stderr
 
 
+@pytest.mark.slow
 def test_a_hub_that_does_not_answer_is_one_line_that_says_what_to_put_where(tmp_path):
     done = on_hub("http://127.0.0.1:9", tmp_path)
     assert done.returncode == 2

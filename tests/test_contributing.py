@@ -74,6 +74,7 @@ def test_its_keys_are_explained_and_checked(copy):
     assert "data.file: nowhere.csv does not exist" in done.stderr
 
 
+@pytest.mark.slow
 def test_the_contracts_cover_it_at_once(copy):
     done = command(copy, "-m", "pytest", "-q", "tests/test_contracts.py", "-k", "penguins or maxout")
     assert done.returncode == 0, done.stdout

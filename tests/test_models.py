@@ -122,6 +122,7 @@ def test_a_second_epoch_starts_its_metrics_anew(tmp_path):
         assert one[name].item() == pytest.approx(two[name].item(), rel=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 def test_compiling_changes_neither_logits_nor_checkpoint(tmp_path):
     plain, compiled = mlp(dropout=0.1), mlp(dropout=0.1, compile=True)

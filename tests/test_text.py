@@ -226,6 +226,7 @@ def test_the_vocabulary_comes_from_the_training_part_alone(tmp_path):
     assert (rows[torch.tensor([1])]["input_ids"] == unknown).sum() == 0
 
 
+@pytest.mark.slow
 def test_the_same_texts_always_give_the_same_vocabulary():
     """The library's own trainer breaks ties by the order of a hash table."""
     script = (
