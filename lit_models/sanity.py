@@ -24,6 +24,8 @@ Verdict = tuple[str, str, str]
 SOME, FEW = 128, 32  # samples of a batch that are looked at, and those that are to be learnt
 LEARN_SECONDS, LEARN_STEPS = 3.0, 200  # at each of the rates
 LEARNT = 0.5  # of what knowing the labels' frequencies alone would leave of the loss
+MOVED = 0.99  # of that loss: what is not below it comes of the frequencies alone
+SILENT_STEPS = 3  # until every gradient must have been another number than zero
 RATES = (1e-3, 1e-2, 1e-4)  # of Adam: its default, for small outputs, for pretrained weights; one that learns is enough
 LEAST_STEPS = 20  # with fewer, for lack of time, nothing is proved
 PEAK_SECONDS, PEAK_STEPS, PEAK_RISE = 2.0, 20, 5  # at the run's own rate, which the first five steps rise to
@@ -41,7 +43,7 @@ def model_verdicts(
         clip: Norm that the run clips gradients to; null for none.
     """
     batches = [_first(batch, SOME) for batch in batches]
-    few = _first(batches[0], FEW)
+    few = _some(batches, FEW)
     if isinstance(few[0], Tensor):
         yield scale_of_inputs(module, batches)
     yield loss_at_the_start(_probe(module), batches)
@@ -88,7 +90,9 @@ def gradients(probe: LitClassifier, batch: Batch) -> Verdict:
         return "WRONG", title, "the loss depends on no parameter; look for .detach(), .data or no_grad in forward"
     found = torch.autograd.grad(loss, list(trained.values()), allow_unused=True)
     names = dict(zip(trained, found, strict=True))
-    silent = [name for name, one in names.items() if one is None or not one.any()]
+    silent = [name for name, one in names.items() if one is None]
+    if any(one is not None and not one.any() for one in found):  # as behind a layer that starts with zeros
+        silent = _still_silent(probe, trained, batch)
     broken = [name for name, one in names.items() if one is not None and not one.isfinite().all()]
     if broken:
         return "WRONG", title, f"not finite in {_listed(broken, len(trained))}; look for log(0), 1/0 and sqrt(0)"
@@ -96,6 +100,17 @@ def gradients(probe: LitClassifier, batch: Batch) -> Verdict:
         mend = "use them in forward, or freeze them with requires_grad_(False)"
         return "WRONG", title, f"none for {_listed(silent, len(trained))}{frozen}; {mend}"
     return "ok", title, f"all {len(trained)} parameters get one{frozen}"
+
+
+def _still_silent(probe: LitClassifier, trained: Mapping[str, Tensor], batch: Batch) -> list[str]:
+    """The parameters whose gradients are zero, or none, also after some steps."""
+    optimizer, silent = torch.optim.Adam(trained.values(), RATES[0]), list(trained)
+    for _ in range(SILENT_STEPS):
+        optimizer.zero_grad()
+        _loss(probe, batch).backward()
+        optimizer.step()
+        silent = [name for name in silent if (found := trained[name].grad) is None or not found.any()]
+    return silent
 
 
 def one_batch_is_learnt(module: LitClassifier, batch: Batch) -> Verdict:
@@ -107,22 +122,41 @@ def one_batch_is_learnt(module: LitClassifier, batch: Batch) -> Verdict:
     by_frequency = float(-torch.special.xlogy(shares, shares).sum())  # the loss of the best constant output
     if by_frequency == 0:
         return "note", title, f"all {len(labels)} samples of the first batch have one label; shuffle the training set"
-    text = ""
+    at_best = _entropy_of_equal_inputs(batch)
+    if at_best > 0.9 * by_frequency:
+        return "note", title, f"the {len(labels)} samples are nearly all alike, with unlike labels: too much so to tell"
+    text, least = "", math.inf
     for rate in RATES:
         probe = _probe(module)
         trained = [one for one in probe.network.parameters() if one.requires_grad]
         if not trained or not _loss(probe, batch).requires_grad:
             return "WRONG", title, "no parameter moves the loss"
         optimizer = torch.optim.Adam(trained, rate)
-        losses = _train(probe, optimizer, batch, LEARN_STEPS, LEARN_SECONDS, enough=0.1 * by_frequency)
+        losses = _train(
+            probe, optimizer, batch, LEARN_STEPS, LEARN_SECONDS, enough=at_best + 0.1 * (by_frequency - at_best)
+        )
         text = f"loss {losses[0]:.2f} -> {losses[-1]:.2g} in {len(losses) - 1} steps ({len(labels)} samples)"
-        if losses[-1] < LEARNT * by_frequency:
+        least = min([least, *losses])
+        if losses[-1] < at_best + LEARNT * (by_frequency - at_best):
             return "ok", title, text
         if len(losses) <= LEAST_STEPS and math.isfinite(losses[-1]):
             return "note", title, f"{text}, and time was up: too few to tell"
     if frozen > parameters / 2:
         return "warning", title, f"{text}; most of the network is frozen: freeze less of it (model.freeze_layers)"
+    if least < MOVED * by_frequency:
+        return "warning", title, f"{text}; a small network need not learn more: a larger one might"
     return "WRONG", title, f"{text}; follow one sample through forward: do the outputs depend on it?"
+
+
+def _entropy_of_equal_inputs(batch: Batch) -> float:
+    """The least mean loss that there can be: of samples with equal inputs and unlike labels all but one kind are missed."""
+    inputs, labels = batch
+    rows = torch.cat(
+        [one.flatten(1).double() for one in ([inputs] if isinstance(inputs, Tensor) else inputs.values())], 1
+    )
+    kinds = rows.unique(dim=0, return_inverse=True)[1]
+    shares = F.one_hot(kinds).double().T @ F.one_hot(labels).double() / len(labels)  # (inputs, K)
+    return float((torch.special.xlogy(shares.sum(1), shares.sum(1)) - torch.special.xlogy(shares, shares).sum(1)).sum())
 
 
 def peak_rate(module: LitClassifier, optimizer: Optimizer, batch: Batch, clip: float | None) -> Verdict:
@@ -156,6 +190,13 @@ def _without_dropout(module: LitClassifier) -> LitClassifier:
         if isinstance(one, _BatchNorm):
             one.train()
     return module
+
+
+def _some(batches: Sequence[Batch], count: int) -> Batch:
+    """The first `count` samples, of several batches where that can be: those of texts are of unlike length."""
+    if all(isinstance(inputs, Tensor) for inputs, _ in batches):
+        return _first((torch.cat([one for one, _ in batches]), torch.cat([one for _, one in batches])), count)
+    return _first(max(batches, key=lambda batch: len(batch[1])), count)
 
 
 def _first(batch: Batch, count: int) -> Batch:
