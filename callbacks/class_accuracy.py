@@ -14,12 +14,13 @@ from callbacks.evaluation import EvaluationCallback, Stage
 # K classes
 
 MOST_ROWS = 25  # of a column of bars
+MOST_CLASSES = 100  # that are drawn
 ROW, LEAST_BAR, NAME, FIGURES = 19, 90, 120, 128  # pixels: height of a row, width of a full bar, of names, of figures
 
 
 class ClassAccuracy(EvaluationCallback):
     """`pictures/class_accuracy` under IMAGES: for each class the share of its samples that are recognised; beyond 25
-    classes sorted, the worst first."""
+    classes sorted, the worst first, and of more than 100 these alone."""
 
     def begin(self, pl_module: LightningModule) -> None:
         num_classes = pl_module.hparams["num_classes"]
@@ -28,12 +29,15 @@ class ClassAccuracy(EvaluationCallback):
     def see(self, pl_module: LightningModule, inputs: Any, logits: Tensor, labels: Tensor) -> None:
         self._matrix.update(logits, labels)
 
-    def show(self, trainer: Trainer, pl_module: LightningModule, stage: Stage, writer: SummaryWriter | None) -> None:
-        counts = self._matrix.compute()  # over all processes
-        if writer is not None:
-            names = drawable(pl_module.hparams["class_names"] or [str(i) for i in range(len(counts))])
-            picture = draw(counts.diagonal().cpu().numpy(), counts.sum(1).cpu().numpy(), names)
-            writer.add_image("pictures/class_accuracy", picture, trainer.global_step, dataformats="HWC")
+    def gather(self) -> Tensor:
+        return self._matrix.compute()
+
+    def show(
+        self, trainer: Trainer, pl_module: LightningModule, stage: Stage, writer: SummaryWriter, gathered: Any
+    ) -> None:
+        names = drawable(pl_module.hparams["class_names"] or [str(i) for i in range(len(gathered))])
+        picture = draw(gathered.diagonal().cpu().numpy(), gathered.sum(1).cpu().numpy(), names)
+        writer.add_image("pictures/class_accuracy", picture, trainer.global_step, dataformats="HWC")
 
 
 def draw(hits: np.ndarray, samples: np.ndarray, names: list[str]) -> np.ndarray:
@@ -45,15 +49,19 @@ def draw(hits: np.ndarray, samples: np.ndarray, names: list[str]) -> np.ndarray:
         names: of the K classes.
     """
     shares = hits / np.maximum(samples, 1)
-    order = np.arange(len(names)) if len(names) <= MOST_ROWS else np.argsort(shares, kind="stable")
-    columns = -(-len(names) // MOST_ROWS)
-    rows = -(-len(names) // columns)
+    in_order = np.where(samples > 0, shares, 1.0)  # a class without samples is not the worst
+    order = np.arange(len(names)) if len(names) <= MOST_ROWS else np.argsort(in_order, kind="stable")[:MOST_CLASSES]
+    columns = -(-len(order) // MOST_ROWS)
+    rows = -(-len(order) // columns)
     name_width = 14 + min(NAME, max(int(font(TEXT).getlength(name)) for name in names))
     bar = max(LEAST_BAR, CARD - name_width - FIGURES)
     width = name_width + bar + FIGURES
     image, pen = canvas(columns * width, 50 + rows * ROW)
+    title = "recognised, % of each class's samples"
+    if len(order) < len(names):
+        title += f": the worst {len(order)} of {len(names):,}"
     mean = hits.sum() / max(1, samples.sum())
-    pen.text((6, 4), "recognised, % of each class's samples", GREY, font(TEXT))
+    pen.text((6, 4), title, GREY, font(TEXT))
     for place, i in enumerate(order):
         left, top = place // rows * width, 24 + place % rows * ROW
         begin = left + name_width

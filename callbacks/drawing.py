@@ -36,7 +36,8 @@ def drawable(names: Sequence[str]) -> list[str]:
 
 def shortened(text: str, width: float, size: float) -> str:
     """`text`, cut to so many pixels."""
-    if font(size).getlength(text) <= width:
+    whole, text = text, text[: max(0, int(width))]  # no letter is narrower than a pixel
+    if text == whole and font(size).getlength(text) <= width:
         return text
     while text and font(size).getlength(text + "…") > width:
         text = text[:-1]

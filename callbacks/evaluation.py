@@ -1,5 +1,6 @@
 """What the callbacks share that look at a validation or the test, batch by batch, and then show something of it."""
 
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,14 +20,14 @@ Stage = Literal["val", "test"]
 
 
 class EvaluationCallback(Callback):
-    """Looks at the test and, from time to time, at a validation; a subclass overrides `begin`, `see` and `show`.
+    """Looks at the test and, from time to time, at a validation; a subclass overrides `begin`, `see`, `gather` and `show`.
 
     Nothing is looked at where there is no TensorBoard to show it in, or where a step of the model gives no logits. What goes
-    wrong here is told, and ends no run.
+    wrong here is told, and ends no run; but for what comes before `show` where other processes would wait for this one.
 
     Args:
-        every_seconds: Least time between two validations that are looked at, or a hundred times of what showing the last one
-            took, if that is more; the last epoch's is in any case. 0 for every validation.
+        every_seconds: Least time between two validations that are looked at, or a hundred times of what looking at the last
+            one took, if that is more; the last one of a run is looked at in any case. 0 for every validation.
     """
 
     def __init__(self, every_seconds: Annotated[float, ">= 0"] = 10.0) -> None:
@@ -41,8 +42,13 @@ class EvaluationCallback(Callback):
     def see(self, pl_module: LightningModule, inputs: Any, logits: Tensor, labels: Tensor) -> None:
         """A batch of this process: logits (B, K), labels (B,)."""
 
-    def show(self, trainer: Trainer, pl_module: LightningModule, stage: Stage, writer: SummaryWriter | None) -> None:
-        """It has ended: all processes come here, and the first one has a writer."""
+    def gather(self) -> Any:
+        """It has ended: what all processes have seen. Every process comes here, and may wait for the others."""
+
+    def show(
+        self, trainer: Trainer, pl_module: LightningModule, stage: Stage, writer: SummaryWriter, gathered: Any
+    ) -> None:
+        """Write to TensorBoard, in the first process alone, what `gather` has given."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._shown = time.monotonic()
@@ -65,9 +71,11 @@ class EvaluationCallback(Callback):
     ) -> None:
         if self._stage is None or not isinstance(outputs, Tensor):
             return
-        with self._told(trainer):
+        begun = time.monotonic()
+        with self._told(trainer.world_size > 1):
             self.see(pl_module, batch[0], outputs, batch[1])
             self._seen = True
+        self._took += time.monotonic() - begun
 
     on_test_batch_end = on_validation_batch_end
 
@@ -76,26 +84,30 @@ class EvaluationCallback(Callback):
         if stage is None or not self._seen or not isinstance(logger, RunLogger):
             return
         begun = time.monotonic()
-        with logger.clock.part("logging"), self._told(trainer):
-            self.show(trainer, pl_module, stage, logger.writer(stage) if trainer.is_global_zero else None)
+        with logger.clock.part("logging"), self._told(trainer.world_size > 1):
+            gathered = self.gather()
+            if trainer.is_global_zero:
+                with self._told():
+                    self.show(trainer, pl_module, stage, logger.writer(stage), gathered)
         self._shown = time.monotonic()
-        self._took = self._shown - begun
+        self._took += self._shown - begun
 
     on_test_end = on_validation_end
 
     def _start(self, trainer: Trainer, pl_module: LightningModule, stage: Stage | None) -> None:
         self._stage, self._seen = stage if isinstance(trainer.logger, RunLogger) else None, False
         if self._stage is not None:
-            with self._told(trainer):
+            self._took = 0.0
+            with self._told(trainer.world_size > 1):
                 self.begin(pl_module)
 
     @contextmanager
-    def _told(self, trainer: Trainer) -> Iterator[None]:
+    def _told(self, together: bool = False) -> Iterator[None]:
         """An error in what is done here costs a picture; where other processes wait for this one, it must end the run."""
         try:
             yield
         except Exception as error:
-            if trainer.world_size > 1:
+            if together:
                 raise
             self._stage = None
             say(f"{type(self).__name__} shows nothing: {type(error).__name__}: {' '.join(str(error).split())}")
@@ -103,10 +115,24 @@ class EvaluationCallback(Callback):
     def _is_due(self, trainer: Trainer) -> bool:
         if trainer.sanity_checking:
             return False
-        last = trainer.current_epoch + 1 == trainer.max_epochs or 0 < trainer.max_steps <= trainer.global_step
         pause = max(self.every_seconds, 100 * self._took) if self.every_seconds else 0.0
-        due = last or time.monotonic() - self._shown >= pause
+        due = time.monotonic() - self._shown >= pause or is_last_validation(trainer)
         return bool(trainer.strategy.broadcast(due))  # what is shown may take all processes
+
+
+def is_last_validation(trainer: Trainer) -> bool:
+    """Whether the run's epochs or steps end before another one; early stopping and time limits cannot be foreseen."""
+    epoch, batches = trainer.current_epoch, trainer.num_training_batches
+    every, epochs = trainer.val_check_batch, trainer.check_val_every_n_epoch
+    if every is None or math.isinf(batches):
+        return False
+    done = trainer.fit_loop.batch_idx + 1
+    following = epoch * batches + done + every  # batches of the run before the next validation
+    if epochs is not None and done + every > batches:
+        following = (epoch + epochs) * batches + every
+    accumulated = trainer.accumulate_grad_batches
+    steps = following // batches * math.ceil(batches / accumulated) + following % batches // accumulated
+    return 0 < (trainer.max_epochs or -1) * batches < following or 0 < trainer.max_steps < steps
 
 
 def holds_all(trainer: Trainer) -> bool:

@@ -27,8 +27,10 @@ class FirstFilters(EvaluationCallback):
         super().__init__(**options)
         self.num_filters = num_filters
 
-    def show(self, trainer: Trainer, pl_module: LightningModule, stage: Stage, writer: SummaryWriter | None) -> None:
-        if writer is None or stage == "test" or not holds_all(trainer):
+    def show(
+        self, trainer: Trainer, pl_module: LightningModule, stage: Stage, writer: SummaryWriter, gathered: Any
+    ) -> None:
+        if stage == "test" or not holds_all(trainer):
             return  # the test's weights have been shown by a validation, if they are the last ones
         filters = first_filters(pl_module)
         if filters is not None:

@@ -71,9 +71,9 @@ class Gallery(EvaluationCallback):
                     i = int(torch.nonzero(~wrong & (labels == label))[0])
                     self._hits[label] = Example(_row(inputs, i), label, label, float(probabilities[i]))
 
-    def show(self, trainer: Trainer, pl_module: LightningModule, stage: Stage, writer: SummaryWriter | None) -> None:
-        if writer is None:
-            return
+    def show(
+        self, trainer: Trainer, pl_module: LightningModule, stage: Stage, writer: SummaryWriter, gathered: Any
+    ) -> None:
         hits = [self._hits[label] for label in sorted(self._hits)][: self.num_examples]
         names = pl_module.hparams["class_names"] or [str(i) for i in range(pl_module.hparams["num_classes"])]
         for title, examples in (("mistakes", self._mistakes), ("hits", hits)):

@@ -79,7 +79,8 @@ def table(examples: Sequence["Example"], shares: Sequence[Tensor | None], names:
 
 
 def escaped(text: str) -> str:
-    """`text` as it is, in Markdown."""
+    """`text` as it is, in Markdown, on one line."""
+    text = " ".join(text.split())
     return re.sub(r"([\\`*_{}\[\]()#+.!|~<>&-])", r"\\\1", text)
 
 
@@ -94,9 +95,9 @@ def _values(inputs: Any, datamodule: Any) -> list[str]:
 
 
 def _weighed(values: list[str], weights: Tensor | None, most: int) -> str:
-    """All values with their shares, or `most` of them, those with the largest."""
+    """All values with their shares, or `most` of them, those with the largest; without shares the first ones."""
     if weights is None:
-        return " ".join(map(escaped, values))
+        return " ".join([*map(escaped, values[:most]), *(["…"] if len(values) > most else [])])
     chosen = weights.abs().topk(min(most, len(values))).indices.sort().values.tolist()
     strong = 0.5 * weights.abs().max()
     shown = {i: f"{escaped(values[i])} {float(weights[i]):+.2f}" for i in chosen}

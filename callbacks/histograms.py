@@ -3,6 +3,7 @@
 from typing import Annotated, Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
 
 from callbacks.run_logger import RunLogger
 
@@ -23,7 +24,12 @@ class Histograms(Callback):
             return
         with logger.clock.part("logging"):
             for name, one in pl_module.network.named_parameters():  # type: ignore[union-attr]
-                if one.requires_grad and one.numel():
+                if one.requires_grad and _is_shown(one):
                     logger.writer("train").add_histogram(f"parameters/{name}", one.detach().float(), step)
-                if one.grad is not None and one.grad.numel():
+                if one.grad is not None and _is_shown(one.grad):
                     logger.writer("train").add_histogram(f"parameters/{name}.gradient", one.grad.float(), step)
+
+
+def _is_shown(values: Tensor) -> bool:
+    """TensorBoard refuses what is empty or not finite."""
+    return bool(values.numel()) and bool(values.isfinite().all())

@@ -21,7 +21,13 @@ class ModelGraph(EvaluationCallback):
     def __init__(self) -> None:
         super().__init__()
         self._sample: Any = None
-        self._done = False
+        self._done = False  # also before the run was resumed
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"done": self._done}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._done = state_dict["done"]
 
     def see(self, pl_module: LightningModule, inputs: Any, logits: Tensor, labels: Tensor) -> None:
         if self._sample is None:
@@ -29,9 +35,11 @@ class ModelGraph(EvaluationCallback):
             one: Any = {name: part[:1] for name, part in inputs.items()} if tokens else inputs[:1]
             self._sample = one if tokens else pl_module.normalized(one)  # type: ignore[operator]
 
-    def show(self, trainer: Trainer, pl_module: LightningModule, stage: Stage, writer: SummaryWriter | None) -> None:
+    def show(
+        self, trainer: Trainer, pl_module: LightningModule, stage: Stage, writer: SummaryWriter, gathered: Any
+    ) -> None:
         sample, self._sample = self._sample, None
-        if writer is None or self._done or sample is None or not holds_all(trainer):
+        if self._done or sample is None or not holds_all(trainer):
             return
         self._done = True
         assert isinstance(trainer.logger, RunLogger)

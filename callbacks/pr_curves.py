@@ -34,14 +34,16 @@ class PRCurves(EvaluationCallback):
         self._curves = curves.to(pl_module.device)
 
     def see(self, pl_module: LightningModule, inputs: Any, logits: Tensor, labels: Tensor) -> None:
-        self._curves.update(logits, labels)
+        self._curves.update(logits.softmax(1), labels)  # it may take logits for probabilities
 
-    def show(self, trainer: Trainer, pl_module: LightningModule, stage: Stage, writer: SummaryWriter | None) -> None:
-        with self._curves.sync_context():  # over all processes
-            counts = self._curves.confmat.cpu()  # (T, K, 2, 2): true x predicted
-        if writer is None:
-            return
-        (true_no, false_yes), (false_no, true_yes) = counts.permute(2, 3, 1, 0)  # each (K, T)
+    def gather(self) -> Tensor:
+        with self._curves.sync_context():
+            return self._curves.confmat.cpu()  # (T, K, 2, 2): true x predicted
+
+    def show(
+        self, trainer: Trainer, pl_module: LightningModule, stage: Stage, writer: SummaryWriter, gathered: Any
+    ) -> None:
+        (true_no, false_yes), (false_no, true_yes) = gathered.permute(2, 3, 1, 0)  # each (K, T)
         precision = torch.where(true_yes + false_yes > 0, true_yes / (true_yes + false_yes).clamp(min=1), 1.0)
         recall = true_yes / (true_yes + false_no).clamp(min=1)
         areas = (-recall.diff(dim=1) * precision[:, :-1]).sum(1)  # (K,): recall falls as the threshold rises

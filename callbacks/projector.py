@@ -25,12 +25,14 @@ class Projector(EvaluationCallback):
 
     Args:
         num_samples: Of the test.
-        options: Those of `EvaluationCallback`.
     """
 
-    def __init__(self, num_samples: Annotated[int, ">= 1"] = 500, **options: Any) -> None:
-        super().__init__(**options)
+    def __init__(self, num_samples: Annotated[int, ">= 1"] = 500) -> None:
+        super().__init__()
         self.num_samples = num_samples
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """A validation is not looked at."""
 
     def begin(self, pl_module: LightningModule) -> None:
         self._features: list[Tensor] = []
@@ -39,7 +41,7 @@ class Projector(EvaluationCallback):
 
     def see(self, pl_module: LightningModule, inputs: Any, logits: Tensor, labels: Tensor) -> None:
         room = self.num_samples - len(self._classes)
-        if self._stage == "val" or room <= 0 or not holds_all(pl_module.trainer):
+        if room <= 0 or not pl_module.trainer.is_global_zero or not holds_all(pl_module.trainer):
             return
         some = {name: one[:room] for name, one in inputs.items()} if isinstance(inputs, Mapping) else inputs[:room]
         features = pl_module.features(some)  # type: ignore[operator]
@@ -49,8 +51,10 @@ class Projector(EvaluationCallback):
             if isinstance(some, Tensor) and some.ndim == 4:
                 self._images.append(some.cpu())
 
-    def show(self, trainer: Trainer, pl_module: LightningModule, stage: Stage, writer: SummaryWriter | None) -> None:
-        if writer is None or not self._features:
+    def show(
+        self, trainer: Trainer, pl_module: LightningModule, stage: Stage, writer: SummaryWriter, gathered: Any
+    ) -> None:
+        if not self._features:
             return
         names = pl_module.hparams["class_names"] or [str(i) for i in range(pl_module.hparams["num_classes"])]
         rows = [["yes" if label == said else "no", names[said], names[label]] for label, said in self._classes]

@@ -31,16 +31,20 @@ class ReliabilityDiagram(EvaluationCallback):
         self._metric = MulticlassCalibrationError(num_classes, n_bins=BINS, validate_args=False).to(pl_module.device)
 
     def see(self, pl_module: LightningModule, inputs: Any, logits: Tensor, labels: Tensor) -> None:
-        self._metric.update(logits, labels)
+        self._metric.update(logits.softmax(1), labels)  # it may take logits for probabilities
 
-    def show(self, trainer: Trainer, pl_module: LightningModule, stage: Stage, writer: SummaryWriter | None) -> None:
-        error = float(self._metric.compute())  # over all processes, as what is read next
+    def gather(self) -> tuple[np.ndarray, np.ndarray, float]:
+        error = float(self._metric.compute())
         with self._metric.sync_context():
             lists = (self._metric.confidences, self._metric.accuracies)
             confidences, hits = (dim_zero_cat(one).float().nan_to_num().cpu().numpy() for one in lists)
-        if writer is not None:
-            picture = draw(confidences, hits, error)
-            writer.add_image("pictures/reliability_diagram", picture, trainer.global_step, dataformats="HWC")
+        return confidences, hits, error
+
+    def show(
+        self, trainer: Trainer, pl_module: LightningModule, stage: Stage, writer: SummaryWriter, gathered: Any
+    ) -> None:
+        picture = draw(*gathered)
+        writer.add_image("pictures/reliability_diagram", picture, trainer.global_step, dataformats="HWC")
 
 
 def draw(confidences: np.ndarray, hits: np.ndarray, error: float) -> np.ndarray:

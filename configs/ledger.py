@@ -4,9 +4,9 @@
 run without any of them was killed.
 """
 
-import fnmatch
 import json
 import os
+import re
 import shutil
 import stat
 from collections.abc import Iterable, Iterator, Sequence
@@ -59,11 +59,12 @@ def runs(root: Path, patterns: Sequence[str] = (), statuses: Sequence[str] = ())
         patterns: A config's name, a run's, or either with ``*``, or their folders; any for none.
         statuses: That are wanted; all for none.
     """
-    wanted = [_below_root(root, one) for one in patterns]
+    everything = list(_folders(root))
+    wanted = [_meant(_below_root(root, one), {name for _, name, _ in everything}) for one in patterns]
     found = [
         read(folder, name, began)
-        for folder, name, began in _folders(root)
-        if not wanted or any(_fits(name, pattern) for pattern in wanted)
+        for folder, name, began in everything
+        if not wanted or any(pattern.fullmatch(name) for pattern in wanted)
     ]
     return sorted((one for one in found if not statuses or one.status in statuses), key=lambda run: -run.began)
 
@@ -205,8 +206,11 @@ def _below_root(root: Path, text: str) -> str:
     return str(path.relative_to(above)) if above in path.parents else text
 
 
-def _fits(name: str, pattern: str) -> bool:
-    return name.startswith(f"{pattern}/") or fnmatch.fnmatch(name, pattern) or fnmatch.fnmatch(name, f"{pattern}/*")
+def _meant(text: str, names: set[str]) -> "re.Pattern[str]":
+    """The run of that name or the runs of that config, if there are any; else those of a pattern with ``*``."""
+    if text in names or any(name.startswith(f"{text}/") for name in names):
+        return re.compile(f"{re.escape(text)}(/.*)?", re.DOTALL)
+    return re.compile(".*".join(map(re.escape, text.split("*"))) + "(/.*)?", re.DOTALL)
 
 
 def json_mapping(path: Path) -> dict[str, Any] | None:

@@ -25,8 +25,9 @@ class MeanLoss(Metric):
         self.add_state("count", torch.zeros(()), dist_reduce_fx="sum")
 
     def update(self, loss: Tensor, batch_size: int) -> None:
-        self.total.add_(loss, alpha=batch_size)  # in place: setting a module's attribute costs more than the sum
-        self.count.add_(batch_size)
+        if batch_size:  # the mean of nothing is no number
+            self.total.add_(loss, alpha=batch_size)  # in place: setting a module's attribute costs more than the sum
+            self.count.add_(batch_size)
 
     def compute(self) -> Tensor:
         return self.total / self.count
@@ -49,6 +50,13 @@ class TrainingMeans(MeanLoss):
         return super().compute(), self.hits / self.count
 
 
+class CalibrationError(MulticlassCalibrationError):
+    """Of logits: torchmetrics takes those for probabilities that all lie between 0 and 1, as those of a small batch may."""
+
+    def update(self, logits: Tensor, labels: Tensor) -> None:
+        super().update(logits.softmax(1), labels)
+
+
 def accuracy(num_classes: int) -> MulticlassAccuracy:
     return MulticlassAccuracy(num_classes, average="micro", validate_args=False)
 
@@ -58,7 +66,7 @@ def evaluation_metrics(num_classes: int) -> MetricCollection:
         {
             "accuracy": accuracy(num_classes),
             "f1": MulticlassF1Score(num_classes, average="macro", validate_args=False),
-            "calibration_error": MulticlassCalibrationError(num_classes, n_bins=15, validate_args=False),
+            "calibration_error": CalibrationError(num_classes, n_bins=15, validate_args=False),
             "class_accuracy": MulticlassAccuracy(num_classes, average="none", validate_args=False),
         }
     )

@@ -439,6 +439,16 @@ def test_root_and_json_stand_before_or_after_the_command(root, capsys):
     assert asked(capsys, "--root", root) == asked(capsys, "list", "--root", root)
 
 
+def test_brackets_and_stars_in_names_are_names(tmp_path, capsys):
+    for name in ("a[1]", "a1", "b*", "bc", "other"):
+        made(tmp_path, f"cfg/{name}")
+    asked(capsys, "prune", "cfg/a[1]", "--yes", "--root", tmp_path)
+    asked(capsys, "prune", str(tmp_path / "cfg/b*"), "--yes", "--root", tmp_path)
+    assert sorted(one.name for one in (tmp_path / "cfg").iterdir()) == ["a1", "bc", "other"]
+    asked(capsys, "prune", "cfg/*t*", "--yes", "--root", tmp_path)
+    assert sorted(one.name for one in (tmp_path / "cfg").iterdir()) == ["a1", "bc"]
+
+
 def test_a_config_is_a_file(root, capsys):
     (root / "cnn/folder/config.yaml").mkdir(parents=True)
     assert "folder" not in asked(capsys, "--root", root).replace(str(root), "")

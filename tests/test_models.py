@@ -7,11 +7,13 @@ import torch
 import torch.nn.functional as F
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
+from torchmetrics.functional.classification import multiclass_calibration_error
 
 from datamodules.batches import EpochOrder, TensorBatches
 from lit_models import optimizers, schedules
 from lit_models.cnn import LitCNN
 from lit_models.hardware import precision_for
+from lit_models.metrics import CalibrationError, MeanLoss
 from lit_models.mlp import LitMLP
 from tests.contracts import trainer
 
@@ -247,3 +249,23 @@ def test_the_mean_of_a_loss_is_over_samples():
     mean.update(torch.tensor(1.0), 7)
     mean.update(torch.tensor(2.0), 8)
     assert mean.compute().item() == pytest.approx(23 / 15)
+
+
+def test_the_calibration_error_does_not_depend_on_the_batches():
+    """Logits of a small batch may all lie between 0 and 1, as probabilities do."""
+    logits = torch.rand(60, 3, generator=torch.Generator().manual_seed(0))
+    found = []
+    for size in (1, 7, 60):
+        metric = CalibrationError(3, n_bins=15)
+        for rows in torch.arange(60).split(size):
+            metric.update(logits[rows], rows % 3)
+        found.append(metric.compute().item())
+    expected = multiclass_calibration_error(logits.softmax(1), torch.arange(60) % 3, 3, n_bins=15).item()
+    assert found == pytest.approx([expected] * 3)
+
+
+def test_an_empty_batch_changes_no_mean():
+    mean = MeanLoss()
+    mean.update(torch.tensor(2.0), 3)
+    mean.update(torch.tensor(float("nan")), 0)  # the mean over no samples
+    assert mean.compute() == 2.0

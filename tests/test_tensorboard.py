@@ -1,6 +1,7 @@
 """What a person finds in TensorBoard, read from the event files of real runs."""
 
 import os
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,7 +13,9 @@ from tensorboard.plugins.pr_curve.plugin_data_pb2 import PrCurvePluginData
 from torch import nn
 
 from callbacks.confusion_matrix import ConfusionMatrix
+from callbacks.evaluation import is_last_validation
 from callbacks.finite_steps import FiniteSteps
+from callbacks.histograms import Histograms
 from callbacks.run_logger import hparams_plugin, place
 from configs import load_config
 from configs.catalogue import PROJECT
@@ -171,12 +174,50 @@ def test_a_model_whose_steps_give_no_logits_has_no_pictures(tmp_path, monkeypatc
 def test_what_takes_long_to_draw_is_drawn_less_often(monkeypatch):
     callback, now = ConfusionMatrix(every_seconds=10.0), 100.0
     monkeypatch.setattr("callbacks.evaluation.time", SimpleNamespace(monotonic=lambda: now))
-    strategy = SimpleNamespace(broadcast=lambda due: due)
-    trainer = SimpleNamespace(sanity_checking=False, current_epoch=0, max_epochs=9, max_steps=-1, strategy=strategy)
+    monkeypatch.setattr("callbacks.evaluation.is_last_validation", lambda trainer: False)
+    trainer = SimpleNamespace(sanity_checking=False, strategy=SimpleNamespace(broadcast=lambda due: due))
     callback._shown, callback._took = 89.0, 0.2
     assert not callback._is_due(trainer)
     callback._took = 0.1
     assert callback._is_due(trainer)
+
+
+@pytest.mark.parametrize(
+    ("options", "count"),
+    [
+        (["trainer.max_epochs=3"], 3),
+        (["trainer.max_epochs=5", "trainer.check_val_every_n_epoch=2"], 2),
+        (["trainer.max_epochs=1", "trainer.val_check_interval=1", "data.batch_size=10"], 10),
+        (["trainer.max_epochs=2", "trainer.val_check_interval=4", "data.batch_size=10"], 4),
+        (["trainer.max_epochs=null", "trainer.max_steps=7"], 2),
+        (["trainer.max_steps=7", "trainer.val_check_interval=2", "trainer.accumulate_grad_batches=2"], 4),
+        (["trainer.max_steps=7", "trainer.val_check_interval=5", "trainer.check_val_every_n_epoch=null"], 1),
+        (["trainer.max_epochs=3", "trainer.val_check_interval=4", "trainer.check_val_every_n_epoch=null"], 2),
+    ],
+)
+def test_the_last_validation_is_always_looked_at(options, count, tmp_path, monkeypatch):
+    """Batches of 32 are 3 an epoch, of 10 are 10."""
+    last = []
+
+    def noted(trainer):
+        last.append(is_last_validation(trainer))
+        return last[-1]
+
+    monkeypatch.setattr("callbacks.evaluation.is_last_validation", noted)
+    others = ("confusion_matrix", "reliability_diagram", "gallery", "first_filters", "pr_curves", "model_graph")
+    off = [f"callbacks.{name}=null" for name in others]
+    folder = run(tmp_path, "--config", IRIS, "schedule.name=constant", *off, *options)
+    assert last == [False] * (count - 1) + [True]
+    assert len(events(folder, "val").Images("pictures/class_accuracy")) == 1
+
+
+def test_a_picture_that_fails_in_one_of_two_processes_costs_no_run(capsys):
+    one = ConfusionMatrix()
+    with one._told():
+        raise ValueError("no room")
+    assert "ConfusionMatrix shows nothing: ValueError: no room" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="no room"), one._told(together=True):
+        raise ValueError("no room")
 
 
 def test_histograms_on_request(tmp_path):
@@ -184,6 +225,18 @@ def test_histograms_on_request(tmp_path):
     tags = events(folder).Tags()["histograms"]
     assert {"parameters/layers.0.weight", "parameters/layers.0.weight.gradient"} <= set(tags)
     assert [one.step for one in events(folder).Histograms("parameters/layers.0.weight")] == [0, 3]
+
+
+def test_what_is_not_finite_has_no_histogram(monkeypatch):
+    monkeypatch.setattr("callbacks.histograms.RunLogger", SimpleNamespace)
+    network = nn.Linear(2, 2)
+    network.weight.data.fill_(float("nan"))
+    shown = []
+    writer = SimpleNamespace(add_histogram=lambda name, *_: shown.append(name))
+    logger = SimpleNamespace(clock=SimpleNamespace(part=nullcontext), writer=lambda _: writer)
+    trainer = SimpleNamespace(global_step=0, is_global_zero=True, logger=logger)
+    Histograms().on_before_optimizer_step(trainer, SimpleNamespace(network=network), None)
+    assert shown == ["parameters/bias"]
 
 
 def test_a_network_that_cannot_be_traced_is_told_and_trained(tmp_path, monkeypatch, capsys):
