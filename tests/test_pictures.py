@@ -241,6 +241,27 @@ def test_the_worst_classes_have_curves():
     assert writer.curves == ["pr_curves/b"]
 
 
+@pytest.mark.parametrize("kind", [PRCurves, reliability_diagram.ReliabilityDiagram])
+def test_logits_of_a_small_batch_are_not_taken_for_probabilities(kind):
+    logits, labels = torch.rand(30, 3, generator=torch.Generator().manual_seed(0)), torch.arange(30) % 3
+    found = []
+    for size in (1, 30):
+        one = kind()
+        one.begin(MODULE)
+        for rows in torch.arange(30).split(size):
+            one.see(MODULE, None, logits[rows], labels[rows])
+        found.append(one.gather())
+    one.begin(MODULE)
+    one.see(MODULE, None, logits.log_softmax(1), labels)  # below 0, and of the same probabilities
+    for gathered in found:
+        for mine, theirs in zip(_listed(gathered), _listed(one.gather()), strict=True):
+            assert np.allclose(mine, theirs, atol=1e-6)
+
+
+def _listed(gathered) -> tuple:
+    return gathered if isinstance(gathered, tuple) else (gathered,)
+
+
 def test_the_projector_knows_true_and_predicted_classes(tmp_path):
     one, writer = projector.Projector(num_samples=3), Written(tmp_path)
     one.begin(MODULE)

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch.strategies import SingleDeviceStrategy
 from PIL import Image
 from tensorboard.plugins.pr_curve.plugin_data_pb2 import PrCurvePluginData
 from torch import nn
@@ -16,6 +17,7 @@ from callbacks.confusion_matrix import ConfusionMatrix
 from callbacks.evaluation import is_last_validation
 from callbacks.finite_steps import FiniteSteps
 from callbacks.histograms import Histograms
+from callbacks.model_graph import ModelGraph
 from callbacks.run_logger import hparams_plugin, place
 from configs import load_config
 from configs.catalogue import PROJECT
@@ -191,6 +193,7 @@ def test_what_takes_long_to_draw_is_drawn_less_often(monkeypatch):
         (["trainer.max_epochs=2", "trainer.val_check_interval=4", "data.batch_size=10"], 4),
         (["trainer.max_epochs=null", "trainer.max_steps=7"], 2),
         (["trainer.max_steps=7", "trainer.val_check_interval=2", "trainer.accumulate_grad_batches=2"], 4),
+        (["trainer.max_steps=7", "trainer.val_check_interval=2", "data.batch_size=10"], 3),
         (["trainer.max_steps=7", "trainer.val_check_interval=5", "trainer.check_val_every_n_epoch=null"], 1),
         (["trainer.max_epochs=3", "trainer.val_check_interval=4", "trainer.check_val_every_n_epoch=null"], 2),
     ],
@@ -237,6 +240,14 @@ def test_what_is_not_finite_has_no_histogram(monkeypatch):
     trainer = SimpleNamespace(global_step=0, is_global_zero=True, logger=logger)
     Histograms().on_before_optimizer_step(trainer, SimpleNamespace(network=network), None)
     assert shown == ["parameters/bias"]
+
+
+def test_one_graph_is_enough_also_after_a_resumption():
+    before, after = ModelGraph(), ModelGraph()
+    before._done = True
+    after.load_state_dict(before.state_dict())
+    after.see(SimpleNamespace(normalized=lambda inputs: inputs), torch.ones(1, 2), torch.ones(1, 2), torch.zeros(1))
+    after.show(SimpleNamespace(strategy=SingleDeviceStrategy()), None, "val", None, None)  # it would look for a network
 
 
 def test_a_network_that_cannot_be_traced_is_told_and_trained(tmp_path, monkeypatch, capsys):
