@@ -27,7 +27,7 @@ class ModelGraph(EvaluationCallback):
         return {"done": self._done}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._done = state_dict["done"]
+        self._done |= state_dict["done"]  # the best checkpoint, which is tested, may be older than the graph
 
     def see(self, pl_module: LightningModule, inputs: Any, logits: Tensor, labels: Tensor) -> None:
         if self._sample is None:

@@ -131,7 +131,8 @@ def quieten() -> None:
         logging.getLogger(name).addFilter(lambda record: not str(record.msg).startswith(banners))
     for message in (
         "The number of training batches .* is smaller than the logging interval",  # epochs are always logged
-        ".*LeafSpec.* is deprecated",  # Lightning's own use of torch
+        ".*LeafSpec.* is deprecated",  # Lightning's own use of torch, as the next
+        "torch.distributed.* is deprecated",
         "It is recommended to use `self.log",  # sync_dist: the metrics have added up all processes before
         "The checkpoint was not created with WeightAveraging",  # at the test: the averaged weights are all that is wanted
         "Using `DistributedSampler` with the dataloaders",  # our batches count every sample once

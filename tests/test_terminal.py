@@ -49,7 +49,11 @@ def in_a_terminal(root: Path, *argv: str) -> tuple[str, str]:
 
 @pytest.fixture(scope="module")
 def terminal(tmp_path_factory) -> tuple[str, str]:
-    slow = ["data.batch_size=1", "trainer.max_epochs=16", "callbacks.gallery=null"]  # long enough for two lines also elsewhere
+    slow = [
+        "data.batch_size=1",
+        "trainer.max_epochs=16",
+        "callbacks.gallery=null",
+    ]  # enough for two lines
     return in_a_terminal(tmp_path_factory.mktemp("terminal"), "--config", IRIS, *slow)
 
 
