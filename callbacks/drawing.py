@@ -52,10 +52,11 @@ def canvas(width: int, height: int) -> tuple[Image.Image, ImageDraw.ImageDraw]:
 
 def upwards(image: Image.Image, text: str, middle: float, bottom: float, size: float) -> None:
     """Write `text` from `bottom` upwards, centred on x = `middle`."""
-    strip, pen = canvas(int(font(size).getlength(text)) + 2, int(size) + 5)
-    pen.text((1, 1), text, BLACK, font(size))
+    strip = Image.new("L", (int(font(size).getlength(text)) + 2, int(size) + 5))
+    ImageDraw.Draw(strip).text((1, 1), text, 255, font(size))
     turned = strip.rotate(90, expand=True)
-    image.paste(turned, (int(middle) - turned.width // 2, int(bottom) - turned.height))
+    # as a mask, which covers nothing of the line beside it
+    image.paste(BLACK, (int(middle) - turned.width // 2, int(bottom) - turned.height), turned)
 
 
 def blend(one: Colour, other: Colour, share: float) -> Colour:

@@ -9,7 +9,7 @@ from lightning.pytorch.strategies import SingleDeviceStrategy
 from torchmetrics.functional.classification import multiclass_calibration_error
 
 from callbacks import class_accuracy, confusion_matrix, first_filters, projector, reliability_diagram
-from callbacks.drawing import BLUE, ORANGE, VERMILION, blend, drawable, shortened
+from callbacks.drawing import BLUE, ORANGE, VERMILION, blend, canvas, drawable, shortened, upwards
 from callbacks.gallery import Example, Gallery
 from callbacks.gallery_pages import GAP, SIDE, escaped, picture, table
 from callbacks.pr_curves import PRCurves
@@ -108,6 +108,14 @@ def test_a_reliability_diagram_shows_its_error():
     error = multiclass_calibration_error(logits, labels, num_classes=4, n_bins=reliability_diagram.BINS)
     assert sum(gaps) == pytest.approx(error.item(), abs=1e-5)  # its bins are those of the diagram
     assert reliability_diagram.draw(sure.numpy(), (said == labels).numpy(), error.item()).shape[2] == 3
+
+
+def test_a_line_upwards_covers_nothing_of_the_one_beside_it():
+    image, _ = canvas(60, 60)
+    for middle in (20, 29, 38):
+        upwards(image, "bbb", middle, 50, 9)
+    columns = (np.asarray(image) < 128).all(2).sum(0)
+    assert columns[16:25].tolist() == columns[25:34].tolist() == columns[34:43].tolist()
 
 
 def test_a_class_name_that_the_font_cannot_draw_is_shown_by_its_number():
