@@ -77,6 +77,8 @@ class Clock:
     def test_start(self) -> None:
         """From here on all is the test's."""
         self._testing = True
+        if not self.seconds["start"]:  # of a run that was resumed, with nothing left to train
+            self.seconds["start"] = process_seconds()
         self.begin("test")
 
     def test_end(self) -> None:
@@ -86,7 +88,9 @@ class Clock:
     def verdict(self) -> list[str]:
         """Lines for a person: where this process's time went and, if one part dominates, which key to turn."""
         training = sum(self.seconds[name] for name in TRAINING)
-        shares = {name: self.seconds[name] / training for name in TRAINING if training > 0}
+        shares = {
+            name: self.seconds[name] / training for name in TRAINING if training >= 0.05
+        }  # shown as more than nothing
         shown = ", ".join(f"{name} {share:.0%}" for name, share in shares.items() if share >= 0.005)
         start, test = self.seconds["start"], self.seconds["test"]
         lines = [f"start {start:.1f} s, training {training:.1f} s{f' ({shown})' if shown else ''}, test {test:.1f} s"]

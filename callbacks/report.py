@@ -42,10 +42,11 @@ def closing(figures: Mapping[str, Any], monitor: str, times: list[str], folder: 
         rows.append((title, shown or "not measured"))
     if (mirrored := figures.get("test_mirrored/accuracy")) is not None:
         rows.append(("mirrored", f"accuracy {mirrored:.4f}, of the mean over an image and its mirror image"))
+    seconds = figures["train_seconds"]
     if "best_epoch" in figures:
         rows.append(("checkpoint", f"epoch {figures['best_epoch']}, the best by {monitor}"))
     rows.append(
-        ("trained", f"{figures['epochs']} epochs, {figures['steps']} steps in {figures['train_seconds']:.1f} s")
+        ("trained", f"{counted(figures['epochs'], 'epoch')}, {counted(figures['steps'], 'step')} in {seconds:.1f} s")
     )
     if "samples_per_second" in figures:
         share = figures.get("peak_share")
@@ -54,6 +55,10 @@ def closing(figures: Mapping[str, Any], monitor: str, times: list[str], folder: 
     rows += [("time", line) for line in times]
     rows += [("run folder", str(folder)), ("TensorBoard", f"tensorboard --logdir {folder.parent.parent}")]
     return "\n".join(f"{title:<{TITLE}}{text}" for title, text in rows)
+
+
+def counted(count: int, name: str) -> str:
+    return f"{count:,} {name}{'' if count == 1 else 's'}"
 
 
 def duration(seconds: float) -> str:
@@ -92,7 +97,7 @@ def _device(trainer: Trainer, facts: Mapping[str, Any]) -> Iterator[str]:
     count = f"{trainer.world_size} times " if trainer.world_size > 1 else ""
     yield f"{count}{facts['device']}"
     if str(facts["device"]).startswith("cpu"):
-        yield f"{facts['threads']} threads"
+        yield counted(facts["threads"], "thread")
     yield str(facts["precision"])
 
 
@@ -100,8 +105,9 @@ def _steps(trainer: Trainer) -> str:
     size, devices = trainer.datamodule.batch_size, trainer.world_size  # type: ignore[attr-defined]
     batches, together = trainer.num_training_batches, devices * trainer.accumulate_grad_batches
     epoch = f"{-(-batches // trainer.accumulate_grad_batches):,}" if isinstance(batches, int) else "?"
-    ends = [f"{trainer.max_epochs} epochs"] if (trainer.max_epochs or -1) > 0 else []
-    ends += [f"{trainer.max_steps:,} steps"] if trainer.max_steps > 0 else []
+    epochs = trainer.max_epochs or -1
+    ends = [counted(epochs, "epoch")] if epochs > 0 else []
+    ends += [counted(trainer.max_steps, "step")] if trainer.max_steps > 0 else []
     whole = f"steps of {size * together}" + (
         f" ({devices} devices, batch size {size} per device)" if devices > 1 else ""
     )

@@ -81,7 +81,7 @@ def test_a_run_opens_with_what_it_will_do_and_ends_with_what_came_of_it(terminal
         "data         iris: 4 features, 3 classes, 96 to train on, 24 for validation, 30 for the test\n" in terminal[0]
     )
     assert "model        mlp: 4,675 parameters\n" in terminal[0]
-    assert "threads, 32-true\n" in terminal[0]
+    assert re.search(r"^device       cpu: .*\d threads?, 32-true$", terminal[0], re.M)
     assert "steps        16 epochs, 96 an epoch, steps of 1\n" in terminal[0]
 
 
