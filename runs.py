@@ -82,7 +82,7 @@ def parser() -> Parser:
             order.add_argument("--largest", dest="smaller", action="store_false", default=None, help="is best")
             command.add_argument("--path", action="store_true", help="print the folder of the best one alone")
         nargs = "+" if name == "compare" else "*"
-        command.add_argument("runs", nargs=nargs, metavar="RUN", help="CONFIG, CONFIG/NAME or a part of it")
+        command.add_argument("runs", nargs=nargs, default=[], metavar="RUN", help="CONFIG, CONFIG/NAME or a part of it")
         if name in ("list", "prune"):
             text = "those alone; may be repeated" + (" (failed, interrupted)" if name == "prune" else "")
             command.add_argument("--status", action="append", choices=STATUSES, help=text)
@@ -96,11 +96,12 @@ def parser() -> Parser:
 
 
 def show(arguments: argparse.Namespace) -> int:
-    found = ledger.runs(arguments.root, arguments.runs, arguments.status or ())
+    found = chosen(arguments, arguments.status or STATUSES)
     if arguments.json:
         return dump([run.plain() for run in found])
     if not found:
-        print(nothing(arguments))
+        begin = f"no runs below {arguments.root}; python train.py --config configs/iris_mlp.yaml makes one"
+        print(begin if not ledger.runs(arguments.root) else f"no run is {' or '.join(arguments.status)}")
         return 0
     some = found[: arguments.last or None]
     table(TITLES, [row(run) for run in some])
@@ -109,15 +110,9 @@ def show(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def nothing(arguments: argparse.Namespace) -> str:
-    """What to say where no run fits."""
-    there = ledger.runs(arguments.root)
-    if not there:
-        return f"no runs below {arguments.root}; python train.py --config configs/iris_mlp.yaml makes one"
-    names = {name for run in there for name in (run.name, run.name.partition("/")[0])} | {*COMMANDS}
-    meant = [one for text in arguments.runs for one in ledger.near(text, names)]
-    hint = f"did you mean {' or '.join(meant[:3])}?" if meant else f"python runs.py --root {arguments.root} shows all"
-    return f"none of {counted(there)} below {arguments.root} fits; {hint}"
+def chosen(arguments: argparse.Namespace, statuses: Sequence[str] = STATUSES) -> list[Run]:
+    found = ledger.runs(arguments.root, arguments.runs, COMMANDS)
+    return [run for run in found if run.status in statuses]
 
 
 def row(run: Run) -> list[str]:
@@ -148,7 +143,8 @@ def compare(arguments: argparse.Namespace) -> int:
     names = [run.folder.name for run in found]
     names = names if len({*names}) == len(names) else [run.name for run in found]
     for part, rows in parts.items():
-        lines = [[key, *(number(value) for value in values), difference(part, values)] for key, values in rows]
+        missing = "null" if part == "config" else ""
+        lines = [[key, *(number(value, missing) for value in values), difference(part, values)] for key, values in rows]
         if lines:
             table([part, *names, "difference"], lines)
         else:
@@ -157,8 +153,8 @@ def compare(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def number(value: Any) -> str:
-    return "" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)
+def number(value: Any, missing: str) -> str:
+    return missing if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 def difference(part: str, values: Sequence[Any]) -> str:
@@ -168,7 +164,7 @@ def difference(part: str, values: Sequence[Any]) -> str:
 
 
 def best(arguments: argparse.Namespace) -> int:
-    found = ledger.metric(ledger.runs(arguments.root, arguments.runs), arguments.metric)
+    found = ledger.metric(chosen(arguments), arguments.metric)
     smaller = ledger.is_smaller_better(arguments.metric) if arguments.smaller is None else arguments.smaller
     sign = 1 if smaller else -1
     found.sort(key=lambda one: (one[1] != one[1], sign * one[1]))  # what is no number comes last
@@ -191,7 +187,7 @@ def prune(arguments: argparse.Namespace) -> int:
     if arguments.json and arguments.yes:
         raise ConfigError(COMMAND_LINE, "prune", "--json shows what would go, and deletes nothing", "leave out --yes")
     before = time.time() - 86400 * arguments.older_than
-    found = ledger.runs(arguments.root, arguments.runs, arguments.status or ("failed", "interrupted"))
+    found = chosen(arguments, arguments.status or ("failed", "interrupted"))
     found = [run for run in found if run.began <= before and run.status != "running"]
     if arguments.json:
         return dump([run.plain() for run in found])

@@ -91,7 +91,8 @@ def draw(counts: np.ndarray, names: list[str], num_pairs: int = 5) -> np.ndarray
     for i, name in enumerate(names):
         pen.text((margin - 5, margin + (i + 0.5) * cell), name, BLACK, font(size), anchor="rm")
         upwards(image, name, margin + (i + 0.5) * cell, margin - 5, size)
-    pen.text((margin + side / 2, 2), title, GREY, font(TEXT), anchor="ma")
+    half = font(TEXT).getlength(title) / 2 + 4
+    pen.text((max(half, min(margin + side / 2, width - half)), 2), title, GREY, font(TEXT), anchor="ma")
     upwards(image, "true", 9, margin + side // 2 + 12, TEXT)
     for i, line in enumerate(lines):
         pen.text((8, margin + side + 8 + 17 * i), line, BLACK if i else GREY, font(TEXT))
@@ -119,7 +120,7 @@ def confused(counts: np.ndarray, names: list[str], num_pairs: int, width: float)
     pairs = [(int(i), int(j)) for i, j in zip(*np.unravel_index(order, both.shape), strict=True) if both[i, j]]
     lines = []
     for i, j in pairs:
-        line = "{:,} times {} ({:,}) and {} ({:,})"
+        line = f"{{:,}} time{'' if both[i, j] == 1 else 's'} {{}} ({{:,}}) and {{}} ({{:,}})"
         left = width - font(TEXT).getlength(line.format(both[i, j], "", counts[i, j], "", counts[j, i]))
         one, other = (shortened(names[k], left / 2, TEXT) for k in (i, j))
         lines.append(line.format(both[i, j], one, counts[i, j], other, counts[j, i]))

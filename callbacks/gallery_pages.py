@@ -40,7 +40,7 @@ def picture(examples: Sequence["Example"], shares: Sequence[Tensor | None], name
         if share is not None:
             image.paste(_scaled(_overlay(shown, share)), (left + SIDE + 4, top))
         room, right = width - GAP, example.label == example.predicted
-        sure = f"{100 * example.probability:.0f} %"
+        sure = f"({100 * example.probability:.0f} %)"
         said = shortened(names[example.predicted], room - font(TEXT).getlength(sure + " "), TEXT)
         pen.text((left, top + SIDE + 3), f"{said} {sure}", BLUE if right else VERMILION, font(TEXT))
         truth = "right" if right else shortened(f"is {names[example.label]}", room, TEXT)

@@ -26,7 +26,7 @@ def opening(trainer: Trainer, facts: Mapping[str, Any], hyperparameters: Mapping
     return "\n".join(f"{title:<{TITLE}}{text}" for title, text in rows.items())
 
 
-def closing(figures: Mapping[str, Any], monitor: str, times: list[str], folder: Path) -> str:
+def closing(figures: Mapping[str, Any], monitor: str, times: list[str], folder: Path, logs: bool) -> str:
     """Figures of the tested checkpoint, where the time went, where everything is.
 
     Args:
@@ -34,6 +34,7 @@ def closing(figures: Mapping[str, Any], monitor: str, times: list[str], folder: 
         monitor: Metric that the checkpoint was chosen by.
         times: Lines of where the time went.
         folder: Of the run.
+        logs: Whether there is something in it for TensorBoard.
     """
     rows = []
     for title, stage in (("test", "test"), ("validation", "val")):
@@ -53,7 +54,9 @@ def closing(figures: Mapping[str, Any], monitor: str, times: list[str], folder: 
         reached = f", {share:.0%} of what a matrix product reaches here" if share is not None else ""
         rows.append(("speed", f"{figures['samples_per_second']:,.0f} samples/s{reached}"))
     rows += [("time", line) for line in times]
-    rows += [("run folder", str(folder)), ("TensorBoard", f"tensorboard --logdir {folder.parent.parent}")]
+    rows += [("run folder", str(folder))]
+    if logs:
+        rows += [("TensorBoard", f"tensorboard --logdir {folder.parent.parent}")]
     return "\n".join(f"{title:<{TITLE}}{text}" for title, text in rows)
 
 

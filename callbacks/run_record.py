@@ -160,7 +160,8 @@ class RunRecord(Callback):
         write_json(self.folder / "metrics.json", self.figures)  # last of all: with it the run is finished
         since = "since it went on: " if self.resumes else ""
         times = [f"{since}{line}" for line in self.clock.verdict()]
-        say(closing(self.figures, self.hyperparameters["run.monitor"], times, self.folder))
+        logs = isinstance(trainer.logger, RunLogger)
+        say(closing(self.figures, self.hyperparameters["run.monitor"], times, self.folder, logs))
 
 
 def _values(trainer: Trainer, prefix: str) -> dict[str, float]:

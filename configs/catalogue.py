@@ -115,5 +115,6 @@ def nearest(word: str, choices: Iterable[str], title: str) -> str:
 def closest(word: str, choices: Iterable[str]) -> str | None:
     """The choice that `word` may have meant: spelt alike, or with something before or behind it."""
     choices = sorted(set(choices))
-    longer = (one for one in choices if one.endswith(f".{word}") or (len(word) > 2 and one.startswith(f"{word}_")))
-    return next(iter(difflib.get_close_matches(word, choices, 1, 0.6)), None) or next(longer, None)
+    ends = (f".{word}", f"_{word}") if len(word) > 2 else (f".{word}",)
+    longer = (one for one in choices if one.endswith(ends) or (len(word) > 2 and one.startswith(f"{word}_")))
+    return next(longer, None) or next(iter(difflib.get_close_matches(word, choices, 1, 0.6)), None)

@@ -51,13 +51,16 @@ class Run:
         return {**told, "reason": self.reason, "metrics": self.figures}
 
 
-def runs(root: Path, patterns: Sequence[str] = (), statuses: Sequence[str] = ()) -> list[Run]:
+def runs(root: Path, patterns: Sequence[str] = (), words: Sequence[str] = ()) -> list[Run]:
     """Those below `root`, the newest first.
 
     Args:
         root: Folder of all runs.
         patterns: A config's name, a run's, or either with ``*``, or their folders; any for none.
-        statuses: That are wanted; all for none.
+        words: What else may have been meant.
+
+    Raises:
+        ConfigError: if there are patterns, and no run fits any.
     """
     everything = list(_folders(root))
     wanted = [_meant(_below_root(root, one), {name for _, name, _ in everything}) for one in patterns]
@@ -66,7 +69,12 @@ def runs(root: Path, patterns: Sequence[str] = (), statuses: Sequence[str] = ())
         for folder, name, began in everything
         if not wanted or any(pattern.fullmatch(name) for pattern in wanted)
     ]
-    return sorted((one for one in found if not statuses or one.status in statuses), key=lambda run: -run.began)
+    if patterns and not found:
+        names = {text for _, name, _ in everything for text in (name, name.partition("/")[0])} | {*words}
+        meant = [one for text in patterns for one in near(text, names)]
+        hint = f"did you mean {' or '.join(meant[:3])}?" if meant else f"python runs.py --root {root} shows all"
+        raise ConfigError(COMMAND_LINE, " ".join(patterns), f"none of {len(everything)} runs below {root} fits", hint)
+    return sorted(found, key=lambda run: -run.began)
 
 
 def read(folder: Path, name: str, began: float) -> Run:

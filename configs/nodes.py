@@ -5,6 +5,7 @@ PyYAML parses, and this module decides what a plain scalar means, because YAML 1
 marked ``ambiguous`` and refused later, unless a boolean was asked for.
 """
 
+import difflib
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -210,6 +211,8 @@ def _scalar(node: yaml.ScalarNode, where: str) -> Value:
 def _available(path: Path) -> str:
     for folder in (path.parent, Path("configs")):
         names = sorted(found.name for found in folder.glob("[!.]*.yaml"))
+        if near := difflib.get_close_matches(path.stem, [Path(name).stem for name in names], 1):
+            return f"did you mean {folder / near[0]}.yaml?"
         if names:
             return f"{folder} has {', '.join(names)}"
     return ""

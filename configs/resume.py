@@ -89,7 +89,8 @@ def _newest(path: Path | None, overrides: list[str]) -> Config:
         changed = difference(load_config(newest / "config.yaml"), config)
         if changed is None:
             return replace(config, resumes=newest, falls_back=True)
-        said = f"the newest unfinished run, {newest}, has {changed[0]}={changed[1]}, not {changed[2]}"
+        key, there, here = changed
+        said = f"in the newest unfinished run, {newest}, {key} is {there}, and {here} here"
         hint = f"give --resume {newest}, or start a run without --resume"
     raise ConfigError(COMMAND_LINE, "--resume", f"nothing to resume: {said}", hint)
 

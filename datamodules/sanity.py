@@ -67,7 +67,7 @@ def class_balance(class_names: tuple[str, ...], labels: Mapping[Any, Tensor]) ->
         yield "WRONG", title, f"train has no row of {_listed(missing['train'])}; {mend}"
     else:
         least, most = int(train.min()), int(train.max())
-        text = f"train has {least:,} to {most:,} rows a class"
+        text = f"train has {least:,}{f' to {most:,}' if most > least else ''} rows a class"
         if most > MOST_UNEVEN * least:
             weights = ", ".join(f"{len(labels['train']) / len(train) / int(one):.2g}" for one in train)
             evened = f"model.class_weights='[{weights}]'" if len(train) <= 10 else "model.class_weights"

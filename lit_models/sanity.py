@@ -28,6 +28,7 @@ MOVED = 0.99  # of that loss: what is not below it comes of the frequencies alon
 SILENT_STEPS = 3  # until every gradient must have been another number than zero
 RATES = (1e-3, 1e-2, 1e-4)  # of Adam: its default, for small outputs, for pretrained weights; one that learns is enough
 LEAST_STEPS = 20  # with fewer, for lack of time, nothing is proved
+STILL, KNOWN = 0.99, 0.1  # of the first loss: below that it moves; a loss so small need not
 PEAK_SECONDS, PEAK_STEPS, PEAK_RISE = 2.0, 20, 5  # at the run's own rate, which the first five steps rise to
 
 
@@ -88,10 +89,9 @@ def gradients(probe: LitClassifier, batch: Batch) -> Verdict:
     loss = _loss(probe, batch)
     if not loss.requires_grad:
         return "WRONG", title, "the loss depends on no parameter; look for .detach(), .data or no_grad in forward"
-    found = torch.autograd.grad(loss, list(trained.values()), allow_unused=True)
-    names = dict(zip(trained, found, strict=True))
+    names = dict(zip(trained, torch.autograd.grad(loss, list(trained.values()), allow_unused=True), strict=True))
     silent = [name for name, one in names.items() if one is None]
-    if any(one is not None and not one.any() for one in found):  # as behind a layer that starts with zeros
+    if any(one is not None and not one.any() for one in names.values()):  # as behind a layer that starts with zeros
         silent = _still_silent(probe, trained, batch)
     broken = [name for name, one in names.items() if one is not None and not one.isfinite().all()]
     if broken:
@@ -135,7 +135,7 @@ def one_batch_is_learnt(module: LitClassifier, batch: Batch) -> Verdict:
         losses = _train(
             probe, optimizer, batch, LEARN_STEPS, LEARN_SECONDS, enough=at_best + 0.1 * (by_frequency - at_best)
         )
-        text = f"loss {losses[0]:.2f} -> {losses[-1]:.2g} in {len(losses) - 1} steps ({len(labels)} samples)"
+        text = f"loss {_said(losses[0])} -> {_said(losses[-1])} in {len(losses) - 1} steps ({len(labels)} samples)"
         least = min([least, *losses])
         if losses[-1] < at_best + LEARNT * (by_frequency - at_best):
             return "ok", title, text
@@ -160,7 +160,7 @@ def _entropy_of_equal_inputs(batch: Batch) -> float:
 
 
 def peak_rate(module: LitClassifier, optimizer: Optimizer, batch: Batch, clip: float | None) -> Verdict:
-    """Whether the run's own optimizer, at the highest rate of its schedule, makes the loss of a few samples worse."""
+    """Whether the run's own optimizer, at the highest rate of its schedule, moves the loss of a few samples, and down."""
     probe, own = copy.deepcopy((module, optimizer))
     _without_dropout(probe.float())
     peaks = [float(group.get("initial_lr", group["lr"])) for group in own.param_groups]
@@ -171,12 +171,18 @@ def peak_rate(module: LitClassifier, optimizer: Optimizer, batch: Batch, clip: f
 
     losses = _train(probe, own, batch, PEAK_STEPS, PEAK_SECONDS, clip=clip, before_step=rise)
     title, steps = "learning rate", len(losses) - 1
-    text = f"at optimizer.lr={peaks[0]:.3g} loss {losses[0]:.2f} -> {losses[-1]:.2g} in {steps} steps"
+    text = f"at optimizer.lr={peaks[0]:.3g} loss {_said(losses[0])} -> {_said(losses[-1])} in {steps} steps"
     if not losses[-1] < 1.5 * losses[0] + 0.5:  # also where it is no number
         return "warning", title, f"{text}: it explodes; lower optimizer.lr tenfold"
+    if steps > PEAK_RISE and min(losses) > STILL * losses[0] > STILL * KNOWN:
+        return "warning", title, f"{text}: it hardly moves; raise optimizer.lr tenfold"
     if steps <= PEAK_RISE:
         return "note", title, f"{text}, and time was up: too few to tell"
     return "ok", title, text
+
+
+def _said(loss: float) -> str:
+    return f"{loss:.2f}" if loss >= 0.1 else f"{loss:.1g}"
 
 
 def _probe(module: LitClassifier) -> LitClassifier:

@@ -35,7 +35,7 @@ def with_checkpoint(tmp_path: Path, content: bytes) -> list[str]:
 
 
 EARLY = [  # answered before torch is imported
-    ("1 no such config", lambda _: ["--config", "configs/iris_mpl.yaml"], "iris_mpl.yaml: no such file; configs has"),
+    ("1 no such config", lambda _: ["--config", "configs/iris_mpl.yaml"], "no such file; did you mean configs/iris_mlp"),
     ("2 a folder for a config", lambda _: ["--config", "configs"], "configs: is a folder"),
     ("3 not UTF-8", lambda tmp: written(tmp, b"seed: \xff"), "is not UTF-8 text (byte 6)"),
     ("4 empty", lambda tmp: written(tmp, ""), "is empty"),

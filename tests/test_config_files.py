@@ -42,6 +42,7 @@ def test_file_that_is_none(tmp_path):
     (tmp_path / "other.yaml").touch()
     assert f"no such file; {tmp_path} has other.yaml" in message(tmp_path / "absent.yaml")
     assert "iris_mlp.yaml" in message(Path("absent.yaml"))
+    assert message(Path("mist_cnn.yml")) == "mist_cnn.yml: no such file; did you mean configs/mnist_cnn.yaml?"
     assert "is a folder; name a YAML file in it" in message(tmp_path)
     (tmp_path / "latin.yaml").write_bytes("seed: é".encode("latin-1"))
     assert "is not UTF-8 text (byte 6); save it as UTF-8" in message(tmp_path / "latin.yaml")

@@ -84,7 +84,6 @@ def test_all_runs_the_newest_first(root, capsys):
         (["--status", "failed", "--status", "interrupted"], ["cnn/d", "cnn/c"]),
         (["mlp/"], ["mlp/b", "mlp/a", "mlp/z"]),
         (["list", "--last", "2"], ["cnn/d", "cnn/c"]),
-        (["cn"], []),
     ],
 )
 def test_some_of_them(root, capsys, options, names):
@@ -104,10 +103,11 @@ def test_a_run_may_be_named_by_its_folder(root, capsys, monkeypatch, given, belo
 
 def test_what_fits_nothing(root, capsys):
     there = f"none of 5 runs below {root} fits; "
-    assert asked(capsys, "list", "mpl", "--root", root) == f"{there}did you mean mlp?\n"
-    assert asked(capsys, "comapre", "--root", root) == f"{there}did you mean compare?\n"
-    assert asked(capsys, "xyz", "--root", root) == f"{there}python runs.py --root {root} shows all\n"
-    assert asked(capsys, "--status", "running", "--root", root) == f"{there}python runs.py --root {root} shows all\n"
+    for argv in (["list", "mpl"], ["mpl", "--json"], ["prune", "mpl", "--yes"], ["best", "val/accuracy", "mpl"]):
+        assert refused(capsys, *argv, "--root", root) == f"error: command line: mpl: {there}did you mean mlp?\n"
+    assert f"comapre: {there}did you mean compare?" in refused(capsys, "comapre", "--root", root)
+    assert f"xyz: {there}python runs.py --root {root} shows all" in refused(capsys, "xyz", "--root", root)
+    assert asked(capsys, "--status", "running", "--root", root) == "no run is running\n"
 
 
 def test_programs_get_everything(root, capsys):

@@ -48,7 +48,7 @@ def test_the_pairs_that_are_confused_most_are_named():
     counts = np.array([[5, 3, 0], [4, 5, 1], [0, 0, 9]])
     assert confusion_matrix.confused(counts, ["cat", "dog", "frog"], 5, 300) == [
         "7 times cat (3) and dog (4)",
-        "1 times dog (1) and frog (0)",
+        "1 time dog (1) and frog (0)",
     ]
     assert confusion_matrix.confused(np.eye(3, dtype=int), ["cat", "dog", "frog"], 5, 300) == []
 
@@ -58,6 +58,11 @@ def test_long_names_leave_room_for_the_counts(num_classes):
     counts = np.full((num_classes, num_classes), 12_345)
     shown = confusion_matrix.draw(counts, ["a name of some length" * 3] * num_classes)
     assert not (shown[:, -1] != 255).any()  # nothing is cut off
+
+
+def test_the_title_is_whole_above_few_classes():
+    shown = confusion_matrix.draw(np.eye(2, dtype=int), ["0", "1"])
+    assert not (shown[:, :3] != 255).any()
 
 
 def test_of_a_thousand_classes_those_are_drawn_that_are_confused_most():

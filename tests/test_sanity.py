@@ -359,6 +359,12 @@ def test_a_rate_that_explodes(check):
     assert "it explodes; lower optimizer.lr tenfold" in verdicts["learning rate"][0][1]
 
 
+def test_a_rate_that_does_nothing(check):
+    level, text = check(*SHORT, "optimizer.lr=1e-8")["learning rate"][0]
+    assert level == "warning"
+    assert "it hardly moves; raise optimizer.lr tenfold" in text
+
+
 def test_a_rate_that_diverges_at_once(check):
     verdicts = check(*SHORT, "optimizer={name: sgd, lr: 1.0e+38}")
     assert wrong(verdicts) == {"first steps"}
