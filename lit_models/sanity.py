@@ -118,7 +118,7 @@ def one_batch_is_learnt(module: LitClassifier, batch: Batch) -> Verdict:
     title, labels = "one batch is learnt", batch[1]
     parameters = sum(one.numel() for one in module.network.parameters())
     frozen = sum(one.numel() for one in module.network.parameters() if not one.requires_grad)
-    shares = labels.bincount().double() / len(labels)
+    shares = labels.cpu().bincount().double() / len(labels)
     by_frequency = float(-torch.special.xlogy(shares, shares).sum())  # the loss of the best constant output
     if by_frequency == 0:
         return "note", title, f"all {len(labels)} samples of the first batch have one label; shuffle the training set"
@@ -150,9 +150,9 @@ def one_batch_is_learnt(module: LitClassifier, batch: Batch) -> Verdict:
 
 def _entropy_of_equal_inputs(batch: Batch) -> float:
     """The least mean loss that there can be: of samples with equal inputs and unlike labels all but one kind are missed."""
-    inputs, labels = batch
+    inputs, labels = batch[0], batch[1].cpu()
     rows = torch.cat(
-        [one.flatten(1).double() for one in ([inputs] if isinstance(inputs, Tensor) else inputs.values())], 1
+        [one.flatten(1).cpu().double() for one in ([inputs] if isinstance(inputs, Tensor) else inputs.values())], 1
     )
     kinds = rows.unique(dim=0, return_inverse=True)[1]
     shares = F.one_hot(kinds).double().T @ F.one_hot(labels).double() / len(labels)  # (inputs, K)
