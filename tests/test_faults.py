@@ -683,7 +683,7 @@ def test_two_starts(tmp_path):
 def test_auto_takes_the_newest_unfinished_run_of_this_config(stopped, tmp_path, capsys):
     runs = tmp_path / "runs"
     assert train.main([*SHORT, f"run.root={runs}", "optimizer.lr=0.5", "--resume", "auto"]) == 2
-    assert f"the newest unfinished run, {stopped}, has optimizer.lr=0.003, not 0.5" in capsys.readouterr().err
+    assert f"in the newest unfinished run, {stopped}, optimizer.lr is 0.003, and 0.5 here" in capsys.readouterr().err
     assert train.main([*SHORT, f"run.root={runs}", "run.name=other", "--resume", "auto"]) == 2
     assert "has no unfinished run other" in capsys.readouterr().err
     assert train.main([*SHORT, f"run.root={runs}", "trainer.enable_progress_bar=false", "--resume", "auto"]) == 0
