@@ -97,7 +97,8 @@ def _values(inputs: Any, datamodule: Any) -> list[str]:
 def _weighed(values: list[str], weights: Tensor | None, most: int) -> str:
     """All values with their shares, or `most` of them, those with the largest; without shares the first ones."""
     if weights is None:
-        return " ".join([*map(escaped, values[:most]), *(["…"] if len(values) > most else [])])
+        between = " · " if " " in values[0] else " "  # a feature is a name and a value
+        return between.join([*map(escaped, values[:most]), *(["…"] if len(values) > most else [])])
     chosen = weights.abs().topk(min(most, len(values))).indices.sort().values.tolist()
     strong = 0.5 * weights.abs().max()
     shown = {i: f"{escaped(values[i])} {float(weights[i]):+.2f}" for i in chosen}

@@ -97,7 +97,9 @@ class ProgressLine(Callback):
     def _say(self, text: str, end: str = "\n") -> None:
         """In the place of the live line, if there is one."""
         if self.live:
-            text = text[: shutil.get_terminal_size().columns - 1]  # what is longer could not be written over
+            room = shutil.get_terminal_size().columns - 1  # what is longer could not be written over
+            if len(text) > room:
+                text = text[: room + 2].rpartition("  ")[0][:room] or text[:room]  # whole figures alone
             padded, self._width = text.ljust(self._width), len(text) if not end else 0
             text = "\r" + padded  # over what a longer line left
         say(text, end=end)

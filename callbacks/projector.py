@@ -57,11 +57,11 @@ class Projector(EvaluationCallback):
         if not self._features:
             return
         names = pl_module.hparams["class_names"] or [str(i) for i in range(pl_module.hparams["num_classes"])]
-        rows = [["yes" if label == said else "no", names[said], names[label]] for label, said in self._classes]
+        rows = [[names[label], names[said], "yes" if label == said else "no"] for label, said in self._classes]
         images = thumbnails(torch.cat(self._images)) if self._images else None
         folder = Path(writer.log_dir) / f"{trainer.global_step:05}/features"
         shutil.rmtree(folder, ignore_errors=True)  # of a test that was stopped
-        header = ["right", "predicted", "true"]
+        header = ["true", "predicted", "right"]  # it labels points by the first that is no number
         writer.add_embedding(torch.cat(self._features), rows, images, trainer.global_step, "features", header)
         self.begin(pl_module)
 

@@ -2,6 +2,8 @@
 
 import argparse
 import difflib
+import os
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
@@ -26,6 +28,14 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise ConfigError(COMMAND_LINE, "", message, "python train.py --help")
+
+
+def show(text: str) -> None:
+    """Print it, as far as somebody reads: `| head` stops."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def parse(argv: list[str], description: str) -> Config | None:
@@ -63,11 +73,11 @@ def parse(argv: list[str], description: str) -> Config | None:
     else:
         config = load_config(arguments.config, overrides) if arguments.config else None
     if arguments.help:
-        print(parser.format_help() + "\n" + help_text(config))
+        show(parser.format_help() + "\n" + help_text(config))
     elif config and arguments.explain:
-        print(explain(config, arguments.explain))
+        show(explain(config, arguments.explain))
     elif config and arguments.print_config:
-        print(config.to_yaml(), end="")
+        show(config.to_yaml().rstrip("\n"))
     elif config:
         check_unfinished(config)
         check_ready(config)

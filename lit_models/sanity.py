@@ -58,7 +58,7 @@ def scale_of_inputs(module: LitClassifier, batches: Sequence[Batch]) -> Verdict:
     """Mean and deviation of what the network gets; initialisations expect about 0 and 1."""
     values = torch.cat([module.normalized(inputs).float().flatten() for inputs, _ in batches])
     mean, std = values.mean().item(), values.std().item()
-    text = f"mean {mean:.2f}, standard deviation {std:.2f} as the network gets them"
+    text = f"mean {round(mean, 2) + 0.0:.2f}, standard deviation {std:.2f} as the network gets them"
     if 0.1 < std < 10 and abs(mean) < 10:
         return "ok", "scale of inputs", text
     return "warning", "scale of inputs", f"{text}; set data.normalize=true, or scale them to about 0 and 1"

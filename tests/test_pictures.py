@@ -281,8 +281,8 @@ def test_the_projector_knows_true_and_predicted_classes(tmp_path):
     inputs, logits = torch.arange(8.0).view(4, 2), torch.eye(3)[[0, 1, 2, 2]]
     one.see(MODULE, inputs, logits, torch.tensor([0, 2, 1, 0]))
     one.show(MODULE.trainer, MODULE, "test", writer, None)
-    assert writer.header == ["right", "predicted", "true"]
-    assert writer.rows == [["yes", "a", "a"], ["no", "b", "c"], ["no", "c", "b"]]
+    assert writer.header == ["true", "predicted", "right"]
+    assert writer.rows == [["a", "a", "yes"], ["c", "b", "no"], ["b", "c", "no"]]
     assert torch.equal(writer.features, 2 * inputs[:3])
 
 

@@ -140,3 +140,11 @@ def test_the_time_that_is_left_is_told_once_it_can_be_known(capsys, monkeypatch)
 )
 def test_durations_are_for_people(seconds, said):
     assert duration(seconds) == said
+
+
+def test_figures_are_shown_whole_or_not_at_all(monkeypatch, capsys):
+    monkeypatch.setattr(progress_line.shutil, "get_terminal_size", lambda: os.terminal_size((40, 24)))
+    line = ProgressLine()
+    line.live = True
+    line._say("epoch 1/4  3.8 s  train/loss 0.1605  val/loss 0.2226", end="")
+    assert capsys.readouterr().out.strip() == "epoch 1/4  3.8 s  train/loss 0.1605"

@@ -162,3 +162,12 @@ def test_cifar10_cnn_on_the_real_files(real_data, tmp_path):
     small = ["model.widths=[16, 32, 64]", "trainer.max_epochs=1", "trainer.limit_train_batches=100"]
     folder = run(tmp_path, "--config", "configs/cifar10_cnn.yaml", f"data.root={real_data}", *small)
     assert figures(folder)["test/accuracy"] > 0.35
+
+
+def test_help_may_be_cut_off_by_its_reader():
+    done = subprocess.run(
+        f"{sys.executable} train.py --config {IRIS} --help | head -1",
+        shell=True, cwd=PROJECT, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.stdout.startswith("usage: ")
+    assert done.stderr == ""
