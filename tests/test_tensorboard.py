@@ -135,7 +135,7 @@ def test_an_image_run_shows_its_images(mnist):
     assert "pictures/first_filters" in events(mnist, "val").Tags()["images"]
     rows = (mnist / "test/00006/features/metadata.tsv").read_text(encoding="utf-8").splitlines()
     vectors = (mnist / "test/00006/features/tensors.tsv").read_text(encoding="utf-8").splitlines()
-    assert rows[0] == "right\tpredicted\ttrue"
+    assert rows[0] == "true\tpredicted\tright"
     assert len(rows) - 1 == len(vectors) > 50
     assert len(vectors[0].split("\t")) == 128
     with Image.open(mnist / "test/00006/features/sprite.png") as sprite:
