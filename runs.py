@@ -24,10 +24,12 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, NoReturn
 
-from configs import ConfigError, comparison, ledger
-from configs.ledger import STATUSES, Run, is_number
-from configs.nodes import COMMAND_LINE
-from configs.output import dump, table
+from engine.config.yaml_reader import COMMAND_LINE
+from engine.contracts import ConfigError, is_lower_better
+from engine.runs import comparison, run_index
+from engine.runs.run_index import STATUSES, Run, is_number
+from engine.runs.tables import dump, table
+from engine.terminal import count_of
 
 COMMANDS = ("list", "compare", "best", "prune")
 COLUMNS = {"accuracy": "test/accuracy", "f1": "test/f1", "loss": "test/loss", "val acc": "val/accuracy"}
@@ -101,7 +103,7 @@ def show(arguments: argparse.Namespace) -> int:
         return dump([run.plain() for run in found])
     if not found:
         begin = f"no runs below {arguments.root}; python train.py --config configs/iris_mlp.yaml makes one"
-        print(begin if not ledger.runs(arguments.root) else f"no run is {' or '.join(arguments.status)}")
+        print(begin if not run_index.runs(arguments.root) else f"no run is {' or '.join(arguments.status)}")
         return 0
     some = found[: arguments.last or None]
     table(TITLES, [row(run) for run in some])
@@ -111,7 +113,7 @@ def show(arguments: argparse.Namespace) -> int:
 
 
 def chosen(arguments: argparse.Namespace, statuses: Sequence[str] = STATUSES) -> list[Run]:
-    found = ledger.runs(arguments.root, arguments.runs, COMMANDS)
+    found = run_index.runs(arguments.root, arguments.runs, COMMANDS)
     return [run for run in found if run.status in statuses]
 
 
@@ -132,11 +134,11 @@ def when(seconds: float) -> str:
 def compare(arguments: argparse.Namespace) -> int:
     if len(arguments.runs) < 2:
         raise ConfigError(COMMAND_LINE, "compare", "needs two runs", "python runs.py shows all")
-    found = [ledger.find(arguments.root, text) for text in arguments.runs]
+    found = [run_index.find(arguments.root, text) for text in arguments.runs]
     parts = {
         "config": comparison.configs(found),
         "environment": comparison.environments(found),
-        "metrics": ledger.figures(found),
+        "metrics": run_index.figures(found),
     }
     if arguments.json:
         return dump({"runs": [run.plain() for run in found]} | {part: dict(rows) for part, rows in parts.items()})
@@ -164,8 +166,8 @@ def difference(part: str, values: Sequence[Any]) -> str:
 
 
 def best(arguments: argparse.Namespace) -> int:
-    found = ledger.metric(chosen(arguments), arguments.metric)
-    smaller = ledger.is_smaller_better(arguments.metric) if arguments.smaller is None else arguments.smaller
+    found = run_index.metric(chosen(arguments), arguments.metric)
+    smaller = is_lower_better(arguments.metric) if arguments.smaller is None else arguments.smaller
     sign = 1 if smaller else -1
     found.sort(key=lambda one: (one[1] != one[1], sign * one[1]))  # what is no number comes last
     if arguments.path:
@@ -195,25 +197,22 @@ def prune(arguments: argparse.Namespace) -> int:
         print("nothing to delete")
         return 0
     table(TITLES, [row(run) for run in found])
-    size = sum(map(ledger.size, found)) / 1e6
+    size = sum(map(run_index.size, found)) / 1e6
     if not arguments.yes:
         if not sys.stdin.isatty():
             raise ConfigError(COMMAND_LINE, "prune", "nobody to ask", "give --yes")
         try:
-            answer = input(f"delete {counted(found)} ({size:.0f} MB)? [y/N] ")
+            answer = input(f"delete {count_of(len(found), 'run')} ({size:.0f} MB)? [y/N] ")
         except EOFError:  # Ctrl-D
             answer = ""
             print()
         if answer.strip().lower() not in ("y", "yes"):
             print("nothing is deleted")
             return 0
-    kept = [run for run in found if not ledger.delete(run)]
-    print(f"{counted(found[len(kept) :])} deleted" + (f"; {counted(kept)} went on meanwhile" if kept else ""))
+    kept = [run for run in found if not run_index.delete(run)]
+    resumed = f"; {count_of(len(kept), 'run')} went on meanwhile" if kept else ""
+    print(f"{count_of(len(found) - len(kept), 'run')} deleted{resumed}")
     return 0
-
-
-def counted(found: Sequence[Run]) -> str:
-    return f"{len(found)} run{'' if len(found) == 1 else 's'}"
 
 
 def count(text: str) -> int:

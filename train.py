@@ -1,35 +1,38 @@
 """Train, validate and test one experiment.
 
-Reads from top to bottom. Heavy packages are imported only when the config is known to be right.
+Reads from top to bottom. Heavy packages are imported only after the config has been checked.
 """
 
 import signal
 
 if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # until `main` handles it: no traceback out of an import
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # until `main` handles it: Ctrl-C during an import shows no traceback
 
 import importlib
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from callbacks.endings import REFUSED, RunEnded, end_children, ending, say, tell
-from callbacks.signals import Signals
-from configs import Config, ConfigError, parse, rank, run_folder
-from configs.catalogue import PROJECT, refused_by_lightning
-from configs.schema import METRICS
-from lit_models.checkpoint_file import BrokenCheckpointError, newest
+from engine.command_line import parse
+from engine.config import schema
+from engine.config.config import Config
+from engine.config.signatures import PROJECT
+from engine.contracts import DataError, DataSpec, UserError, is_lower_better
+from engine.runs.run_folder import rank, run_folder
+from engine.terminal import print_line, quiet_lightning
+from engine.training.checkpoint_file import newest
+from engine.training.exits import RunEnded, end_children, explain_error, is_refusal, report_bug, report_exit
+from engine.training.signals import Signals
 
 if TYPE_CHECKING:
-    from lightning.pytorch import Callback, Trainer
+    from lightning.pytorch import Callback, LightningDataModule, Trainer
 
-    from callbacks.run_record import RunRecord
-    from datamodules.classification import DataSpec
+    from engine.runs.run_record import RunRecord
     from lit_models.classifier import LitClassifier
 
 
 def main(argv: list[str]) -> int:
-    """Run the command line `argv`; the exit code comes back."""
+    """Run the command line `argv` and return the exit code."""
     folder = None
     with Signals() as signals:
         try:
@@ -37,48 +40,52 @@ def main(argv: list[str]) -> int:
                 return 0
             with run_folder(config) as folder:
                 return train(config, folder, signals)
-        except (ConfigError, BrokenCheckpointError) as error:
-            end = RunEnded(f"error: {error}", REFUSED)
-        except RunEnded as error:
+        except (RunEnded, UserError) as error:
             end = error
-    return tell(end, folder, rank())
+        except Exception as error:
+            return report_bug(error)
+    return report_exit(end, folder, rank())
 
 
 def train(config: Config, folder: Path, signals: Signals) -> int:
-    """Fit, test the best checkpoint, leave everything in the run's folder; the exit code comes back."""
+    """Fit, test the best checkpoint, and leave everything in the run's folder. Returns the exit code."""
     checkpoint = config.checkpoint or newest(folder, config.falls_back)
     if config.resumes and checkpoint is None:
-        say("it has no checkpoint yet: starting from its beginning")
+        print_line("the run has no checkpoint yet: starting from its beginning")
     from lightning.pytorch import seed_everything
 
-    from callbacks.progress_line import quieten
-    from callbacks.run_record import RunRecord
-    from datamodules.classification import DataError
+    from engine.runs.run_record import RunRecord
 
-    quieten()
-    record = RunRecord(folder, config.to_yaml(), config.flat(), config.varied(), resumes=checkpoint is not None)
+    quiet_lightning()
+    record = RunRecord(
+        folder,
+        config.to_yaml(),
+        config.flat(),
+        config.varied(),
+        resumes=checkpoint is not None,
+        prints_start="progress_line" in active_callbacks(config),
+    )
     trainer = None
     try:
         seed_everything(config["seed"], verbose=False)
-        trainer = make_trainer(config, folder, record, signals)  # before any download: it may refuse
+        trainer = make_trainer(config, folder, record, signals)  # before any download, because it may refuse an option
         datamodule = make(config, "data", seed=config["seed"])
         model = make_model(config, datamodule.spec)
-        datamodule.prepare_data()
-        datamodule.setup()
-        if trainer.is_global_zero:
-            datamodule.save(folder)
-        model.start_from(datamodule.training_inputs(), datamodule.mean, datamodule.std)
+        initialize(model, datamodule, folder if trainer.is_global_zero else None)
         signals.children = lambda: getattr(trainer.strategy.launcher, "procs", ())
         trainer.fit(model, datamodule, ckpt_path=checkpoint, weights_only=True)
-        best = folder / "checkpoints/best.ckpt"  # of the first process, if there are more
+        best = folder / "checkpoints/best.ckpt"  # on the disk of the first process, if there are several nodes
         tested = trainer.strategy.broadcast(best if best.is_file() else None)
         trainer.test(model, datamodule, ckpt_path=tested, weights_only=True, verbose=False)
-    except DataError as error:
-        raise config.refused("data", str(error)) from error
+    except UserError as error:
+        raise config.refused("data" if isinstance(error, DataError) else "trainer", error) from error
     except Exception as error:
-        if refused_by_lightning(error):
-            raise config.refused("trainer", str(error)) from error
-        raise ending(error, config["data.batch_size"], trainer.world_size if trainer else 1) from error
+        if (missing := config.missing_monitor(error)) is not None:
+            raise missing from error
+        if is_refusal(error):
+            raise config.refused("trainer", error) from error
+        devices = trainer.world_size if trainer else 1
+        raise explain_error(error, config.values["data"].get("batch_size"), devices) from error
     finally:
         if trainer is not None and not trainer.state.finished:
             end_children(signals.children())
@@ -87,61 +94,81 @@ def train(config: Config, folder: Path, signals: Signals) -> int:
 
 
 def make(config: Config, section: str, **given: Any) -> Any:
-    """What `section` (``data``, ``model``, ``callbacks.NAME``) names, made from its options and what is given."""
-    from lightning.pytorch.utilities.exceptions import MisconfigurationException
-
+    """The component of `section` (``data``, ``model``, ``callbacks.NAME``), made from its options and `given`."""
     component = config.components[section]
     ours = component.path.parent.parent == PROJECT
     module = f"{component.path.parent.name}.{component.path.stem}" if ours else "lightning.pytorch.callbacks"
+    constructor = getattr(importlib.import_module(module), component.name)
+    if section == "data" and "seed" not in component.parameters and "seed" in given:
+        given = {}  # a datamodule of the owner's own may have no seed
     try:
-        made = getattr(importlib.import_module(module), component.name)
-        return made(**config.options(section), **given)
-    except (ValueError, ImportError, MisconfigurationException) as error:
-        raise config.refused(section, str(error)) from error
+        return constructor(**config.options(section), **given)
+    except Exception as error:
+        if isinstance(error, UserError) or is_refusal(error):
+            raise config.refused(section, error) from error
+        raise
 
 
-def make_model(config: Config, spec: "DataSpec") -> "LitClassifier":
+def make_model(config: Config, spec: DataSpec) -> "LitClassifier":
     """The model for data of `spec`."""
     return make(config, "model", **spec.model_arguments(), optimizer=config["optimizer"], schedule=config["schedule"])
 
 
-def make_trainer(config: Config, folder: Path, record: "RunRecord", signals: Signals) -> "Trainer":
-    """Lightning's Trainer with our logger, checkpoints and callbacks."""
-    from lightning.pytorch import Trainer
-    from lightning.pytorch.utilities.exceptions import MisconfigurationException
+def initialize(model: "LitClassifier", datamodule: "LightningDataModule", folder: Path | None) -> None:
+    """Load the data, give the model what it learns from the training inputs, and save the tokenizer in `folder`."""
+    from datamodules.classification import ClassificationDataModule
 
-    from callbacks.checkpoints import Checkpoints
-    from callbacks.epoch_loop import control
-    from callbacks.run_logger import RunLogger
-    from callbacks.shared_buffers import SharedBuffers
-    from lit_models.checkpoint_io import VerifiedCheckpoints
-    from lit_models.hardware import check_processes, choose_precision, hardware
+    if not isinstance(datamodule, ClassificationDataModule):
+        print_line(f"data: {type(datamodule).__name__} has no mean and std, so the model does not normalize its inputs")
+        return
+    datamodule.prepare_data()
+    datamodule.setup()
+    if folder is not None:
+        datamodule.save(folder)
+    if datamodule.is_loaded:
+        model.initialize_from_data(datamodule.training_inputs(), datamodule.mean, datamodule.std)
+
+
+def active_callbacks(config: Config) -> list[str]:
+    """The names of the callbacks that are not switched off."""
+    names = {name for name, options in config["callbacks"].items() if options is not None}
+    return sorted(names if config["trainer.enable_progress_bar"] else names - {"progress_line"})
+
+
+def make_trainer(config: Config, folder: Path, record: "RunRecord", signals: Signals) -> "Trainer":
+    """Lightning's Trainer with the loggers, checkpoints and callbacks of the run."""
+    from lightning.pytorch import Trainer
+
+    from engine.training.checkpoints import Checkpoints, VerifiedCheckpoints
+    from engine.training.epoch_loop import install_loop
+    from engine.training.hardware import check_processes, choose_precision, describe_hardware
+    from engine.training.loggers import make_loggers
+    from engine.training.shared_buffers import SharedBuffers
 
     options = config.options("trainer")
     options["default_root_dir"] = options["default_root_dir"] or str(folder)
     options |= {name: options[name] or -1 for name in ("max_epochs", "max_steps")}
-    options["logger"] = RunLogger(folder, record.clock) if options["logger"] else False
-    bar, enabled = options.pop("enable_progress_bar"), options.pop("enable_checkpointing")
-    chosen = {name for name, values in config["callbacks"].items() if values is not None}
+    loggers = make_loggers(schema.logger_names(options["logger"]), folder, record.clock, config.flat())
     run = {name: value for name, value in config["run"].items() if name not in ("root", "name")}
-    checkpoints = Checkpoints(folder, signals, record.clock, mode=METRICS[run["monitor"]], enabled=enabled, **run)
-    # these two first: what they write is how things stood before the others acted
-    callbacks: list[Callback] = [record, checkpoints, SharedBuffers()]
-    callbacks += [make(config, f"callbacks.{one}") for one in sorted(chosen if bar else chosen - {"progress_line"})]
+    run["mode"] = run["mode"] or ("min" if is_lower_better(run["monitor"]) else "max")
+    enabled = options.pop("enable_checkpointing")
+    # the first two come first, because they record the state before other callbacks act
+    callbacks: list[Callback] = [record, Checkpoints(folder, signals, record.clock, enabled=enabled, **run)]
+    callbacks += [SharedBuffers(), *(make(config, f"callbacks.{name}") for name in active_callbacks(config))]
     if config.checks:
-        from callbacks.rehearsal import Rehearsal
-        from datamodules.sanity import data_verdicts
-        from lit_models.sanity import model_verdicts
+        from engine.checks.preflight import PreflightCheck
 
-        callbacks.append(Rehearsal(data_verdicts, model_verdicts))
-    options |= {"enable_progress_bar": False, "enable_checkpointing": False, "plugins": VerifiedCheckpoints()}
+        callbacks.append(PreflightCheck())
+    options |= {"enable_progress_bar": False, "enable_checkpointing": False, "logger": loggers or False}
     try:
         options["precision"] = choose_precision(options["accelerator"], options["precision"])
-        trainer = Trainer(**options, callbacks=callbacks)
-        control(trainer, run["timeout_minutes"], record.clock)
+        trainer = Trainer(**options, plugins=VerifiedCheckpoints(), callbacks=callbacks)
+        install_loop(trainer, run["timeout_minutes"], record.clock)
         check_processes(trainer.accelerator, trainer.num_devices, trainer.world_size)
-    except (ValueError, TypeError, RuntimeError, ImportError, MisconfigurationException) as error:
-        raise config.refused("trainer", str(error), hardware()) from error
+    except Exception as error:
+        if isinstance(error, UserError) or is_refusal(error):
+            raise config.refused("trainer", error, describe_hardware()) from error
+        raise
     return trainer
 
 

@@ -38,11 +38,10 @@ def main() -> None:
     import torch
 
     from benchmarks.measure import BenchmarkError, hardware, save, show
-    from callbacks.progress_line import quieten
-    from configs import ConfigError
-    from datamodules.classification import DataError
+    from engine.contracts import ConfigError, DataError
+    from engine.terminal import quiet_lightning
 
-    quieten()
+    quiet_lightning()
     options.gpu = torch.cuda.is_available()
     for name in names:
         module = importlib.import_module(f"benchmarks.{name}")

@@ -22,11 +22,11 @@ import torch
 from lightning.pytorch import Callback, seed_everything
 
 from benchmarks.measure import Row, in_turn
-from callbacks.run_record import RunRecord
-from callbacks.signals import Signals
-from configs import load_config
+from datamodules.parts.text_files import Columns, read_file
 from datamodules.text import Text
-from datamodules.text_files import Columns, read_file
+from engine.config.config import load_config
+from engine.runs.run_record import RunRecord
+from engine.training.signals import Signals
 from train import make, make_model, make_trainer
 
 WARM_UP = 3  # steps that are not counted

@@ -13,7 +13,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from benchmarks.measure import Row, in_turn, timed
 from benchmarks.sides import Experiment, ours
-from lit_models.checkpoint_io import VerifiedCheckpoints
+from engine.training.checkpoints import VerifiedCheckpoints
 
 SIZES = {"MLP, 68k weights": 68_000, "CNN, 1.1M": 1_100_000, "BERT, 22M": 22_000_000}
 

@@ -71,7 +71,7 @@ def documented(experiment: Experiment, epochs: int) -> Ticks:
     model, ticks, size = experiment.model(), Ticks(), experiment.config["data.batch_size"]
     train, val = (
         Samples(inputs.cpu(), labels.cpu(), transform)
-        for inputs, labels in (experiment.datamodule._parts["train"], experiment.datamodule._parts["val"])
+        for inputs, labels in (experiment.datamodule._splits["train"], experiment.datamodule._splits["val"])
     )
     with tempfile.TemporaryDirectory() as folder:
         accelerator = "auto" if experiment.on_gpu else "cpu"

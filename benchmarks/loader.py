@@ -13,8 +13,8 @@ from torch.utils.data import DataLoader
 from benchmarks.documented import Samples
 from benchmarks.measure import Row, in_turn, timed
 from benchmarks.sides import Experiment
-from datamodules.batches import Draw
 from datamodules.mnist import DEGREES, SCALE_FRACTION, SHIFT_FRACTION
+from datamodules.parts.batches import AugmentContext
 
 
 def run(options: Namespace) -> list[Row]:
@@ -51,7 +51,7 @@ def _rows(options: Namespace, augments: bool) -> list[Row]:
         for indices in torch.randperm(len(labels)).to(inputs.device).split(256):
             batch, _ = inputs[indices], labels[indices]
             if augments:
-                batch = experiment.datamodule.augment(batch, Draw(generator, 0, 0, indices))
+                batch = experiment.datamodule.augment(batch, AugmentContext(generator, 0, 0, indices))
             batch.float().div_(255)
 
     def one_by_one(image: Tensor) -> Tensor:

@@ -17,16 +17,16 @@ from lightning.pytorch import Callback, LightningModule, Trainer, seed_everythin
 from torch import Generator, Tensor, nn
 
 from benchmarks.measure import BenchmarkError
-from callbacks.clock import Clock
-from callbacks.run_record import RunRecord
-from callbacks.signals import Signals
 from callbacks.throughput import flops_per_unit, matmul_flops
-from configs import Config, load_config
-from datamodules.batches import Draw, mixed_seeds
 from datamodules.classification import ClassificationDataModule
+from datamodules.parts.batches import AugmentContext, mixed_seeds
+from engine.config.config import Config, load_config
+from engine.runs.run_record import RunRecord
+from engine.training.clock import Clock
+from engine.training.hardware import precision_for
+from engine.training.signals import Signals
 from lit_models import optimizers, schedules
 from lit_models.classifier import LitClassifier
-from lit_models.hardware import precision_for
 from train import make, make_model, make_trainer
 
 
@@ -54,13 +54,13 @@ class Experiment:
         """A datamodule; the first one holds the parts, which the others share."""
         made: ClassificationDataModule = make(self.config, "data", seed=self.config["seed"])
         if hasattr(self, "datamodule"):
-            made._parts, made.mean, made.std = dict(self.datamodule._parts), self.datamodule.mean, self.datamodule.std
+            made._splits, made.mean, made.std = dict(self.datamodule._splits), self.datamodule.mean, self.datamodule.std
         return made
 
     def model(self) -> LitClassifier:
         seed_everything(self.config["seed"], verbose=False)
         made = make_model(self.config, self.datamodule.spec)
-        made.start_from(self.datamodule.training_inputs(), self.datamodule.mean, self.datamodule.std)
+        made.initialize_from_data(self.datamodule.training_inputs(), self.datamodule.mean, self.datamodule.std)
         return made
 
 
@@ -141,7 +141,7 @@ def bare(
     order.rank, order.world_size = experiment.share
     rank, world_size = experiment.share
     val_inputs, val_labels = (
-        one[rank::world_size].to(experiment.device) for one in experiment.datamodule._parts["val"]
+        one[rank::world_size].to(experiment.device) for one in experiment.datamodule._splits["val"]
     )
     options = {name: value for name, value in config["optimizer"].items() if name != "name"}
     optimizer = getattr(optimizers, config["optimizer.name"])(network, **options)
@@ -166,7 +166,7 @@ def bare(
             batch = inputs[rows]
             if augments:
                 batch = experiment.datamodule.augment(
-                    batch, Draw(generator.manual_seed(seeds[i]), order.seed, epoch, rows)
+                    batch, AugmentContext(generator.manual_seed(seeds[i]), order.seed, epoch, rows)
                 )
             with autocast():
                 logits = network(model.normalized(batch))

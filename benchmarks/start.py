@@ -12,21 +12,21 @@ from benchmarks.measure import Row, in_turn, process, timed
 IRIS = ["train.py", "--config", "configs/iris_mlp.yaml"]
 IMPORTS = """
 import torch, lightning
-from callbacks.clock import process_seconds
+from engine.training.clock import process_seconds
 print(process_seconds())
 """
 # the command's own `main`, with a hook that ends the process after the first optimizer step
 FIRST_STEP = """
 import os, sys
-from callbacks import clock, lean_step
+from engine.training import clock, epoch_loop
 
-class First(lean_step.LeanStep):
+class First(epoch_loop.FastStep):
     def run(self, *batch):
         super().run(*batch)
         print(clock.process_seconds(), flush=True)
         os._exit(0)
 
-lean_step.LeanStep = First
+epoch_loop.FastStep = First
 import train
 train.main(sys.argv[1:])
 """

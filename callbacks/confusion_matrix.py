@@ -5,11 +5,26 @@ from typing import Annotated, Any
 import numpy as np
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
-from torch.utils.tensorboard import SummaryWriter
 from torchmetrics.classification import MulticlassConfusionMatrix
 
-from callbacks.drawing import BLACK, CARD, GREY, TEXT, WHITE, blend, canvas, drawable, font, pixels, shortened, upwards
 from callbacks.evaluation import EvaluationCallback, Stage
+from callbacks.parts.drawing import (
+    BLACK,
+    BLUE,
+    CARD,
+    GREY,
+    PALE,
+    TEXT,
+    WHITE,
+    blend,
+    canvas,
+    drawable,
+    font,
+    pixels,
+    shortened,
+    upwards,
+)
+from engine.training.loggers import PictureWriter
 
 # K classes
 
@@ -17,6 +32,13 @@ LIGHT, DARK = (247, 251, 255), (8, 48, 107)  # the ends of ColorBrewer's "Blues"
 MOST_NUMBERS = 20  # beyond so many classes the cells are too small for text
 MOST_CLASSES = 100  # that are drawn
 LONGEST_NAME = 100  # pixels
+ROWS_PER_COLUMN, MOST_BARS = 25, 100  # bars in a column, and bars in all
+ROW, LEAST_BAR, BAR_NAME, FIGURES = (
+    19,
+    90,
+    120,
+    128,
+)  # pixels: height of a row; width of a full bar, of names, of figures
 
 
 class ConfusionMatrix(EvaluationCallback):
@@ -36,21 +58,22 @@ class ConfusionMatrix(EvaluationCallback):
         num_classes = pl_module.hparams["num_classes"]
         self._matrix = MulticlassConfusionMatrix(num_classes, validate_args=False).to(pl_module.device)
 
-    def see(self, pl_module: LightningModule, inputs: Any, logits: Tensor, labels: Tensor) -> None:
+    def update(self, pl_module: LightningModule, inputs: Any, logits: Tensor, labels: Tensor) -> None:
         self._matrix.update(logits, labels)
 
     def gather(self) -> Tensor:
         return self._matrix.compute()
 
     def show(
-        self, trainer: Trainer, pl_module: LightningModule, stage: Stage, writer: SummaryWriter, gathered: Any
+        self, trainer: Trainer, pl_module: LightningModule, stage: Stage, writer: PictureWriter, gathered: Any
     ) -> None:
-        names = drawable(pl_module.hparams["class_names"] or [str(i) for i in range(len(gathered))])
-        picture = draw(gathered.cpu().numpy(), names, self.num_pairs)
-        writer.add_image("pictures/confusion_matrix", picture, trainer.global_step, dataformats="HWC")
+        names, counts = drawable(pl_module.class_names), gathered.cpu().numpy()
+        matrix, bars = draw_matrix(counts, names, self.num_pairs), draw_bars(counts.diagonal(), counts.sum(1), names)
+        writer.add_image("pictures/confusion_matrix", matrix, trainer.global_step, dataformats="HWC")
+        writer.add_image("pictures/class_accuracy", bars, trainer.global_step, dataformats="HWC")
 
 
-def draw(counts: np.ndarray, names: list[str], num_pairs: int = 5) -> np.ndarray:
+def draw_matrix(counts: np.ndarray, names: list[str], num_pairs: int = 5) -> np.ndarray:
     """A picture (H, W, 3) of a confusion matrix (K, K) of counts.
 
     Args:
@@ -125,3 +148,41 @@ def confused(counts: np.ndarray, names: list[str], num_pairs: int, width: float)
         one, other = (shortened(names[k], left / 2, TEXT) for k in (i, j))
         lines.append(line.format(both[i, j], one, counts[i, j], other, counts[j, i]))
     return lines
+
+
+def draw_bars(hits: np.ndarray, samples: np.ndarray, names: list[str]) -> np.ndarray:
+    """A picture (H, W, 3) of bars.
+
+    Args:
+        hits: (K,) samples of each class that are recognised.
+        samples: (K,) of each class; one without any has no bar.
+        names: of the K classes.
+    """
+    shares = hits / np.maximum(samples, 1)
+    in_order = np.where(samples > 0, shares, 1.0)  # a class without samples is not the worst
+    order = np.arange(len(names)) if len(names) <= ROWS_PER_COLUMN else np.argsort(in_order, kind="stable")[:MOST_BARS]
+    columns = -(-len(order) // ROWS_PER_COLUMN)
+    rows = -(-len(order) // columns)
+    name_width = 14 + min(BAR_NAME, max(int(font(TEXT).getlength(name)) for name in names))
+    bar = max(LEAST_BAR, CARD - name_width - FIGURES)
+    width = name_width + bar + FIGURES
+    image, pen = canvas(columns * width, 50 + rows * ROW)
+    title = "recognised, % of each class's samples"
+    if len(order) < len(names):
+        title += f": the worst {len(order)} of {len(names):,}"
+    mean = hits.sum() / max(1, samples.sum())
+    pen.text((6, 4), title, GREY, font(TEXT))
+    for place, i in enumerate(order):
+        left, top = place // rows * width, 24 + place % rows * ROW
+        begin = left + name_width
+        pen.text((begin - 6, top + ROW / 2), shortened(names[i], BAR_NAME, TEXT), BLACK, font(TEXT), anchor="rm")
+        pen.rectangle((begin, top + 2, begin + bar, top + ROW - 3), fill=PALE)
+        if samples[i]:
+            pen.rectangle((begin, top + 2, begin + bar * shares[i], top + ROW - 3), fill=BLUE)
+        text = f"{100 * shares[i]:.1f} ({hits[i]:,} of {samples[i]:,})" if samples[i] else "no samples"
+        pen.text((begin + bar + 5, top + ROW / 2), text, BLACK, font(TEXT - 1), anchor="lm")
+    for column in range(columns):  # where a class would be if all were alike
+        x = column * width + name_width + bar * mean
+        pen.line((x, 22, x, 26 + rows * ROW), BLACK, 1)
+    pen.text((6, 30 + rows * ROW), f"thin line: all samples, {100 * mean:.1f} %", GREY, font(TEXT))
+    return pixels(image)

@@ -7,7 +7,9 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from callbacks.endings import Diverged
+from engine.private_names import total_norm
+from engine.training.exits import Diverged
+from engine.training.loggers import log_everywhere
 
 Place = tuple[str, int, int, int]  # what was looked at, its epoch, batch and step
 
@@ -39,11 +41,10 @@ class FiniteSteps(Callback):
         parameters = (one for group in optimizer.param_groups for one in group["params"])
         gradients = [one.grad for one in parameters if one.grad is not None]
         if gradients and not self._scaled:  # weight averaging makes an epoch without any
-            norms = torch.stack([one.float() for one in torch._foreach_norm(gradients)])
-            norm = torch.linalg.vector_norm(norms)
+            norm = total_norm(gradients)
             self._look(trainer, norm, is_loss=False)
-            if trainer.global_step % (trainer.log_every_n_steps or 50) == 0 and trainer.logger is not None:  # type: ignore[attr-defined]
-                trainer.logger.log_metrics({"train/gradient_norm": norm.item()}, step=trainer.global_step)
+            if trainer.global_step % (trainer.log_every_n_steps or 50) == 0 and trainer.loggers:  # type: ignore[attr-defined]
+                log_everywhere(trainer, {"train/gradient_norm": norm.item()})
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         if self._lazy and trainer.global_step % (trainer.log_every_n_steps or 50) == 0:  # type: ignore[attr-defined]
@@ -58,7 +59,7 @@ class FiniteSteps(Callback):
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         self.check(trainer)
         weights = [one for one in checkpoint["state_dict"].values() if one.is_floating_point()]
-        norm = torch.stack([one.float() for one in torch._foreach_norm(weights)]).sum() if weights else torch.zeros(())
+        norm = total_norm(weights)
         broken = (~norm.isfinite()).float()
         if trainer.world_size > 1:  # the first process may have them all, the others a part
             broken = trainer.strategy.all_gather(broken.to(trainer.strategy.root_device)).amax(0)

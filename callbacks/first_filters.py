@@ -6,9 +6,9 @@ from typing import Annotated, Any
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
-from torch.utils.tensorboard import SummaryWriter
 
-from callbacks.evaluation import EvaluationCallback, Stage, holds_all
+from callbacks.evaluation import EvaluationCallback, Stage, has_whole_model
+from engine.training.loggers import PictureWriter
 
 # O filters, C channels, H, W
 
@@ -28,9 +28,9 @@ class FirstFilters(EvaluationCallback):
         self.num_filters = num_filters
 
     def show(
-        self, trainer: Trainer, pl_module: LightningModule, stage: Stage, writer: SummaryWriter, gathered: Any
+        self, trainer: Trainer, pl_module: LightningModule, stage: Stage, writer: PictureWriter, gathered: Any
     ) -> None:
-        if stage == "test" or not holds_all(trainer):
+        if stage == "test" or not has_whole_model(trainer):
             return  # the test's weights have been shown by a validation, if they are the last ones
         filters = first_filters(pl_module)
         if filters is not None:

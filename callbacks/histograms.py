@@ -5,7 +5,7 @@ from typing import Annotated, Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from callbacks.run_logger import RunLogger
+from engine.training.loggers import tensorboard_of
 
 
 class Histograms(Callback):
@@ -19,10 +19,10 @@ class Histograms(Callback):
         self.every_n_steps = every_n_steps
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
-        step, logger = trainer.global_step, trainer.logger
-        if step % self.every_n_steps or not trainer.is_global_zero or not isinstance(logger, RunLogger):
+        step, logger = trainer.global_step, tensorboard_of(trainer)
+        if step % self.every_n_steps or not trainer.is_global_zero or logger is None:
             return
-        with logger.clock.part("logging"):
+        with logger.clock.measure("logging"):
             for name, one in pl_module.network.named_parameters():  # type: ignore[union-attr]
                 if one.requires_grad and _is_shown(one):
                     logger.writer("train").add_histogram(f"parameters/{name}", one.detach().float(), step)

@@ -4,18 +4,16 @@ Lightning's bar redraws and reads metrics back from the device at every refresh,
 training step. This one looks at the clock, and shows the metrics of the last finished epoch.
 """
 
-import logging
 import os
 import shutil
 import sys
 import time
-import warnings
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from callbacks.endings import say
-from callbacks.report import TITLE, duration
+from engine.runs.run_record import TITLE_WIDTH
+from engine.terminal import duration, print_line
 
 LIVE_SECONDS, LOG_SECONDS = 0.2, 5.0
 ESTIMATE_SECONDS = 3.0  # of training, before its end is foretold
@@ -57,7 +55,7 @@ class ProgressLine(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._finished_epoch(trainer, trainer.current_epoch)
         if self.live and trainer.is_global_zero:
-            say("")
+            print_line("")
 
     def _finished_epoch(self, trainer: Trainer, epochs: int) -> None:
         """Shown when the next one starts: only then has every hook logged what it logs."""
@@ -70,7 +68,7 @@ class ProgressLine(Callback):
         """Once, in a line that stays."""
         self._foretold = True
         if trainer.is_global_zero and (seconds := self._expected(trainer)) is not None:
-            self._say(f"{'expected':<{TITLE}}about {duration(seconds)} of training")
+            self._say(f"{'expected':<{TITLE_WIDTH}}about {duration(seconds)} of training")
 
     def _expected(self, trainer: Trainer) -> float | None:
         """Seconds of this process's training, from its share that is done; null where none is or no end is known."""
@@ -92,7 +90,7 @@ class ProgressLine(Callback):
         if self.live:
             self._say(text, end="")
         else:
-            say(text)
+            print_line(text)
 
     def _say(self, text: str, end: str = "\n") -> None:
         """In the place of the live line, if there is one."""
@@ -102,7 +100,7 @@ class ProgressLine(Callback):
                 text = text[: room + 2].rpartition("  ")[0][:room] or text[:room]  # whole figures alone
             padded, self._width = text.ljust(self._width), len(text) if not end else 0
             text = "\r" + padded  # over what a longer line left
-        say(text, end=end)
+        print_line(text, end=end)
 
 
 def done_share(trainer: Trainer) -> float | None:
@@ -112,31 +110,3 @@ def done_share(trainer: Trainer) -> float | None:
     if (trainer.max_epochs or -1) > 0 and isinstance(batches, int) and batches > 0:
         shares.append(trainer.fit_loop.total_batch_idx / (batches * trainer.max_epochs))  # type: ignore[operator]
     return max(shares, default=None)
-
-
-def quieten() -> None:
-    """Silence what a user of this project cannot act on."""
-    banners = (
-        "GPU available",
-        "TPU available",
-        "💡",
-        "`Trainer.fit` stopped",
-        "Loading `",
-        "Loaded",
-        "Restor",
-        "Found current_model_state",
-        "Using ",
-        "Initializing distributed",
-        "-----",
-    )
-    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero"):
-        logging.getLogger(name).addFilter(lambda record: not str(record.msg).startswith(banners))
-    for message in (
-        "The number of training batches .* is smaller than the logging interval",  # epochs are always logged
-        ".*LeafSpec.* is deprecated",  # Lightning's own use of torch, as the next
-        "torch.distributed.* is deprecated",
-        "It is recommended to use `self.log",  # sync_dist: the metrics have added up all processes before
-        "The checkpoint was not created with WeightAveraging",  # at the test: the averaged weights are all that is wanted
-        "Using `DistributedSampler` with the dataloaders",  # our batches count every sample once
-    ):
-        warnings.filterwarnings("ignore", message=message)

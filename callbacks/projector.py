@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
-from torch.utils.tensorboard import SummaryWriter
 
-from callbacks.evaluation import EvaluationCallback, Stage, holds_all
+from callbacks.evaluation import EvaluationCallback, Stage, has_whole_model
+from engine.training.loggers import PictureWriter
 
 # N samples, F features, C channels, H, W
 
@@ -39,9 +39,9 @@ class Projector(EvaluationCallback):
         self._images: list[Tensor] = []
         self._classes: list[tuple[int, int]] = []  # true, predicted
 
-    def see(self, pl_module: LightningModule, inputs: Any, logits: Tensor, labels: Tensor) -> None:
+    def update(self, pl_module: LightningModule, inputs: Any, logits: Tensor, labels: Tensor) -> None:
         room = self.num_samples - len(self._classes)
-        if room <= 0 or not pl_module.trainer.is_global_zero or not holds_all(pl_module.trainer):
+        if room <= 0 or not pl_module.trainer.is_global_zero or not has_whole_model(pl_module.trainer):
             return
         some = {name: one[:room] for name, one in inputs.items()} if isinstance(inputs, Mapping) else inputs[:room]
         features = pl_module.features(some)  # type: ignore[operator]
@@ -52,11 +52,11 @@ class Projector(EvaluationCallback):
                 self._images.append(some.cpu())
 
     def show(
-        self, trainer: Trainer, pl_module: LightningModule, stage: Stage, writer: SummaryWriter, gathered: Any
+        self, trainer: Trainer, pl_module: LightningModule, stage: Stage, writer: PictureWriter, gathered: Any
     ) -> None:
         if not self._features:
             return
-        names = pl_module.hparams["class_names"] or [str(i) for i in range(pl_module.hparams["num_classes"])]
+        names = pl_module.class_names
         rows = [[names[label], names[said], "yes" if label == said else "no"] for label, said in self._classes]
         images = thumbnails(torch.cat(self._images)) if self._images else None
         folder = Path(writer.log_dir) / f"{trainer.global_step:05}/features"

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
-from torch.utils.tensorboard import SummaryWriter
 from torchmetrics.classification import MulticlassCalibrationError
 from torchmetrics.utilities import dim_zero_cat
 
-from callbacks.drawing import BLACK, BLUE, CARD, GREY, ORANGE, PALE, TEXT, canvas, font, pixels, upwards
 from callbacks.evaluation import EvaluationCallback, Stage
+from callbacks.parts.drawing import BLACK, BLUE, CARD, GREY, ORANGE, PALE, TEXT, canvas, font, pixels, upwards
+from engine.training.loggers import PictureWriter
 
 # N samples
 
@@ -30,7 +30,7 @@ class ReliabilityDiagram(EvaluationCallback):
         num_classes = pl_module.hparams["num_classes"]
         self._metric = MulticlassCalibrationError(num_classes, n_bins=BINS, validate_args=False).to(pl_module.device)
 
-    def see(self, pl_module: LightningModule, inputs: Any, logits: Tensor, labels: Tensor) -> None:
+    def update(self, pl_module: LightningModule, inputs: Any, logits: Tensor, labels: Tensor) -> None:
         self._metric.update(logits.softmax(1), labels)  # it may take logits for probabilities
 
     def gather(self) -> tuple[np.ndarray, np.ndarray, float]:
@@ -41,7 +41,7 @@ class ReliabilityDiagram(EvaluationCallback):
         return confidences, hits, error
 
     def show(
-        self, trainer: Trainer, pl_module: LightningModule, stage: Stage, writer: SummaryWriter, gathered: Any
+        self, trainer: Trainer, pl_module: LightningModule, stage: Stage, writer: PictureWriter, gathered: Any
     ) -> None:
         picture = draw(*gathered)
         writer.add_image("pictures/reliability_diagram", picture, trainer.global_step, dataformats="HWC")

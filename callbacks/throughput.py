@@ -1,7 +1,6 @@
 """Samples a second, how much of the device they use, and its memory."""
 
 import copy
-import sys
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -11,11 +10,12 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from engine.training.hardware import MATRIX_SIDE, matmul_flops, peak_memory
+from engine.training.loggers import log_everywhere
+
 # B batch, T tokens
 
 LEAST_SECONDS = 10.0  # of training; the peak of a shorter one is not worth the time that measuring it takes
-MATRIX_SIDE = {"cpu": 2048, "cuda": 8192}  # large enough to reach the peak
-PEAK_SECONDS = 0.2  # over which products are repeated; the fastest counts
 
 
 class Throughput(Callback):
@@ -26,11 +26,11 @@ class Throughput(Callback):
     Validations do not count. FLOPs are those of the last batch, for each sample or token of it.
 
     Attributes:
-        figures: "samples_per_second" of the training in this process, over all devices, and "peak_share" of one device.
+        run_metrics: "samples_per_second" of the training in this process, over all devices, and "peak_share" of one device.
     """
 
     def __init__(self) -> None:
-        self.figures: dict[str, float] = {}
+        self.run_metrics: dict[str, float] = {}
         self._samples = self._units = 0
         self._seconds = 0.0  # of whole epochs
         self._begun = self._paused = 0.0  # of the epoch
@@ -65,7 +65,7 @@ class Throughput(Callback):
             self._log(trainer, "train/samples_per_second", samples * trainer.world_size / seconds)
             if (most := peak_memory(pl_module.device)) is not None:
                 self._log(trainer, "train/memory_gigabytes", most / 1e9)
-            self.figures["samples_per_second"] = round(self._samples * trainer.world_size / self._seconds, 1)
+            self.run_metrics["samples_per_second"] = round(self._samples * trainer.world_size / self._seconds, 1)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._seconds < LEAST_SECONDS or pl_module.device.type not in MATRIX_SIDE or self._inputs is None:
@@ -75,28 +75,16 @@ class Throughput(Callback):
             achieved = flops * self._units / self._seconds
             share = achieved / matmul_flops(pl_module.device, _dtype(str(trainer.precision)))
             self._log(trainer, "train/peak_share", share)
-            self.figures["peak_share"] = round(share, 4)
+            self.run_metrics["peak_share"] = round(share, 4)
         self._inputs = None
 
     def _log(self, trainer: Trainer, name: str, value: float) -> None:
-        if trainer.logger is not None:
-            trainer.logger.log_metrics({name: value}, step=trainer.global_step)
+        log_everywhere(trainer, {name: value})
 
 
 def num_units(inputs: Any) -> int:
     """What the work grows with: tokens, padding included, or samples."""
     return inputs["input_ids"].numel() if isinstance(inputs, Mapping) else len(inputs)
-
-
-def peak_memory(device: torch.device) -> int | None:
-    """Bytes that were in use at most: of tensors on a GPU, else of this process; null where the system does not say."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    try:
-        import resource
-    except ImportError:  # Windows
-        return None
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def flops_per_unit(module: LightningModule, inputs: Any) -> float | None:
@@ -115,21 +103,6 @@ def flops_per_unit(module: LightningModule, inputs: Any) -> float | None:
     except Exception:  # a user's network may fail in any way, and a figure is not worth a run
         return None
     return counter.get_total_flops() / num_units(inputs)
-
-
-def matmul_flops(device: torch.device, dtype: torch.dtype) -> float:
-    """Floating-point operations a second of a large matrix product: the most that this device reaches."""
-    side = MATRIX_SIDE[device.type]
-    one, other = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
-    fastest, ends = float("inf"), time.perf_counter() + PEAK_SECONDS
-    while time.perf_counter() < ends or fastest == float("inf"):
-        begun = time.perf_counter()
-        product = one @ other
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        fastest = min(fastest, time.perf_counter() - begun)
-        del product
-    return 2 * side**3 / fastest
 
 
 def _dtype(precision: str) -> torch.dtype:

@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from datamodules.augment import alternating_flip, random_crop, random_flip
-from datamodules.batches import Draw
 from datamodules.classification import ClassificationDataModule, DataError, DataSpec, Labelled
-from datamodules.download import RemoteFile, extract, fetch, locked
+from datamodules.parts.augment import alternating_flip, random_crop, random_flip
+from datamodules.parts.batches import AugmentContext
+from datamodules.parts.download import RemoteFile, extract, fetch, locked
 
 SHAPE, PIXEL_BYTES = (3, 32, 32), 3072
 MIRRORS = ("https://www.cs.toronto.edu/~kriz/", "https://cave.cs.toronto.edu/kriz/")
@@ -119,13 +119,13 @@ class CIFAR(ClassificationDataModule):
     def load(self) -> tuple[Labelled, Labelled]:
         return self._read(self.source.train), self._read(self.source.test)
 
-    def augment(self, inputs: Tensor, draw: Draw) -> Tensor:
+    def augment(self, inputs: Tensor, context: AugmentContext) -> Tensor:
         if not self.augment_images:
             return inputs
-        moved = random_crop(inputs, self.padding, draw.generator)
+        moved = random_crop(inputs, self.padding, context.generator)
         if self.flip == "alternating":
-            return alternating_flip(moved, draw)
-        return random_flip(moved, draw.generator)
+            return alternating_flip(moved, context)
+        return random_flip(moved, context.generator)
 
     def _sizes(self) -> dict[str, int]:
         record = self.source.label_bytes + PIXEL_BYTES

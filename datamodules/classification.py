@@ -4,60 +4,19 @@ A dataset is one file: a subclass of `ClassificationDataModule` with its ``modal
 """
 
 import math
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar
 
 import torch
 from lightning.pytorch import LightningDataModule
 from torch import Generator, Tensor
 
-from datamodules.batches import Draw, EpochOrder, TensorBatches, mixed_seed
-from datamodules.summary import CHUNK, fingerprint, mean_and_std, num_bytes
+from datamodules.parts.batches import AugmentContext, EpochOrder, TensorBatches, mixed_seed
+from datamodules.parts.statistics import CHUNK, fingerprint, mean_and_std, num_bytes
+from engine.contracts import DataError, DataSpec, Modality, Split
 
 # N samples, B batch, C channels, H, W, D features, K classes
-Modality = Literal["features", "image", "tokens"]
-Part = Literal["train", "val", "test"]
 Labelled = tuple[Any, Tensor]  # inputs: a Tensor (N, ...), or TokenRows of N; labels (N,) of 0..K-1
-
-
-class DataError(ValueError):
-    """Files that are missing or broken, or options that do not fit the data: the user's to mend, said in one line."""
-
-
-@dataclass(frozen=True)
-class DataSpec:
-    """What a datamodule promises and a model is built from; it needs no data in memory.
-
-    Attributes:
-        modality: "features" (D,), "image" (C, H, W) or "tokens".
-        input_shape: Shape of one input, without the batch; () for tokens, whose number varies.
-        class_names: K names, in the order of the labels.
-        vocab_size: Of tokens: ids go from 0 to this less one.
-        pad_id: Of tokens: the id that fills up a row.
-        max_length: Of tokens: the most in a row.
-        feature_names: Of features: D names; empty for their numbers.
-    """
-
-    modality: Modality
-    input_shape: tuple[int, ...]
-    class_names: tuple[str, ...]
-    vocab_size: int | None = None
-    pad_id: int = 0
-    max_length: int | None = None
-    feature_names: tuple[str, ...] = ()
-
-    @property
-    def num_classes(self) -> int:
-        return len(self.class_names)
-
-    def model_arguments(self) -> dict[str, Any]:
-        """What a model's constructor is given of this; the last three only where there are tokens."""
-        arguments: dict[str, Any] = {"input_shape": list(self.input_shape), "num_classes": self.num_classes}
-        arguments["class_names"] = list(self.class_names)
-        if self.modality == "tokens":
-            arguments |= {"vocab_size": self.vocab_size, "pad_id": self.pad_id, "max_length": self.max_length}
-        return arguments
 
 
 class ClassificationDataModule(LightningDataModule):
@@ -83,6 +42,7 @@ class ClassificationDataModule(LightningDataModule):
         seed: Of the order and the augmentation; `train.py` hands over the experiment's.
     """
 
+    choosable: ClassVar[bool] = False  # a base class, which no config can name
     modality: ClassVar[Modality]
 
     def __init__(
@@ -99,8 +59,8 @@ class ClassificationDataModule(LightningDataModule):
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.val_fraction, self.split_seed, self.normalize, self.seed = val_fraction, split_seed, normalize, seed
         self.resident_gigabytes, self._resident_bytes = resident_gigabytes, 0
-        self.fingerprint = ""
-        self._parts: dict[Part, Labelled] = {}
+        self.fingerprint, self.mean, self.std = "", torch.zeros(()), torch.ones(())
+        self._splits: dict[Split, Labelled] = {}
         self._resumed = (0, 0)
 
     @property
@@ -112,8 +72,8 @@ class ClassificationDataModule(LightningDataModule):
         """The training set and the official test set: inputs (N, *input_shape) of any type, labels (N,)."""
         raise NotImplementedError(f"{type(self).__name__} needs a `load` method that returns (train, test)")
 
-    def augment(self, inputs: Tensor, draw: Draw) -> Tensor:
-        """A training batch (B, *input_shape) of any type; the same shape comes back, as a function of it and `draw`."""
+    def augment(self, inputs: Tensor, context: AugmentContext) -> Tensor:
+        """A training batch (B, *input_shape) of any type; the same shape comes back, as a function of it and `context`."""
         return inputs
 
     def save(self, folder: Path) -> None:
@@ -121,14 +81,14 @@ class ClassificationDataModule(LightningDataModule):
 
     def setup(self, stage: str | None = None) -> None:
         """Load, check, split and measure, once."""
-        if self._parts:
+        if self._splits:
             return
-        self._parts = self.parts()
-        self.fingerprint = fingerprint(one for part in self._parts.values() for one in part)
-        zero, one = torch.zeros(()), torch.ones(())
-        self.mean, self.std = mean_and_std(self._parts["train"][0]) if self.normalize else (zero, one)
+        self._splits = self.splits()
+        self.fingerprint = fingerprint(one for part in self._splits.values() for one in part)
+        if self.normalize:
+            self.mean, self.std = mean_and_std(self._splits["train"][0])
 
-    def parts(self) -> dict[Part, Labelled]:
+    def splits(self) -> dict[Split, Labelled]:
         """Training, validation and test; by default what `load` gives, with validation cut from the training set."""
         train, test = ((inputs, labels.long()) for inputs, labels in self.load())
         for title, part in (("training", train), ("test", test)):
@@ -161,27 +121,32 @@ class ClassificationDataModule(LightningDataModule):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._resumed = (state_dict["epoch"], state_dict["batches"])
 
+    @property
+    def is_loaded(self) -> bool:
+        """Whether the splits are in memory. A subclass that brings its own DataLoaders has none."""
+        return bool(self._splits)
+
     def training_inputs(self) -> Any:
         """All of them, in the units of the data."""
-        return self._parts["train"][0]
+        return self._splits["train"][0]
 
-    def num_samples(self, part: Part) -> int:
+    def num_samples(self, split: Split) -> int:
         """Samples in a part, over all devices."""
-        return len(self._parts[part][1])
+        return len(self._splits[split][1])
 
     def order(self, inputs: Any, batch_size: int, shuffle: bool, rank: int, world_size: int) -> EpochOrder:
         """Which samples each batch of a part holds."""
         return EpochOrder(len(inputs), batch_size, shuffle, self.seed, rank, world_size)
 
-    def _batches(self, part: Part, batch_size: int, shuffle: bool) -> TensorBatches:
+    def _batches(self, split: Split, batch_size: int, shuffle: bool) -> TensorBatches:
         rank, world_size, device = 0, 1, torch.device("cpu")
         if self.trainer is not None:
             rank, world_size = self.trainer.global_rank, self.trainer.world_size
             device = self.trainer.strategy.root_device
-        inputs, labels = self._parts[part]
+        inputs, labels = self._splits[split]
         if labels.device != device:
             fits = self._fits(num_bytes(inputs), device)
-            self._parts[part] = inputs, labels = (inputs.to(device) if fits else inputs), labels.to(device)
+            self._splits[split] = inputs, labels = (inputs.to(device) if fits else inputs), labels.to(device)
         order = self.order(inputs, batch_size, shuffle, rank, world_size)
         return TensorBatches(inputs, labels, order, self.augment if shuffle else None)
 

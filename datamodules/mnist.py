@@ -16,10 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from datamodules.augment import random_affine, random_crop, random_flip
-from datamodules.batches import Draw
 from datamodules.classification import ClassificationDataModule, DataError, DataSpec, Labelled
-from datamodules.download import RemoteFile, fetch
+from datamodules.parts.augment import random_affine, random_crop, random_flip
+from datamodules.parts.batches import AugmentContext
+from datamodules.parts.download import RemoteFile, fetch
 
 SIDE, TRAIN_SIZE, TEST_SIZE = 28, 60_000, 10_000
 DEGREES, SHIFT_FRACTION, SCALE_FRACTION = 10.0, 0.07, 0.1  # of a digit: a little, as between two hands
@@ -136,12 +136,12 @@ class MNIST(ClassificationDataModule):
         arrays = [read_idx(path, (n, *shape)) for path, n, shape in zip(paths, sizes, shapes, strict=True) if path]
         return (arrays[0].unsqueeze(1), arrays[1]), (arrays[2].unsqueeze(1), arrays[3])
 
-    def augment(self, inputs: Tensor, draw: Draw) -> Tensor:
+    def augment(self, inputs: Tensor, context: AugmentContext) -> Tensor:
         if not self.augment_images:
             return inputs
         if self.variant == "fashion":  # articles stand upright, and may face either way
-            return random_flip(random_crop(inputs, PADDING, draw.generator), draw.generator)
-        return random_affine(inputs, DEGREES, SHIFT_FRACTION, SCALE_FRACTION, draw.generator)
+            return random_flip(random_crop(inputs, PADDING, context.generator), context.generator)
+        return random_affine(inputs, DEGREES, SHIFT_FRACTION, SCALE_FRACTION, context.generator)
 
     def _find(self, name: str) -> Path | None:
         """The file, packed or not, in the first place that has it."""

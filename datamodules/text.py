@@ -12,13 +12,14 @@ import torch
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
-from datamodules.batches import EpochOrder
-from datamodules.cache import damaged, kept
-from datamodules.classification import ClassificationDataModule, DataError, DataSpec, Labelled, Part, hold_out
-from datamodules.download import locked
-from datamodules.text_files import Columns, LabelledTexts, read_file, read_hub
-from datamodules.tokenizer import encode, pretrained_tokenizer, trained_tokenizer
-from datamodules.tokens import GPU_MULTIPLE, LengthOrder, TokenRows, round_up
+from datamodules.classification import ClassificationDataModule, DataError, DataSpec, Labelled, Split, hold_out
+from datamodules.parts.batches import EpochOrder
+from datamodules.parts.cache import damaged, kept
+from datamodules.parts.download import locked
+from datamodules.parts.text_files import Columns, LabelledTexts, read_file, read_hub
+from datamodules.parts.tokenizer import encode, pretrained_tokenizer, trained_tokenizer
+from datamodules.parts.tokens import GPU_MULTIPLE, LengthOrder, TokenRows, round_up
+from engine.contracts import OptionError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -93,7 +94,7 @@ class Text(ClassificationDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__(batch_size, eval_batch_size, val_fraction, split_seed, normalize=False, seed=seed)
-        given: dict[Part, str | None] = {"train": train, "val": val, "test": test}
+        given: dict[Split, str | None] = {"train": train, "val": val, "test": test}
         self.sources = {part: source for part, source in given.items() if source is not None}
         self.columns = Columns(text_column, text_pair_column, label_column)
         self.dataset, self.dataset_subset, self.dataset_revision = dataset, dataset_subset, dataset_revision
@@ -103,17 +104,19 @@ class Text(ClassificationDataModule):
         self.test_fraction, self.cache = test_fraction, Path(cache).expanduser()
         places = {source if dataset else str(Path(source).expanduser().resolve()) for source in self.sources.values()}
         if len(places) < len(self.sources):
-            raise ValueError("data.train: is given for another part, too; what is trained on cannot be tested on")
+            raise OptionError(
+                "data.train: is also the file of another split; use different files for training and evaluation"
+            )
         if label_column in (text_column, text_pair_column):
-            raise ValueError(
+            raise OptionError(
                 f"data.label_column: {label_column} is a column of text, too; a model would read the answer"
             )
         for key, most in (("data.max_tokens", max_tokens), ("data.eval_max_tokens", eval_max_tokens)):
             if most < self._room:
                 hint = f"data.max_length={max_length} needs {self._room}; raise the one or lower the other"
-                raise ValueError(f"{key}: {most} is too little for one row; {hint}")
+                raise OptionError(f"{key}: {most} is too little for one row; {hint}")
         self.class_names: tuple[str, ...] = ()
-        self._prepared: dict[Part, Labelled] = {}
+        self._prepared: dict[Split, Labelled] = {}
 
     @property
     def spec(self) -> DataSpec:
@@ -135,7 +138,7 @@ class Text(ClassificationDataModule):
         self.class_names = _class_names(texts["train"])
         labels = {part: self._numbered(one) for part, one in texts.items()}
         rows = {part: (part, torch.arange(len(one))) for part, one in texts.items()}  # of which source, and which ones
-        cuts: tuple[tuple[Part, float], ...] = (("test", self.test_fraction), ("val", self.val_fraction))
+        cuts: tuple[tuple[Split, float], ...] = (("test", self.test_fraction), ("val", self.val_fraction))
         for part, fraction in cuts:
             if part not in texts:
                 there = rows["train"][1]
@@ -147,7 +150,7 @@ class Text(ClassificationDataModule):
         self._prepared = {part: (tokens[one].select(there), labels[one][there]) for part, (one, there) in rows.items()}
         self._tell_what_is_lost(self._prepared["train"][0])
 
-    def parts(self) -> dict[Part, Labelled]:
+    def splits(self) -> dict[Split, Labelled]:
         """Training, validation and test, whatever files they come from."""
         self.prepare_data()
         return self._prepared
@@ -167,10 +170,10 @@ class Text(ClassificationDataModule):
         """Of one row of ids (T,), for people."""
         return [str(self.tokenizer.convert_ids_to_tokens(one)) for one in ids.tolist()]
 
-    def _read(self, part: Part, source: str) -> LabelledTexts:
+    def _read(self, split: Split, source: str) -> LabelledTexts:
         if self.dataset is None:
-            return read_file(f"data.{part}", Path(source).expanduser(), self.columns)
-        return read_hub(self.dataset, self.dataset_subset, self.dataset_revision, f"data.{part}", source, self.columns)
+            return read_file(f"data.{split}", Path(source).expanduser(), self.columns)
+        return read_hub(self.dataset, self.dataset_subset, self.dataset_revision, f"data.{split}", source, self.columns)
 
     def _numbered(self, texts: LabelledTexts) -> Tensor:
         """Labels (N,) as numbers; DataError if one does not occur in training."""

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from lit_models import encoder
-from lit_models.classifier import Batch, LitClassifier
-from lit_models.metrics import MeanLoss
-from lit_models.sequences import FeatureTokens, Patches, num_tokens
+from engine.contracts import Batch, OptionError
+from lit_models.classifier import LitClassifier
+from lit_models.parts import encoder
+from lit_models.parts.metrics import MeanLoss
+from lit_models.parts.sequences import FeatureTokens, Patches, num_tokens
 
 if TYPE_CHECKING:
     from transformers import BertModel
@@ -159,11 +160,11 @@ class LitBERT(LitClassifier):
         self.train_padding = MeanLoss() if not input_shape else None
         for name in ("hidden_size", "num_layers", "num_heads", "intermediate_size"):
             if pretrained is not None and self.hparams[name] is not None:
-                raise ValueError(f"model.{name}: {pretrained} has its own; leave it out, or set model.pretrained=null")
+                raise OptionError(f"model.{name}: {pretrained} has its own; leave it out, or set model.pretrained=null")
         if input_shape:
             length, vocab_size = num_tokens(input_shape, patch_size), 1
         elif vocab_size is None or max_length is None:
-            raise ValueError("model: tokens (input_shape=()) need a vocab_size and a max_length")
+            raise OptionError("model: tokens (input_shape=()) need a vocab_size and a max_length")
         else:
             length = max_length
         pooler = pooling == "cls"
@@ -184,7 +185,7 @@ class LitBERT(LitClassifier):
             tokens = FeatureTokens(input_shape[0], bert.config.hidden_size, bert.config.initializer_range)
         self.network = BERT(bert, tokens, num_classes, pooling, dropout, layer_decay)
         if freeze_layers > len(bert.encoder.layer):
-            raise ValueError(
+            raise OptionError(
                 f"model.freeze_layers: {freeze_layers} cannot be frozen, there are {len(bert.encoder.layer)}"
             )
         frozen = [bert.embeddings] if freeze_embeddings else []
@@ -193,10 +194,10 @@ class LitBERT(LitClassifier):
         if gradient_checkpointing:
             self.network.checkpoint_activations()
 
-    def explained(self, inputs: Any) -> tuple[Tensor, Tensor, Callable[[Tensor], Tensor]]:
+    def attribution_inputs(self, inputs: Any) -> tuple[Tensor, Tensor, Callable[[Tensor], Tensor]]:
         """As `LitClassifier`; of tokens the sample is their vectors (1, T, E), compared with as many of the padding."""
         if not isinstance(inputs, Mapping):
-            return super().explained(inputs)
+            return super().attribution_inputs(inputs)
         assert isinstance(self.network, BERT)
         words = self.network.encoder.get_input_embeddings()
         rest = {name: one for name, one in inputs.items() if name != "input_ids"}

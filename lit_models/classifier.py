@@ -12,16 +12,16 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 import torch
 import torch.nn.functional as F
 from lightning.pytorch import LightningModule
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
+from engine.contracts import Batch, OptionError
+from engine.training.checkpoint_file import plain_values_only, verify
+from engine.training.loggers import log_everywhere
 from lit_models import optimizers, schedules
-from lit_models.checkpoint_file import plain_values_only, verify
-from lit_models.metrics import MeanLoss, TrainingMeans, evaluation_metrics
+from lit_models.parts.metrics import MeanLoss, TrainingMeans, evaluation_metrics
 
 # B batch, K classes
-Batch = tuple[Any, Tensor]  # inputs, labels (B,) of 0..K-1
 
 
 class LitClassifier(LightningModule):
@@ -44,6 +44,7 @@ class LitClassifier(LightningModule):
         schedule: {"name": ..., **options} of `lit_models.schedules`; null for a constant rate.
     """
 
+    choosable: ClassVar[bool] = False  # a base class, which no config can name
     accepts: ClassVar[tuple[str, ...]] = ()
     network: nn.Module
 
@@ -61,8 +62,9 @@ class LitClassifier(LightningModule):
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
+        self._is_compiled = False
         if class_weights is not None and len(class_weights) != num_classes:
-            raise ValueError(
+            raise OptionError(
                 f"model.class_weights: {len(class_weights)} weights for {num_classes} classes; give one per class"
             )
         per_channel = (*input_shape[:1], *[1] * (len(input_shape) - 1))  # (D,) or (C, 1, 1), or ()
@@ -76,6 +78,11 @@ class LitClassifier(LightningModule):
         self.train_means = TrainingMeans()
         self.val_loss, self.val_metrics = MeanLoss(), evaluation_metrics(num_classes)
         self.test_loss, self.test_metrics = MeanLoss(), evaluation_metrics(num_classes)
+
+    @property
+    def class_names(self) -> list[str]:
+        """K names; the numbers of the classes if the data has no names."""
+        return list(self.hparams["class_names"] or map(str, range(self.hparams["num_classes"])))
 
     @classmethod
     def load_from_checkpoint(cls, checkpoint_path: Any, map_location: Any = None, **hyperparameters: Any) -> Self:  # type: ignore[override]
@@ -91,15 +98,16 @@ class LitClassifier(LightningModule):
             return super().load_from_checkpoint(checkpoint_path, map_location, weights_only=True, **hyperparameters)
 
     def setup(self, stage: str) -> None:
-        if self.hparams["compile"] and self.network._compiled_call_impl is None:
-            self.network.compile()  # in place: a wrapper would rename every key of the state
+        if self.hparams["compile"] and not self._is_compiled:
+            self.network.compile()  # in place, because a wrapper would rename every key of the state
+            self._is_compiled = True
 
     def set_normalization(self, mean: Tensor, std: Tensor) -> None:
         """Shift and scale every input from now on, per feature (D,) or per channel (C, 1, 1)."""
         self.input_mean.copy_(mean)
         self.input_std.copy_(std)
 
-    def start_from(self, inputs: Any, mean: Tensor, std: Tensor) -> None:
+    def initialize_from_data(self, inputs: Any, mean: Tensor, std: Tensor) -> None:
         """All that begins with a look at the training inputs (N, *input_shape): here the normalisation."""
         self.set_normalization(mean, std)
 
@@ -113,7 +121,7 @@ class LitClassifier(LightningModule):
         """Inputs (B, *input_shape) of any number type, shifted and scaled."""
         return (inputs.to(self.input_mean.dtype) - self.input_mean) / self.input_std
 
-    def explained(self, inputs: Any) -> tuple[Tensor, Tensor, Callable[[Tensor], Tensor]]:
+    def attribution_inputs(self, inputs: Any) -> tuple[Tensor, Tensor, Callable[[Tensor], Tensor]]:
         """What an explanation of one sample's logits goes by: here its normalised values, from the training mean on.
 
         Args:
@@ -168,15 +176,12 @@ class LitClassifier(LightningModule):
         self._log_evaluation("test", self.test_loss, self.test_metrics)
 
     def configure_optimizers(self) -> tuple[list[torch.optim.Optimizer], list[dict[str, Any]]]:  # type: ignore[override]
-        try:
-            make_optimizer, options = _choice(optimizers, self.hparams["optimizer"], "adam")
-            if "fused" in signature(make_optimizer).parameters and self._clips_in_mixed_precision():
-                options["fused"] = options.get("fused") or False  # Lightning cannot clip for a fused one there
-            optimizer = make_optimizer(self.network, **options)
-            make_schedule, options = _choice(schedules, self.hparams["schedule"], "constant")
-            entries = make_schedule(optimizer, self.trainer.estimated_stepping_batches, **options)
-        except ValueError as error:
-            raise MisconfigurationException(str(error)) from error
+        make_optimizer, options = _choice(optimizers, self.hparams["optimizer"], "adam")
+        if "fused" in signature(make_optimizer).parameters and self._clips_in_mixed_precision():
+            options["fused"] = options.get("fused") or False  # Lightning cannot clip for a fused optimizer there
+        optimizer = make_optimizer(self.network, **options)
+        make_schedule, options = _choice(schedules, self.hparams["schedule"], "constant")
+        entries = make_schedule(optimizer, self.trainer.estimated_stepping_batches, **options)
         for entry in entries:
             if "monitor" in entry:  # it has no new value between two validations
                 entry["frequency"] = self.trainer.check_val_every_n_epoch or 1
@@ -198,19 +203,19 @@ class LitClassifier(LightningModule):
         by_class = values.pop("class_accuracy")
         self.log_dict({f"{stage}/loss": loss.compute(), **{f"{stage}/{name}": value for name, value in values.items()}})
         if stage == "test":
-            names = self.hparams["class_names"] or range(len(by_class))
-            accuracies = {f"test_class_accuracy/{name}": value for name, value in zip(names, by_class, strict=True)}
-            self.log_dict(accuracies, logger=False)  # `callbacks.class_accuracy` draws them; a hundred charts say less
+            accuracies = dict(zip(self.class_names, by_class, strict=True))
+            # `callbacks.confusion_matrix` draws them, because a hundred curves would say less
+            self.log_dict({f"test_class_accuracy/{name}": value for name, value in accuracies.items()}, logger=False)
         loss.reset()
         metrics.reset()
 
     def _log_step(self, loss: Tensor, batch_idx: int) -> None:
         """A point of the step curves; straight to the logger, because `self.log` costs as much as a small step."""
-        if self.logger is None or batch_idx % self.trainer.accumulate_grad_batches:
+        if not self.trainer.loggers or batch_idx % self.trainer.accumulate_grad_batches:
             return
         if self.global_step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             rate = self.trainer.optimizers[0].param_groups[0]["lr"]
-            self.logger.log_metrics({"train/loss_step": loss.item(), "train/lr": rate}, step=self.global_step)
+            log_everywhere(self.trainer, {"train/loss_step": loss.item(), "train/lr": rate})
 
     def _absolute_weights(self) -> Tensor:
         weights = (one for one in self.network.parameters() if one.ndim > 1 and one.requires_grad)

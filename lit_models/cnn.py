@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from engine.contracts import OptionError
 from lit_models.classifier import LitClassifier
 
 # B batch, C channels, H height, W width, K classes, F values of a patch
@@ -173,8 +174,8 @@ class LitCNN(LitClassifier):
         if not widths or min(height, width) < 2 ** len(widths):
             most = min(height, width).bit_length() - 1
             if most < 1:
-                raise ValueError(f"images of {height}x{width} are too small for a CNN; take mlp")
-            raise ValueError(
+                raise OptionError(f"images of {height}x{width} are too small for a CNN; take mlp")
+            raise OptionError(
                 f"model.widths: {len(widths)} stages for images of {height}x{width}; each halves the image: give 1 to {most}"
             )
         block = {"dirac": dirac, "norm_momentum": norm_momentum, "norm_scale": norm_scale}
@@ -182,8 +183,8 @@ class LitCNN(LitClassifier):
             channels, num_classes, widths, convs_per_stage, residual, dropout, whitening, logit_scale, **block
         )
 
-    def start_from(self, inputs: Tensor, mean: Tensor, std: Tensor) -> None:
-        super().start_from(inputs, mean, std)
+    def initialize_from_data(self, inputs: Tensor, mean: Tensor, std: Tensor) -> None:
+        super().initialize_from_data(inputs, mean, std)
         assert isinstance(self.network, CNN)
         if self.network.whitening is not None:
             step = max(1, inputs[:, 0].numel() // WHITENING_PATCHES)

@@ -12,7 +12,13 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from lit_models.muon import Muon
+from engine.contracts import OptionError
+from lit_models.parts.muon import Muon
+
+# layers whose weights are matrices, or can be seen as one
+MATRIX_LAYERS = (
+    nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d,
+)  # fmt: skip
 
 
 def sgd(
@@ -34,7 +40,7 @@ def sgd(
         fused: One kernel for all parameters; null for yes where the device has it.
     """
     if nesterov and momentum == 0:
-        raise ValueError("optimizer.nesterov: needs a momentum; set optimizer.momentum=0.9")
+        raise OptionError("optimizer.nesterov: needs a momentum; set optimizer.momentum=0.9")
     groups, fused = _groups(network, lr, weight_decay), _fused(network, fused)
     return torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=nesterov, fused=fused)
 
@@ -111,7 +117,7 @@ def muon(
     momentum: Annotated[float, ">= 0, < 1"] = 0.95,
     weight_decay: Annotated[float, ">= 0"] = 0.0,
     normalize: bool = False,
-    rounds: Annotated[int, ">= 1"] = 5,
+    ns_steps: Annotated[int, ">= 1"] = 5,
     head_lr: Annotated[float, "> 0"] = 0.1,
     vector_lr: Annotated[float, "> 0"] = 0.05,
     sgd_momentum: Annotated[float, ">= 0, < 1"] = 0.9,
@@ -125,12 +131,12 @@ def muon(
         momentum: Of Muon: share of the last update that is kept.
         weight_decay: Share of a weight that a step at lr=1 removes; not from biases and norms.
         normalize: Hold the rows of Muon's weights at norm 1, instead of decay; for networks with a norm after each layer.
-        rounds: Of the iteration that makes an update orthogonal; with fewer, weak directions stay weak.
+        ns_steps: Newton-Schulz steps that make an update orthogonal. With fewer, small singular values stay small.
         head_lr: Learning rate of the last layer's weights, and of embeddings.
         vector_lr: Learning rate of biases and norms.
         sgd_momentum: Of SGD.
     """
-    layers = [one.weight for one in network.modules() if isinstance(one, nn.Linear | nn.modules.conv._ConvNd)]
+    layers = [one.weight for one in network.modules() if isinstance(one, MATRIX_LAYERS)]
     matrices = {id(one) for one in layers[:-1]}
     rest = {"momentum": sgd_momentum, "matrices": False}
     options: dict[str, dict[str, Any]] = {
@@ -148,7 +154,7 @@ def muon(
         {**options[kind], "params": groups[kind, scale], "lr": options[kind]["lr"] * scale}
         for kind, scale in sorted(groups, key=lambda group: (list(options).index(group[0]), -group[1]))
     ]
-    return Muon(made, rounds, normalize)
+    return Muon(made, ns_steps, normalize)
 
 
 def _groups(network: nn.Module, lr: float, weight_decay: float) -> list[dict[str, Any]]:
@@ -176,5 +182,5 @@ def _fused(network: nn.Module, asked: bool | None) -> bool:
 
 def _pair(betas: Sequence[float]) -> tuple[float, float]:
     if len(betas) != 2:
-        raise ValueError(f"optimizer.betas: {list(betas)} has {len(betas)} values; give two, as in [0.9, 0.999]")
+        raise OptionError(f"optimizer.betas: {list(betas)} has {len(betas)} values; give two, as in [0.9, 0.999]")
     return betas[0], betas[1]

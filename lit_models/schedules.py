@@ -11,6 +11,8 @@ from typing import Annotated, Any, Literal
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LinearLR, ReduceLROnPlateau
 
+from engine.contracts import OptionError, is_lower_better
+
 Entries = list[dict[str, Any]]
 
 
@@ -115,7 +117,7 @@ def plateau(
     warmup_fraction: Annotated[float, ">= 0, < 1"] = 0.0,
     factor: Annotated[float, "> 0, < 1"] = 0.1,
     patience: Annotated[int, ">= 0"] = 3,
-    monitor: Literal["val/loss", "val/accuracy", "val/f1"] = "val/loss",
+    monitor: str = "val/loss",
 ) -> Entries:
     """A drop whenever the monitored metric has stopped improving.
 
@@ -130,7 +132,7 @@ def plateau(
         steps = max(1, round(warmup_fraction * _finite(total_steps)))
         warmup = LinearLR(optimizer, start_factor=1 / (steps + 1), end_factor=1.0, total_iters=steps)
         entries.append({"scheduler": warmup, "interval": "step"})
-    mode: Literal["min", "max"] = "min" if monitor == "val/loss" else "max"
+    mode: Literal["min", "max"] = "min" if is_lower_better(monitor) else "max"
     drop = ReduceLROnPlateau(optimizer, mode=mode, factor=factor, patience=patience)
     return [*entries, {"scheduler": drop, "interval": "epoch", "monitor": monitor}]
 
@@ -154,7 +156,9 @@ def _by_step(
 
 def _finite(total_steps: float) -> float:
     if math.isinf(total_steps):
-        raise ValueError("schedule: needs to know where the training ends; set trainer.max_epochs or trainer.max_steps")
+        raise OptionError(
+            "schedule: needs to know where the training ends; set trainer.max_epochs or trainer.max_steps"
+        )
     return total_steps
 
 

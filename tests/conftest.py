@@ -9,9 +9,10 @@ import pytest
 
 # One: models so small gain nothing by a second, and two that wait for each other are slow where cores are shared.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it, and tests need it
 
-from configs.catalogue import PROJECT
+from engine.config.signatures import PROJECT
 from tests import files
 
 OUTCOMES: dict[tuple[str, str], list[tuple[bool, str]]] = {}  # fault and promise -> passed, what happened

@@ -12,10 +12,10 @@ import torch
 from lightning.pytorch import Trainer
 from torch import Tensor
 
-from configs.catalogue import named, names
-from datamodules.batches import EpochOrder, TensorBatches
 from datamodules.classification import ClassificationDataModule, DataError, DataSpec
-from datamodules.tokens import TokenRows
+from datamodules.parts.batches import EpochOrder, TensorBatches
+from datamodules.parts.tokens import TokenRows
+from engine.config.components import component_names, find_component
 from lit_models.classifier import LitClassifier
 from tests import files
 
@@ -30,11 +30,11 @@ SPECS = {
 
 
 def model_class(name: str) -> type[LitClassifier]:
-    return getattr(importlib.import_module(f"lit_models.{name}"), named("model", name, "", "").name)
+    return getattr(importlib.import_module(f"lit_models.{name}"), find_component("model", name).name)
 
 
 def data_class(name: str) -> type[ClassificationDataModule]:
-    return getattr(importlib.import_module(f"datamodules.{name}"), named("data", name, "", "").name)
+    return getattr(importlib.import_module(f"datamodules.{name}"), find_component("data", name).name)
 
 
 def trainer(folder: Path, **options) -> Trainer:
@@ -136,7 +136,7 @@ class DataModuleContract:
     def test_batches_are_what_the_spec_promises(self, name, options, small_data):
         datamodule = self.make(name, small_data, batch_size=16, **options)
         spec = datamodule.spec
-        assert spec.modality == named("data", name, "", "").constants["modality"]
+        assert spec.modality == find_component("data", name).constants["modality"]
         for loader in (datamodule.train_dataloader(), datamodule.val_dataloader(), datamodule.test_dataloader()):
             inputs, labels = next(iter(loader))
             if spec.modality == "tokens":
@@ -150,7 +150,7 @@ class DataModuleContract:
 
     def test_splits_are_disjoint_and_complete(self, name, options, small_data):
         datamodule = self.make(name, small_data, **options)
-        train, val, test = (_rows(*datamodule.parts()[part]) for part in ("train", "val", "test"))
+        train, val, test = (_rows(*datamodule.splits()[part]) for part in ("train", "val", "test"))
         if datamodule.modality != "tokens":  # which have no `load`
             loaded, official = datamodule.load()
             assert sorted(train + val) == sorted(_rows(*loaded))
@@ -160,20 +160,20 @@ class DataModuleContract:
 
     def test_validation_depends_on_split_seed_alone(self, name, options, small_data):
         def held_out(**more):
-            return _rows(*self.make(name, small_data, **{**options, **more})._parts["val"])
+            return _rows(*self.make(name, small_data, **{**options, **more})._splits["val"])
 
         assert held_out() == held_out(seed=7, batch_size=3)
         assert held_out() != held_out(split_seed=1)
 
     def test_every_class_has_its_share_of_validation(self, name, options, small_data):
         datamodule = self.make(name, small_data, val_fraction=0.25, **options)
-        train, val = (torch.bincount(datamodule._parts[part][1]) for part in ("train", "val"))
+        train, val = (torch.bincount(datamodule._splits[part][1]) for part in ("train", "val"))
         assert ((val - 0.25 * (train + val)).abs() <= 0.5).all()
 
     def test_evaluation_sees_every_sample_once_as_it_is(self, name, options, small_data):
         datamodule = self.make(name, small_data, eval_batch_size=7, **options)
         for part, loader in (("val", datamodule.val_dataloader()), ("test", datamodule.test_dataloader())):
-            seen, there = self.everything(loader), _rows(*datamodule._parts[part])
+            seen, there = self.everything(loader), _rows(*datamodule._splits[part])
             assert sorted(seen) == sorted(there)
             assert seen == there or datamodule.modality == "tokens"  # which come by length
         assert len(self.everything(datamodule.train_dataloader())) == datamodule.num_samples("train")
@@ -183,7 +183,7 @@ class DataModuleContract:
         if datamodule.modality == "tokens":
             assert (datamodule.mean, datamodule.std) == (0, 1)
             return
-        raw = datamodule._parts["train"][0].double()
+        raw = datamodule._splits["train"][0].double()
         axes = [0, *range(2, raw.ndim)]
         mean, std = raw.mean(axes, keepdim=True), raw.std(axes, correction=0, keepdim=True)
         torch.testing.assert_close(datamodule.mean.double(), mean[0], rtol=1e-4, atol=1e-4)
@@ -218,8 +218,8 @@ def model_cases() -> list:
     """Every model with every spec that it accepts."""
     return [
         pytest.param(name, spec, id=f"{name}-{spec.modality}-{spec.num_classes}")
-        for name in names("model")
-        for kind in named("model", name, "", "").constants["accepts"]
+        for name in component_names("model")
+        for kind in find_component("model", name).constants["accepts"]
         for spec in SPECS.get(kind, [])
     ]
 
@@ -227,8 +227,8 @@ def model_cases() -> list:
 def data_cases() -> list:
     """Every datamodule in every variant."""
     cases = []
-    for name in names("data"):
-        variant = named("data", name, "", "").parameters.get("variant")
+    for name in component_names("data"):
+        variant = find_component("data", name).parameters.get("variant")
         for choice in variant.type.__args__ if variant else [None]:
             cases.append(pytest.param(name, {"variant": choice} if choice else {}, id=f"{name}-{choice or 'only'}"))
     return cases

@@ -13,8 +13,8 @@ from tensorboard.backend.event_processing.event_file_loader import EventFileLoad
 from torch import Tensor
 
 import train
-from callbacks.epoch_loop import EpochLoop
-from callbacks.run_logger import event_files
+from engine.training.epoch_loop import EpochLoop
+from engine.training.loggers import event_files
 
 CLOCK = {
     "seconds", "train_seconds", "samples_per_second", "speed/samples_per_second", "peak_share", "speed/peak_share",

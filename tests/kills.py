@@ -25,8 +25,8 @@ from tests import files
 from tests.exactness import differences
 
 WARM = [
-    "lightning.pytorch.callbacks", "torch.utils.tensorboard", "transformers", "callbacks.checkpoints",
-    "callbacks.run_record", "datamodules.mnist", "datamodules.text", "lit_models.bert", "lit_models.cnn",
+    "lightning.pytorch.callbacks", "torch.utils.tensorboard", "transformers", "engine.training.checkpoints",
+    "engine.runs.run_record", "datamodules.mnist", "datamodules.text", "lit_models.bert", "lit_models.cnn",
     "datamodules.iris", "lit_models.mlp",
 ]  # fmt: skip
 OPTIONS = {
@@ -114,7 +114,7 @@ def run(argv: list[str], kill: float | str | None) -> int:
 
 def kill_itself(when: str) -> None:
     """Have this process kill itself at a place in the code."""
-    from callbacks.run_record import RunRecord
+    from engine.runs.run_record import RunRecord
 
     rename, renamed = os.replace, []
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import train
-from callbacks.run_logger import STAGES, place
+from engine.training.loggers import STAGES, stage_and_tag
 
 IRIS = "configs/iris_mlp.yaml"
 
@@ -27,7 +27,7 @@ def events(folder: Path, stage: str = "train") -> EventAccumulator:
 
 def curve(folder: Path, name: str) -> list[float]:
     """The values of a metric that was logged under `name`, as in ``val/loss``."""
-    stage, tag = place(name)
+    stage, tag = stage_and_tag(name)
     return [one.value for one in events(folder, stage).Scalars(tag)]
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from configs.catalogue import PROJECT
+from engine.config.signatures import PROJECT
 from tests.browser import Browser, browser, tensorboard
 
 DOCS = PROJECT / "docs"

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 import train
-from configs.catalogue import PROJECT
+from engine.config.signatures import PROJECT
+from tests.engine.config.test_config_errors import GOOD
 from tests.exactness import start
-from tests.test_config_errors import GOOD
 
 IRIS = "configs/iris_mlp.yaml"
 SECONDS = 0.5  # for what needs no torch

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from configs.catalogue import PROJECT
+from engine.config.signatures import PROJECT
 from tests import files
 from tests.browser import CHROMIUM, Browser, browser, tensorboard
 from tests.runs import run

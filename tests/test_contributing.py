@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from configs.catalogue import PROJECT
+from engine.config.signatures import PROJECT
 from tests.runs import events
 
 BLOCKS = re.findall(

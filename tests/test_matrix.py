@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 import train
-from configs.catalogue import PROJECT, named, names
+from engine.config.components import component_names, find_component
+from engine.config.signatures import PROJECT
 from tests import files
 from tests.runs import figures, run
 
@@ -32,8 +33,8 @@ def config(root: Path, model: str, data: str) -> Path:
 
 def test_the_table_is_what_the_classes_say():
     for model in FITS:
-        accepts = named("model", model, "", "").constants["accepts"]
-        fitting = {data for _, data in PAIRS if named("data", data, "", "").constants["modality"] in accepts}
+        accepts = find_component("model", model).constants["accepts"]
+        fitting = {data for _, data in PAIRS if find_component("data", data).constants["modality"] in accepts}
         assert fitting == FITS[model]
 
 
@@ -50,9 +51,11 @@ def test_pairs_that_do_not_fit_are_one_line_that_lists_what_would(model, data, t
     path = config(tmp_path, model, data)
     assert train.main(["--config", str(path)]) == 2
     message = capsys.readouterr().err
-    takes = " or ".join(named("model", model, "", "").constants["accepts"])
-    modality = named("data", data, "", "").constants["modality"]
-    fitting = ", ".join(one for one in names("model") if modality in named("model", one, "", "").constants["accepts"])
+    takes = " or ".join(find_component("model", model).constants["accepts"])
+    modality = find_component("data", data).constants["modality"]
+    fitting = ", ".join(
+        one for one in component_names("model") if modality in find_component("model", one).constants["accepts"]
+    )
     line = 4 + len(files.options(data, tmp_path))
     problem = f"{model} takes {takes}, and {data} is {modality}; models that fit: {fitting}"
     assert message == f"error: {path}:{line}: model.name: {problem}\n"

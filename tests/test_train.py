@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from callbacks.run_logger import event_files
-from configs import load_config
-from configs.catalogue import PROJECT
+from engine.config.config import load_config
+from engine.config.signatures import PROJECT
+from engine.training.loggers import event_files
 from lit_models.mlp import LitMLP
 from tests import files
 from tests.runs import IRIS, curve, figures, run

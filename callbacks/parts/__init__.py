@@ -1,0 +1,1 @@
+"""What callbacks are built from: drawing and attribution."""

@@ -1,0 +1,1 @@
+"""What datamodules are built from: batches, augmentation, downloads, text files, tokens."""

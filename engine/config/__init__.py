@@ -1,0 +1,1 @@
+"""Reads YAML files and ``key=value`` overrides into one checked config. Imports no torch and no Lightning."""

@@ -1,0 +1,315 @@
+"""One experiment: a YAML file and ``key=value`` overrides, checked and completed.
+
+Each key becomes an OmegaConf structured config made from the signature of the component, which checks the type. What
+OmegaConf would convert silently, ranges, names and impossible combinations are checked here and in `cross_checks`.
+"""
+
+import re
+from dataclasses import dataclass, field, make_dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+from omegaconf import MISSING, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from engine.config import schema
+from engine.config.components import FIXED, NAMED, SECTIONS, component_names, find_component, section_schema
+from engine.config.cross_checks import check_model_takes_data, cross_check
+from engine.config.errors import as_written, closest, suggest
+from engine.config.interpolation import resolve_interpolation
+from engine.config.signatures import COMPUTED, REQUIRED, Component, Parameter, in_range
+from engine.config.yaml_reader import COMMAND_LINE, Section, Value, ambiguity_error, plain, read_override, read_yaml
+from engine.contracts import ConfigError, DataError, OptionError, UserError
+
+COMMON_KEYS = ("data.batch_size", "model.name", "optimizer.lr", "optimizer.name", "seed")
+
+
+@dataclass(frozen=True)
+class Config:
+    """Every key of every section, and where it comes from.
+
+    Attributes:
+        path: The YAML file.
+        values: Plain nested data. Keys that the file does not set have their defaults.
+        components: What each section configures; a callback is under ``callbacks.NAME``.
+        parameters: The declaration of each dotted key.
+        origins: File and line, or the command line, of each dotted key that was written.
+        resumes: Folder of the run to resume; None for a new run.
+        checkpoint: Checkpoint to resume from; None for the newest.
+        falls_back: Resume from the best checkpoint if the last one is damaged.
+        checks: Run the checks of ``--check`` only, and keep nothing.
+    """
+
+    path: Path
+    values: dict[str, Any]
+    components: dict[str, Component]
+    parameters: dict[str, Parameter]
+    origins: dict[str, str]
+    resumes: Path | None = None
+    checkpoint: Path | None = None
+    falls_back: bool = False
+    checks: bool = False
+
+    def __getitem__(self, key: str) -> Any:
+        """The value of a dotted key, or a whole section."""
+        value: Any = self.values
+        for name in key.split("."):
+            value = value[name]
+        return value
+
+    def all_keys(self) -> list[str]:
+        """Every dotted key, ``SECTION.name`` included."""
+        return [*self.parameters, *(f"{section}.name" for section in NAMED)]
+
+    def where(self, key: str) -> str:
+        """File and line of `key`, or the command line; only the file if the key was not written."""
+        return self.origins.get(key, str(self.path))
+
+    def options(self, section: str) -> dict[str, Any]:
+        """The arguments of the section's component: the section without ``name``."""
+        return {name: value for name, value in self[section].items() if name != "name"}
+
+    def flat(self) -> dict[str, bool | int | float | str]:
+        """Dotted key to scalar, without null and empty lists, as TensorBoard's HPARAMS can show it."""
+        found = {key: self[key] for key in sorted(self.all_keys()) if self[key] not in (None, [])}
+        scalars = (bool, int, float, str)
+        return {key: value if isinstance(value, scalars) else str(value) for key, value in found.items()}
+
+    def varied(self) -> set[str]:
+        """The dotted keys in which runs of one experiment probably differ: common ones and overrides."""
+        given = {key for key in self.all_keys() if self.origins.get(key) == COMMAND_LINE}
+        places = {key for key in given if key.startswith("run.") or key.endswith(".root")}
+        return (given - places) | set(COMMON_KEYS)
+
+    def monitors(self) -> dict[str, str]:
+        """The keys that name a metric to watch, and that metric."""
+        keys = [key for key in self.parameters if key.endswith(".monitor") and self[key] is not None]
+        return {key: self[key] for key in keys}
+
+    def to_yaml(self, **run: Any) -> str:
+        """YAML that `load_config` reads back to the same values. `run` replaces values of the section ``run``."""
+        return OmegaConf.to_yaml(OmegaConf.create({**self.values, "run": {**self["run"], **run}}))
+
+    def refused(self, section: str, error: Exception | str, hardware: str = "") -> UserError:
+        """What a component said about its options, as an error of the key that it is about.
+
+        Args:
+            section: The component's section.
+            error: ``KEY: problem``, or a message of Lightning that may name an argument.
+            hardware: The hardware of this machine, for an error about devices.
+        """
+        if isinstance(error, UserError) and not isinstance(error, OptionError | DataError):
+            return error
+        message = str(error)
+        key, colon, problem = message.partition(": ")
+        if colon and key in self.parameters:
+            return ConfigError(self.where(key), key, problem)
+        if colon and Path(re.sub(r":\d+$", "", key)).is_file():
+            return ConfigError(key, "", problem)  # about a line of one of the user's files
+        written = [name for name in self[section] if f"{section}.{name}" in self.origins]
+        devices = [name for name in ("accelerator", "devices", "num_nodes", "strategy") if name in written]
+        named = [name for name in written if re.search(rf"\b{name}\b", message)]
+        key = ".".join([section, *(named or devices)[:1]])
+        return ConfigError(self.where(key), key, message, hardware if (named or devices)[:1] == devices[:1] else "")
+
+    def missing_monitor(self, error: Exception) -> ConfigError | None:
+        """An error of Lightning that a monitored metric was not logged, as an error of the key; None for other errors."""
+        message = str(error)
+        if (match := re.search(r"conditioned on metric `?(\S+?)`? which is not available", message)) is None:
+            return None
+        key = next((key for key, monitor in self.monitors().items() if monitor == match[1]), "trainer")
+        logged = ", ".join(sorted(set(re.findall(r"[\w.]+/[\w./]+", message[match.end() :]))))
+        return ConfigError(self.where(key), key, f"no metric {match[1]!r} is logged", f"logged: {logged}")
+
+
+def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Config:
+    """Read, check and complete one experiment.
+
+    Args:
+        path: A YAML file.
+        overrides: ``section.key=value`` with values in YAML. The last one of a key wins.
+
+    Raises:
+        ConfigError: if anything is wrong, in one line.
+    """
+    path = Path(path)
+    tree = read_yaml(path)
+    written = [read_override(argument) for argument in overrides]
+    chosen = {key.split(".")[0]: value for key, node in written if (value := _chosen_name(key, node))}
+    for section, value in chosen.items():
+        _clear_other_component(tree, section, value)
+    for key, node in written:
+        _insert(tree, key, node)
+    resolve_interpolation(tree)
+    config = Config(path, {}, {}, {}, {})
+    top = {name: node for name, node in tree.items.items() if name not in SECTIONS}
+    for name, node in top.items():
+        if isinstance(node, Section) or closest(name, SECTIONS):
+            raise _unknown_key(config, name, section_schema(""), section_schema("").parameters, node.where)
+    for name in SECTIONS:
+        node = tree.items.get(name, Section(str(path)))
+        if isinstance(node, Value):
+            if node.data is not None:
+                hint = f"write {name}.name={node.data}" if name in NAMED else ""
+                raise ConfigError(node.where, name, f"is a section, not {as_written(node.data)}", hint)
+            node = Section(node.where)
+        config.values[name] = _fill_section(config, name, node)
+    # the top is read last, so that the error for a key without its section can name the section
+    sections = dict(config.values)
+    config.values.clear()
+    config.values.update({**_fill(config, "", section_schema(""), Section(tree.where, top)), **sections})
+    cross_check(config)
+    return config
+
+
+def _chosen_name(key: str, node: Section | Value) -> Value | None:
+    """The component name that an override chooses, if it chooses one."""
+    section, _, rest = key.partition(".")
+    if section in NAMED and not rest and isinstance(node, Section):
+        node = node.items.get("name", node)
+    return node if isinstance(node, Value) and section in NAMED and rest in ("", "name") else None
+
+
+def _clear_other_component(tree: Section, section: str, name: Value) -> None:
+    """Drop the keys of a section whose component is replaced: they were written for the old component."""
+    there = tree.items.get(section)
+    old = there.items.get("name") if isinstance(there, Section) else None
+    if isinstance(old, Value) and old.data != name.data:
+        tree.items[section] = Section(name.where, {"name": name})
+
+
+def _insert(tree: Section, key: str, node: Section | Value) -> None:
+    """Set the dotted `key` in `tree`. A mapping is merged into a mapping."""
+    *parents, last = key.split(".")
+    for depth, name in enumerate(parents):
+        child = tree.items.get(name)
+        if isinstance(child, Value) and child.data is not None:
+            above = ".".join(parents[: depth + 1])
+            raise ConfigError(node.where, key, f"{above} is {as_written(child.data)} ({child.where}), not a section")
+        if not isinstance(child, Section):
+            child = tree.items[name] = Section(node.where)
+        tree = child
+    there = tree.items.get(last)
+    if isinstance(there, Section) and isinstance(node, Section):
+        for name, child in node.items.items():
+            _insert(there, name, child)
+    else:
+        tree.items[last] = node
+
+
+def _fill_section(config: Config, name: str, section: Section) -> dict[str, Any]:
+    """The values of a section. Its component and the places of its keys are noted in `config`."""
+    if name in FIXED:
+        return _fill(config, name, section_schema(name), section)
+    if name == "callbacks":
+        return _fill_callbacks(config, section)
+    key = f"{name}.name"
+    node = section.items.get("name")
+    if not isinstance(node, Value) or not isinstance(node.data, str):
+        problem = "is missing" if node is None else "is not a name"
+        raise ConfigError((node or section).where, key, problem, f"available: {', '.join(component_names(name))}")
+    component = find_component(name, node.data, node.where, key)
+    config.origins[key] = node.where
+    if name == "model":  # checked first, because a model for other data has other keys as well
+        check_model_takes_data(component, node.data, node.where, config.components["data"], config["data.name"])
+    rest = {child: value for child, value in section.items.items() if child != "name"}
+    return {"name": node.data, **_fill(config, name, component, Section(section.where, rest))}
+
+
+def _fill_callbacks(config: Config, section: Section) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    defaults = {name: Section(section.where) for name in schema.DEFAULT_CALLBACKS}
+    for name, node in {**defaults, **section.items}.items():
+        key = f"callbacks.{name}"
+        if key in schema.RENAMED:
+            raise ConfigError(node.where, key, f"was renamed to {schema.RENAMED[key]}")
+        component = find_component("callbacks", name, node.where, key)
+        if isinstance(node, Section):
+            values[name] = _fill(config, key, component, node)
+        elif node.data is None:  # switched off, and written out in the resolved config
+            values[name] = None
+        else:
+            problem = f"is a section, not {as_written(node.data)}"
+            raise ConfigError(node.where, key, problem, f"write {name}: {{}}, or null")
+    return values
+
+
+def _fill(config: Config, prefix: str, component: Component, section: Section) -> dict[str, Any]:
+    """The values of a section with the types that its component declares, and defaults for keys that were not written."""
+    dot = f"{prefix}." if prefix else ""
+    usable = {name: parameter for name, parameter in component.parameters.items() if parameter.type is not None}
+    for name, node in section.items.items():
+        if name not in usable:
+            raise _unknown_key(config, f"{dot}{name}", component, usable, node.where)
+        config.origins[dot + name] = node.where
+    values = {}
+    for name, parameter in usable.items():
+        if name in section.items:
+            values[name] = _convert(dot + name, parameter, section.items[name])
+        elif parameter.default is REQUIRED:
+            raise ConfigError(section.where, dot + name, "is missing", f"accepts {parameter.accepts}")
+        elif parameter.default is not COMPUTED:
+            values[name] = parameter.default
+        if name in values:
+            config.parameters[dot + name] = parameter
+    if prefix:
+        config.components[prefix] = component
+    return values
+
+
+def _unknown_key(
+    config: Config, key: str, component: Component, usable: dict[str, Parameter], where: str
+) -> ConfigError:
+    section, _, name = key.rpartition(".")
+    if key in schema.RENAMED:
+        return ConfigError(where, key, f"was renamed to {schema.RENAMED[key]}")
+    if not section:
+        close = closest(name, [*usable, *SECTIONS]) or closest(name, config.parameters)
+        hint = f"did you mean {close}?" if close else f"sections: {', '.join(SECTIONS)}"
+        return ConfigError(where, key, "unknown key", hint)
+    if name in component.parameters:
+        hint = "write it under callbacks:" if name == "callbacks" else "it takes a Python object"
+        return ConfigError(where, key, "cannot be set in a config", hint)
+    choices = [*usable, *(["name"] if key.split(".")[0] in NAMED else [])]
+    hint = suggest(name, choices, "known keys") if choices else f"{component.name} has no keys"
+    return ConfigError(where, key, "unknown key", hint)
+
+
+def _convert(key: str, parameter: Parameter, node: Section | Value) -> Any:
+    """The written value with the type of `parameter`.
+
+    Raises:
+        ConfigError: if it has another type or is out of range.
+    """
+    kinds = get_args(parameter.type) or (parameter.type,)
+    if isinstance(node, Value):
+        if node.ambiguous and not (isinstance(node.data, bool) and bool in kinds):
+            raise ambiguity_error(node, key)
+        as_text = node.text is not None and str in kinds and not {int, float} & set(kinds)
+        given = node.text if as_text else node.data  # a name such as 7 is kept as it was written
+    else:
+        given = plain(node, key)
+    shape = OmegaConf.structured(make_dataclass("Shape", [("value", parameter.type, field(default=MISSING))]))
+    try:
+        read = OmegaConf.to_container(OmegaConf.merge(shape, {"value": given}))["value"]  # type: ignore[index, call-overload]
+    except (OmegaConfBaseException, TypeError, ValueError):
+        read = REQUIRED
+    if not _is_unchanged(given, read):
+        close = closest(str(given), map(str, kinds)) if get_origin(parameter.type) is Literal else None
+        hint = f"did you mean {close}?" if close else f"accepts {parameter.accepts}"
+        raise ConfigError(node.where, key, f"{as_written(given)} is not accepted", hint)
+    if not in_range(read, parameter.bounds):
+        raise ConfigError(node.where, key, f"{as_written(given)} is out of range", f"accepts {parameter.accepts}")
+    return list(read) if isinstance(read, tuple) else read
+
+
+def _is_unchanged(given: Any, read: Any) -> bool:
+    """Whether OmegaConf kept the written value. An int may become a float; nothing else may change."""
+    if isinstance(given, list):
+        return isinstance(read, list | tuple) and len(given) == len(read) and all(map(_is_unchanged, given, read))
+    if isinstance(given, dict):
+        same_keys = isinstance(read, dict) and given.keys() == read.keys()
+        return same_keys and all(_is_unchanged(given[key], read[key]) for key in given)
+    if type(given) is int and type(read) is float:
+        return True
+    return type(given) is type(read) and (given == read or given != given) and given != MISSING

@@ -1,0 +1,211 @@
+"""YAML text -> a tree that remembers where each value was written.
+
+PyYAML parses, and this module decides what a plain scalar means, because YAML 1.1 surprises: ``yes`` is true, ``010`` is
+8, ``1:30`` is 90 and ``1e-3`` is text. Numbers are read as JSON would read them; what the two would read differently is
+marked ``ambiguous`` and refused later, unless a boolean was asked for.
+"""
+
+import difflib
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from engine.contracts import ConfigError
+
+MAX_BYTES = 100_000  # a config has some dozen lines; a larger file is a mistake or an attack
+COMMAND_LINE = "command line"
+
+_INTEGER = re.compile(r"[-+]?(0|[1-9][0-9]*)")
+_FLOAT = re.compile(r"[-+]?([0-9]+\.[0-9]*|\.[0-9]+|[0-9]+(?=[eE]))([eE][-+]?[0-9]+)?")
+_NOT_FINITE = re.compile(r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
+_BOOLEANS = {"true": True, "True": True, "TRUE": True, "false": False, "False": False, "FALSE": False}
+_YES_OR_NO = {
+    word: meaning
+    for lower, meaning in {"yes": True, "on": True, "no": False, "off": False}.items()
+    for word in (lower, lower.title(), lower.upper())
+}
+_NUMBER_OF_YAML_1_1 = re.compile(
+    r"[-+]?(0[0-9_]+|0[bxo][0-9a-fA-F_]+|[0-9][0-9]*_[0-9_]*(\.[0-9_]*)?|[0-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9]*)?)"
+)
+
+
+@dataclass
+class Value:
+    """A scalar or a list: what was written, and where."""
+
+    data: Any
+    where: str
+    text: str | None = None  # a plain number as it was written, so that a string key can have it literally
+    ambiguous: bool = False  # YAML 1.1 and 1.2 read it differently
+
+
+@dataclass
+class Section:
+    """A mapping whose keys are checked by what they configure."""
+
+    where: str
+    items: dict[str, "Value | Section"] = field(default_factory=dict)
+
+
+def read_yaml(path: Path) -> Section:
+    """The tree of a YAML file whose root is a mapping.
+
+    Raises:
+        ConfigError: if the file is missing, not a file, not UTF-8, empty, broken, or not one mapping.
+    """
+    shown = str(path)
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        raise ConfigError(shown, "", "no such file", _available(path)) from None
+    except IsADirectoryError:
+        raise ConfigError(shown, "", "is a folder", "name a YAML file in it") from None
+    except OSError as error:
+        raise ConfigError(shown, "", f"cannot be read ({error.strerror})") from None
+    if len(content) > MAX_BYTES:
+        raise ConfigError(shown, "", f"has {len(content):,} bytes", f"a config has at most {MAX_BYTES:,}")
+    try:
+        tree = parse(content.decode("utf-8-sig"), shown)
+    except UnicodeDecodeError as error:
+        raise ConfigError(shown, "", f"is not UTF-8 text (byte {error.start})", "save it as UTF-8") from None
+    if isinstance(tree, Value) and tree.data is None:
+        raise ConfigError(shown, "", "is empty", "copy one of configs/*.yaml to start from")
+    if isinstance(tree, Value):
+        raise ConfigError(tree.where, "", "is not a mapping", "a config is made of lines `key: value`")
+    return tree
+
+
+def read_override(argument: str) -> tuple[str, Value | Section]:
+    """The key and the value of one ``a.b=c`` of the command line.
+
+    Raises:
+        ConfigError: if it is not of that form, or its value is not YAML.
+    """
+    key, equals, text = argument.partition("=")
+    if argument.startswith("-"):
+        hint = f"write {key.lstrip('-')}={text or 'VALUE'}, without dashes; --help lists the options"
+        raise ConfigError(COMMAND_LINE, key, "unknown option", hint)
+    if not equals:
+        raise ConfigError(COMMAND_LINE, argument, "is not an override", f"write {argument}=VALUE")
+    if not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", key):
+        raise ConfigError(COMMAND_LINE, key, "is not a key", "keys are names joined by dots, as in optimizer.lr")
+    if not text.strip():
+        raise ConfigError(COMMAND_LINE, key, "has no value", f"write {key}=VALUE, or {key}=null for none")
+    node = parse(text, COMMAND_LINE, key)
+    return key, node
+
+
+def parse(text: str, source: str, key: str = "") -> Value | Section:
+    """The tree of one YAML document; `source` is the file's name or `COMMAND_LINE`."""
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        where = f"{source}:{mark.line + 1}" if mark and source != COMMAND_LINE else source
+        column = f" (column {mark.column + 1})" if mark else ""
+        hint = "indent with spaces" if "\\t" in str(error.problem) else ""
+        hint = "quote the whole of it for the shell, as in 'key=[1, 2]'" if source == COMMAND_LINE else hint
+        raise ConfigError(where, key, f"is not valid YAML: {error.problem or error.context}{column}", hint) from None
+    except yaml.YAMLError as error:
+        raise ConfigError(source, key, f"is not valid YAML: {str(error).splitlines()[0]}") from None
+    except RecursionError:
+        raise ConfigError(source, key, "is nested too deeply") from None
+    if node is None:
+        return Value(None, source)
+    return _convert(node, source, key, set())
+
+
+def _convert(node: yaml.Node, source: str, key: str, seen: set[int], where: str = "") -> Value | Section:
+    """`node` and what is below it; `where` is the line of its key, if it has one."""
+    where = where or _where(node, source)
+    if id(node) in seen:  # aliases copy whole branches: six lines can make a million leaves
+        raise ConfigError(where, key, "uses a YAML alias", "write the value out, or refer to a key as ${section.key}")
+    seen.add(id(node))
+    if node.tag.startswith(("!", "tag:yaml.org,2002:python")):
+        raise ConfigError(where, key, f"has the YAML tag {node.tag}", "configs hold plain values only")
+    if isinstance(node, yaml.MappingNode):
+        section = Section(where)
+        for key_node, value_node in node.value:
+            line = _where(key_node, source)
+            if not isinstance(key_node, yaml.ScalarNode):
+                raise ConfigError(line, key, "has a key that is not a name")
+            name = str(key_node.value)
+            path = f"{key}.{name}" if key else name
+            if name in section.items:
+                first = section.items[name].where.rsplit(":", 1)[-1]
+                raise ConfigError(line, path, "is written twice", f"first on line {first}")
+            section.items[name] = _convert(value_node, source, path, seen, line)
+        return section
+    if isinstance(node, yaml.SequenceNode):
+        items = [_convert(item, source, f"{key}[{i}]", seen) for i, item in enumerate(node.value)]
+        return Value([plain(item, f"{key}[{i}]") for i, item in enumerate(items)], where)
+    assert isinstance(node, yaml.ScalarNode)
+    return _scalar(node, where)
+
+
+def _where(node: yaml.Node, source: str) -> str:
+    return source if source == COMMAND_LINE else f"{source}:{node.start_mark.line + 1}"
+
+
+def plain(node: Value | Section, key: str) -> Any:
+    """`node` without its marks: dict, list or scalar.
+
+    Raises:
+        ConfigError: if a scalar in it is ambiguous.
+    """
+    if isinstance(node, Section):
+        return {name: plain(child, f"{key}.{name}") for name, child in node.items.items()}
+    if node.ambiguous:
+        raise ambiguity_error(node, key)
+    return node.data
+
+
+def ambiguity_error(value: Value, key: str) -> ConfigError:
+    """Why `value`, read differently by different versions of YAML, is refused."""
+    if value.text in _YES_OR_NO:
+        return ConfigError(
+            value.where,
+            key,
+            f"{value.text} can mean a truth value or a word",
+            f"write {str(_YES_OR_NO[value.text]).lower()}, or '{value.text}' in quotes for the word",
+        )
+    return ConfigError(
+        value.where,
+        key,
+        f"{value.text} is read differently by different versions of YAML",
+        f"write a plain decimal number, or '{value.text}' in quotes for text",
+    )
+
+
+def _scalar(node: yaml.ScalarNode, where: str) -> Value:
+    text = node.value
+    if node.style is not None:  # quoted or a block: text, whatever it looks like
+        return Value(text, where)
+    if text in ("", "~", "null", "Null", "NULL"):
+        return Value(None, where)
+    if text in _BOOLEANS:
+        return Value(_BOOLEANS[text], where)
+    if _INTEGER.fullmatch(text):
+        return Value(int(text) if len(text) < 30 else float(text), where, text)
+    if _FLOAT.fullmatch(text):
+        return Value(float(text), where, text)
+    if _NOT_FINITE.fullmatch(text):
+        return Value(float(text.replace(".", "")), where, text)
+    if text in _YES_OR_NO:
+        return Value(_YES_OR_NO[text], where, text, ambiguous=True)
+    if _NUMBER_OF_YAML_1_1.fullmatch(text):
+        return Value(text, where, text, ambiguous=True)
+    return Value(text, where)
+
+
+def _available(path: Path) -> str:
+    for folder in (path.parent, Path("configs")):
+        names = sorted(found.name for found in folder.glob("[!.]*.yaml"))
+        if near := difflib.get_close_matches(path.stem, [Path(name).stem for name in names], 1):
+            return f"did you mean {folder / near[0]}.yaml?"
+        if names:
+            return f"{folder} has {', '.join(names)}"
+    return ""

@@ -1,0 +1,268 @@
+"""Which checkpoints a run keeps, when it writes them, and how it resumes from one, equal to the bit.
+
+`best.ckpt` is the best validation, `last.ckpt` is where to resume. Lightning's ModelCheckpoint takes a model of NaN for the
+best, and its `last` is not always the last.
+"""
+
+import errno
+import math
+import os
+import shutil
+import time
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import WeightAveraging
+from lightning.pytorch.plugins.io import CheckpointIO
+from lightning.pytorch.trainer.states import TrainerFn
+from torch import Tensor
+
+from engine.contracts import BrokenCheckpointError, OptionError, listed
+from engine.terminal import print_line
+from engine.training import checkpoint_file
+from engine.training.clock import Clock
+from engine.training.consensus import ProcessConsensus
+from engine.training.epoch_loop import EpochLoop, loop_state, restore_rng_and_metric_state, rng_and_metric_state
+from engine.training.exits import REFUSED, RunEnded, Stopped
+from engine.training.loggers import event_files, tensorboard_of
+from engine.training.signals import Signals
+
+EPOCH_SECONDS = 2.0  # epochs shorter than this do not each write a checkpoint: that would cost more than repeating them
+LEAST_FREE = 3  # checkpoints for which there must be room: the best, the last, and the one that is being written
+PARTS = {"state_dict", "loops", "optimizer_states", "lr_schedulers", "position"}  # a run cannot be resumed without them
+
+
+class VerifiedCheckpoints(CheckpointIO):
+    """Lightning's Trainer writes and reads checkpoints through `checkpoint_file`: atomically, with a checksum, and without
+    loading pickled code."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        checkpoint_file.write(_on_host(checkpoint), Path(path))
+
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = True) -> dict[str, Any]:
+        checkpoint = checkpoint_file.read(Path(path), map_location or (lambda storage, location: storage))
+        if not isinstance(checkpoint, dict) or not checkpoint.keys() >= PARTS:
+            raise BrokenCheckpointError(f"{path} is not a checkpoint of a run of this project")
+        return checkpoint
+
+    def remove_checkpoint(self, path: Any) -> None:
+        Path(path).unlink(missing_ok=True)
+
+
+class Checkpoints(Callback):
+    """Writes `best.ckpt` and `last.ckpt`, stops the run if a signal asks for it, and restores what Lightning does not.
+
+    Args:
+        folder: Folder of the run.
+        signals: The signals that may stop the run.
+        clock: Measures the time that checkpoints take.
+        monitor: Metric that chooses the best checkpoint.
+        mode: Whether its lowest or highest value is best.
+        checkpoint_every_steps: Optimizer steps between two checkpoints within an epoch; None for none.
+        checkpoint_every_minutes: Minutes between two checkpoints within an epoch; None for none.
+        enabled: Whether to write checkpoints.
+        timeout_minutes: How long one process waits for another.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        signals: Signals,
+        clock: Clock,
+        monitor: str,
+        mode: Literal["min", "max"],
+        checkpoint_every_steps: int | None = None,
+        checkpoint_every_minutes: float | None = None,
+        enabled: bool = True,
+        timeout_minutes: float = 10.0,
+    ) -> None:
+        self.folder, self.signals, self.monitor, self.mode, self.enabled = folder, signals, monitor, mode, enabled
+        self.every_steps, self.every_minutes = checkpoint_every_steps, checkpoint_every_minutes
+        self.consensus, self.clock = ProcessConsensus(timeout_minutes), clock
+        self.best: float | None = None
+        self._old_events = set(event_files(folder))
+        self._saved_at, self._saved_step = -math.inf, -1
+        self._restored: dict[str, Any] | None = None
+        self._position: dict[str, Any] | None = None  # of the checkpoint that is being written
+        self._before_validation: dict[str, Any] | None = None
+        self._has_room = False
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self.consensus.connect(trainer)
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._restored is not None:  # also if nothing is left to train
+            self._cut_events(trainer, self._restored["events"], self._restored["step"])
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.signals.deferred = True  # before this, a process may wait for others and must be able to end
+        if self._restored is None:
+            self._cut_events(trainer, {}, 0)
+            return
+        if trainer.is_global_zero:
+            print_line(f"resuming in {_place(trainer, trainer.fit_loop.batch_idx + 1)}")
+        restore_rng_and_metric_state(trainer, self._restored["processes"][trainer.global_rank])
+        self._saved_at, self._saved_step, self._restored = time.monotonic(), trainer.global_step, None
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        if batch_idx % trainer.accumulate_grad_batches == 0:  # a checkpoint cannot hold half-accumulated gradients
+            signum, due = self._wanted(trainer, batch_idx)
+            if signum or due:
+                self._save(trainer, "last", self._current_position(trainer))
+            if signum:
+                raise Stopped(signum, _place(trainer, batch_idx))
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        training = trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking
+        self._before_validation = self._current_position(trainer) if training else None
+
+    def on_validation_batch_start(self, trainer: Trainer, *__: Any) -> None:
+        signum = self.consensus.agree_on_signal(self.signals.received)
+        position = self._before_validation
+        if signum and (position is None or position["exact"]):
+            if position is not None:
+                self._save(trainer, "last", position)
+            raise Stopped(signum, f"the validation of epoch {trainer.current_epoch + 1}")
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        position, self._before_validation = self._before_validation, None
+        if position is None:
+            return
+        metrics = trainer.callback_metrics
+        if self.monitor not in metrics:
+            names = listed(sorted(name for name in metrics if not name.startswith("train/")), most=20)
+            raise OptionError(f"run.monitor: no metric {self.monitor!r} is logged in validation; logged: {names}")
+        value = float(metrics[self.monitor])
+        is_better = self.best is None or (value < self.best if self.mode == "min" else value > self.best)
+        if math.isfinite(value) and is_better:
+            self.best = value
+            self._save(trainer, "best", position)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._save(trainer, "last", self._current_position(trainer) | {"should_stop": True})
+
+    def on_test_batch_start(self, *__: Any) -> None:
+        signum = self.consensus.agree_on_signal(self.signals.received)
+        if signum:
+            raise Stopped(signum, "the test")
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best": self.best}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.best = state_dict["best"]
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        if self._position is not None:
+            position = dict(self._position)
+            checkpoint["loops"]["fit_loop"] = position.pop("loops")
+            checkpoint["position"] = position
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        if trainer.state.fn == TrainerFn.FITTING:
+            self._restored = checkpoint["position"]
+            if not self._restored["exact"]:
+                raise RunEnded("error: --resume: a run cannot be resumed from this checkpoint; take last.ckpt", REFUSED)
+            loop = trainer.fit_loop.epoch_loop
+            assert isinstance(loop, EpochLoop)
+            loop.validation_due = self._restored["validation_due"]
+            self._restored["step"] = checkpoint["global_step"]
+            trainer.should_stop = self._restored["should_stop"]  # at the end `fit` restores, and trains nothing
+        else:  # Lightning would replace the averaged weights, whose validation was the best, by the trained ones
+            checkpoint.pop("current_model_state", None)
+
+    def _wanted(self, trainer: Trainer, batch_idx: int) -> tuple[int, bool]:
+        """The signal to obey before this batch (0 for none), and whether a checkpoint is due."""
+        step, begins = trainer.global_step, batch_idx == 0
+        due = bool(not begins and self.every_steps and step % self.every_steps == 0 and step > self._saved_step)
+        batch = trainer.fit_loop.total_batch_idx
+        if self.consensus.can_skip(batch) and not begins:
+            return 0, due  # all processes know this without asking
+        seconds = time.monotonic() - self._saved_at
+        if begins:  # the first one, before any step, shows that the folder can be written to
+            due = seconds >= EPOCH_SECONDS
+        elif self.every_minutes:
+            due = due or seconds >= 60 * self.every_minutes
+        return self.consensus.agree_at_batch(batch, self.signals.received, due)
+
+    def _current_position(self, trainer: Trainer) -> dict[str, Any]:
+        loops = loop_state(trainer)
+        done = loops["epoch_loop.batch_progress"]["current"]["completed"]
+        accumulated = done % trainer.accumulate_grad_batches == 0 or done == trainer.num_training_batches
+        averages = any(isinstance(callback, WeightAveraging) for callback in trainer.callbacks)  # type: ignore[attr-defined]
+        ended = 0 <= trainer.max_steps <= trainer.global_step
+        return {
+            "loops": loops,
+            "process": rng_and_metric_state(trainer),
+            "events": self._event_sizes(trainer),
+            "validation_due": trainer.validating,
+            "should_stop": trainer.should_stop,
+            # a validation cannot be repeated with half-accumulated gradients, with averaged weights in the place of the
+            # trained ones, or if no step is left
+            "exact": not trainer.validating or (accumulated and not averages and not ended),
+        }
+
+    def _save(self, trainer: Trainer, name: str, position: dict[str, Any]) -> None:
+        if self.enabled and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            with self.clock.measure("checkpoints"):
+                self._write(trainer, name, position)
+
+    def _write(self, trainer: Trainer, name: str, position: dict[str, Any]) -> None:
+        process = position.pop("process")
+        processes = [process] * trainer.world_size
+        if self.consensus.group is not None:
+            torch.distributed.all_gather_object(processes, process, self.consensus.group)
+        self._position = position | {"processes": processes}
+        path = self.folder / f"checkpoints/{name}.ckpt"
+        trainer.save_checkpoint(path, weights_only=False)
+        self._position = None
+        if name == "last":
+            self._saved_at, self._saved_step = time.monotonic(), trainer.global_step
+        if trainer.is_global_zero and not self._has_room:
+            _check_room(path)
+            self._has_room = True
+
+    def _event_sizes(self, trainer: Trainer) -> dict[str, int]:
+        """The sizes of TensorBoard's files."""
+        for logger in trainer.loggers:
+            logger.save()
+        return {str(path.relative_to(self.folder)): path.stat().st_size for path in event_files(self.folder)}
+
+    def _cut_events(self, trainer: Trainer, sizes: dict[str, int], step: int) -> None:
+        """Remove what was logged after the checkpoint of `step`, because it will be logged again."""
+        if not trainer.is_global_zero:
+            return
+        if self._old_events and (logger := tensorboard_of(trainer)) is not None:
+            logger.restart_at(step)
+        for path in self._old_events:
+            size = sizes.get(str(path.relative_to(self.folder)), 0)
+            if size == 0:
+                path.unlink(missing_ok=True)
+            elif path.stat().st_size > size:
+                os.truncate(path, size)
+        self._old_events = set()
+
+
+def _place(trainer: Trainer, batch_idx: int) -> str:
+    if batch_idx == trainer.num_training_batches:
+        return f"epoch {trainer.current_epoch + 1}, before its validation"
+    return f"epoch {trainer.current_epoch + 1}, after {batch_idx} of {trainer.num_training_batches} batches"
+
+
+def _check_room(path: Path) -> None:
+    """Refuse to train for hours on a disk that has no room for the result."""
+    size, free = path.stat().st_size, shutil.disk_usage(path.parent).free
+    if free < (LEAST_FREE - 1) * size:
+        message = f"a checkpoint has {size / 1e6:.0f} MB, and the disk of {path.parent} has {free / 1e6:.0f} MB left"
+        raise OSError(errno.ENOSPC, message)
+
+
+def _on_host(value: Any) -> Any:
+    """A copy of nested data whose XLA tensors are on the CPU."""
+    if isinstance(value, Tensor):
+        return value.cpu() if value.device.type == "xla" else value
+    if isinstance(value, dict):
+        return type(value)((name, _on_host(item)) for name, item in value.items())
+    return [_on_host(item) for item in value] if isinstance(value, list) else value

@@ -1,0 +1,114 @@
+"""Measures where a run's time goes, and says which key changes it."""
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal
+
+Activity = Literal["start", "step", "data", "validation", "checkpoints", "logging", "test"]
+
+# these add up to the whole training
+TRAINING: tuple[Activity, ...] = ("step", "data", "validation", "checkpoints", "logging")
+# the largest fraction of the training that an activity should take, and the keys that reduce it
+ADVICE: dict[Activity, tuple[float, str]] = {
+    "data": (0.3, "use less augmentation, raise data.batch_size, or give your own DataLoader more workers"),
+    "validation": (
+        0.3,
+        "raise trainer.check_val_every_n_epoch, trainer.val_check_interval or data.eval_batch_size, or lower "
+        "data.val_fraction",
+    ),
+    "checkpoints": (
+        0.1,
+        "raise trainer.check_val_every_n_epoch (the best is written after validations), run.checkpoint_every_minutes or "
+        "run.checkpoint_every_steps",
+    ),
+    "logging": (0.1, "raise trainer.log_every_n_steps"),
+}
+LEAST_SECONDS = 10.0  # shorter trainings get no advice
+
+
+class Clock:
+    """Seconds of this process by activity, as the host sees them. It does not wait for work that a GPU still does.
+
+    Attributes:
+        seconds: Seconds of each activity. "step" is the rest of the training.
+    """
+
+    def __init__(self) -> None:
+        self.seconds: dict[Activity, float] = dict.fromkeys(("start", *TRAINING, "test"), 0.0)
+        self._begun = time.perf_counter()
+        self._since: dict[Activity, float] = {"test": self._begun}
+        self._testing = False
+
+    @contextmanager
+    def measure(self, name: Activity) -> Iterator[None]:
+        """Add the time of the block to `name`. Activities that are measured within the block count for themselves."""
+        self.begin(name)
+        try:
+            yield
+        finally:
+            self.end(name)
+
+    def begin(self, name: Activity) -> None:
+        """As `measure`, for an activity that begins and ends in two hooks."""
+        self._since[name] = self._uncounted()
+
+    def end(self, name: Activity) -> None:
+        if self._testing and name != "test":
+            return  # logging in a test counts as test
+        self.seconds[name] += self._uncounted() - self._since[name]
+
+    def _uncounted(self) -> float:
+        """Time without the activities that have ended."""
+        return time.perf_counter() - sum(self.seconds.values())
+
+    def train_start(self) -> None:
+        """Call this before the first step."""
+        self.seconds = dict.fromkeys(self.seconds, 0.0) | {"start": process_seconds()}
+        self._begun = time.perf_counter()
+
+    def train_end(self) -> None:
+        """Call this after the last step. Time that no other activity took was spent in steps."""
+        total = time.perf_counter() - self._begun
+        self.seconds["step"] = max(0.0, total - sum(self.seconds[name] for name in TRAINING if name != "step"))
+        self.test_start()
+
+    def test_start(self) -> None:
+        """Call this before the test."""
+        self._testing = True
+        if not self.seconds["start"]:  # a resumed run with nothing left to train
+            self.seconds["start"] = process_seconds()
+        self.begin("test")
+
+    def test_end(self) -> None:
+        """Call this after the test."""
+        self.end("test")
+
+    def summary(self) -> list[str]:
+        """Lines for the user: where the time of this process went and, if an activity takes too much, which key reduces it."""
+        training = sum(self.seconds[name] for name in TRAINING)
+        shares = {name: self.seconds[name] / training for name in TRAINING if training >= 0.05}
+        shown = ", ".join(f"{name} {share:.0%}" for name, share in shares.items() if share >= 0.005)
+        start, test = self.seconds["start"], self.seconds["test"]
+        lines = [f"start {start:.1f} s, training {training:.1f} s{f' ({shown})' if shown else ''}, test {test:.1f} s"]
+        if training >= LEAST_SECONDS:
+            lines += [
+                f"{shares[name]:.0%} of the training went into {name}: {hint}"
+                for name, (most, hint) in ADVICE.items()
+                if shares[name] > most
+            ]
+        return lines
+
+
+def process_seconds() -> float:
+    """Seconds since this process was started; if the system does not say, seconds since this module was imported."""
+    try:
+        ticks = int(Path("/proc/self/stat").read_text(encoding="ascii").rpartition(")")[2].split()[19])
+        return time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
+    except (OSError, AttributeError, ValueError, IndexError):
+        return time.perf_counter() - _IMPORTED
+
+
+_IMPORTED = time.perf_counter()

@@ -1,0 +1,169 @@
+"""How a run ends early: what the command prints, and its exit code. Only bugs show a traceback."""
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+import traceback
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+
+from engine.config.components import FOLDERS, lightning_folder
+from engine.config.signatures import PROJECT, short_path
+from engine.contracts import UserError
+
+TERMINATED, INTERRUPTED = 128 + signal.SIGTERM, 128 + signal.SIGINT  # as a shell counts
+DIVERGED, REFUSED, FAILED = 3, 2, 1
+CHILD_SECONDS = 10  # that child processes get to end by themselves
+# in messages of torch.distributed: another process is gone
+LOST = ("connection closed by peer", "connection reset by peer", "timed out", "nccl", "broken pipe")
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+OWNERS_FOLDERS = tuple(PROJECT / folder for folder, _ in FOLDERS.values())
+
+
+class RunEnded(BaseException):
+    """A run ends early, and not because of a bug. No ``except Exception`` catches it.
+
+    Args:
+        message: Why and where, in one line; "" if everything has been said.
+        exit_code: Exit code of the command.
+        agreed: Whether all processes of the run end at the same step.
+    """
+
+    def __init__(self, message: str, exit_code: int, agreed: bool = False) -> None:
+        super().__init__(" ".join(message.split()))
+        self.exit_code, self.agreed = exit_code, agreed
+
+
+class Stopped(RunEnded):
+    """A signal ends the run.
+
+    Args:
+        signum: The signal.
+        place: Where training was, for the user; "" before it began.
+    """
+
+    def __init__(self, signum: int, place: str = "") -> None:
+        interrupted = signum == signal.SIGINT
+        message = "interrupted" if interrupted else f"stopped by {signal.Signals(signum).name}"
+        message = f"{message} in {place}" if place else message
+        super().__init__(message, INTERRUPTED if interrupted else TERMINATED, agreed=bool(place))
+        self.signum = signum
+
+
+class Diverged(RunEnded):
+    """A loss, a gradient or a weight is not finite. The message says which one and where."""
+
+    def __init__(self, message: str) -> None:
+        hint = "lower optimizer.lr, clip gradients by trainer.gradient_clip_val=1.0, or use warm-up"
+        super().__init__(f"diverged: {message}; {hint}", DIVERGED, agreed=True)
+
+
+def explain_error(error: Exception, batch_size: int, num_devices: int) -> BaseException:
+    """The error as the user should see it: `RunEnded` if it is not a bug, else the error itself.
+
+    Args:
+        error: The error that ended the training.
+        batch_size: Batch size of the run, for a hint.
+        num_devices: Number of devices of the run.
+    """
+    text = " ".join(str(error).split())
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in text:
+        hint = (
+            f"lower data.batch_size (now {batch_size}; trainer.accumulate_grad_batches compensates) or the model's size"
+        )
+        return RunEnded(f"error: out of memory; {hint}", FAILED)
+    if isinstance(error, OSError) and error.errno in NO_ROOM:
+        where = f" {error.filename}" if error.filename else ""
+        return RunEnded(f"error: cannot write{where}: {error.strerror}; files written before are still good", REFUSED)
+    if isinstance(error, PermissionError):
+        return RunEnded(f"error: {error.filename}: {error.strerror}", REFUSED)
+    if "Error(s) in loading state_dict" in text:
+        return RunEnded(f"error: the checkpoint is of another model: {text[:200]}", REFUSED)
+    lost = [part for part in LOST if part in text.lower()]
+    if isinstance(error, RuntimeError) and num_devices > 1 and (lost or type(error).__name__.startswith("Dist")):
+        return RunEnded(f"error: lost another process of this run ({(lost or [text[:100]])[0]})", FAILED)
+    return error
+
+
+def is_refusal(error: BaseException) -> bool:
+    """Whether Lightning refuses an option. An error that went through the owner's own files is a bug in them."""
+    files = [Path(frame.filename) for frame in traceback.extract_tb(error.__traceback__)]
+    if any(file.is_relative_to(folder) for file in files for folder in OWNERS_FOLDERS):
+        return False
+    raised_there = bool(files) and files[-1].is_relative_to(lightning_folder())
+    kind = isinstance(error, ValueError | TypeError | ImportError | RuntimeError) and raised_there
+    return kind or type(error).__name__ == "MisconfigurationException"
+
+
+def report_exit(end: RunEnded | UserError, folder: Path | None, rank: int) -> int:
+    """Print why a run ended and how to resume it.
+
+    Args:
+        end: Why the run ended.
+        folder: Folder of the run; None if there is none yet.
+        rank: Number of this process. The first one speaks for all.
+
+    Returns:
+        The exit code of this process.
+    """
+    if isinstance(end, UserError):
+        end = RunEnded(f"error: {end}", REFUSED)
+    if rank > 0 and end.agreed:
+        return 0  # a launcher would take another code for a crash, and kill the first process while it saves
+    parts = [str(end)]
+    if folder is not None and end.exit_code != REFUSED and (folder / "checkpoints/last.ckpt").is_file():
+        before = f"{folder}/checkpoints is from before; a run resumed from there diverges again"
+        parts.append(before if end.exit_code == DIVERGED else f"resume with: python train.py --resume {folder}")
+    if isinstance(end, Stopped) and (note := requeue(end.signum)):
+        parts.append(note)
+    with suppress(OSError):
+        if parts != [""]:
+            print("; ".join(parts), file=sys.stderr, flush=True)
+    return end.exit_code
+
+
+def report_bug(error: Exception) -> int:
+    """Print the traceback of a bug and, in the last line, the deepest line of the project that it went through."""
+    with suppress(OSError):
+        traceback.print_exception(error)
+        frames = traceback.extract_tb(error.__traceback__)
+        own = [
+            frame for frame in frames if Path(frame.filename).is_relative_to(PROJECT) and ".venv" not in frame.filename
+        ]
+        owners = [frame for frame in own if any(Path(frame.filename).is_relative_to(f) for f in OWNERS_FOLDERS)]
+        frame = (owners or own or frames)[-1]
+        place = f"{short_path(Path(frame.filename))}:{frame.lineno}"
+        message = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        print(f"error: {place}: {message}", file=sys.stderr, flush=True)
+    return FAILED
+
+
+def end_children(processes: Iterable[subprocess.Popen]) -> None:
+    """Wait for the processes that this one has started, and kill those that do not end."""
+    for process in processes:
+        try:
+            process.wait(CHILD_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+
+
+def requeue(signum: int) -> str | None:
+    """Requeue the SLURM job if SLURM's warning (SIGUSR1) ended it.
+
+    Returns:
+        What to tell the user; None if there is nothing to requeue.
+    """
+    job = os.environ.get("SLURM_JOB_ID")
+    if signum != getattr(signal, "SIGUSR1", None) or job is None:
+        return None
+    if "SLURM_ARRAY_JOB_ID" in os.environ:
+        job = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
+    try:
+        subprocess.run(["scontrol", "requeue", job], check=True, capture_output=True, text=True, timeout=60)
+    except (OSError, subprocess.SubprocessError) as error:
+        reason = getattr(error, "stderr", None) or error
+        return f"SLURM job {job} could not be requeued: {' '.join(str(reason).split())}"
+    return f"SLURM job {job} is requeued"

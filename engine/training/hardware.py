@@ -1,0 +1,91 @@
+"""What this machine can train on: precision, number of processes, memory, and its fastest matrix product."""
+
+import os
+import sys
+import time
+
+import torch
+from lightning.pytorch.accelerators import Accelerator, CPUAccelerator
+
+from engine.contracts import OptionError
+
+BF16_FEATURES = ("amx_bf16", "avx512_bf16")  # of CPUs that multiply bf16 natively
+MATRIX_SIDE = {"cpu": 2048, "cuda": 8192}  # large enough to reach the peak
+PEAK_SECONDS = 0.2  # over which matrix products are repeated; the fastest one counts
+
+
+def precision_for(accelerator: str, wanted: str | int) -> str | int:
+    """`wanted`; for "auto" bf16-mixed if the hardware in use multiplies bf16 natively, else 32-true.
+
+    Raises:
+        OptionError: if the hardware does not support it. Lightning would use another precision, or train to NaN.
+    """
+    on_gpu = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+    on_cpu = accelerator == "cpu" or (accelerator == "auto" and not on_gpu and not torch.backends.mps.is_available())
+    if on_cpu and str(wanted) in ("16", "16-mixed", "16-true"):
+        raise OptionError(f"precision {wanted} needs a GPU; a CPU has bf16-mixed and 32-true")
+    if wanted != "auto":
+        return wanted
+    features = torch.cpu.get_capabilities() if on_cpu else {}
+    native = torch.cuda.get_device_capability() >= (8, 0) if on_gpu else any(map(features.get, BF16_FEATURES))
+    return "bf16-mixed" if native else "32-true"
+
+
+def choose_precision(accelerator: str, wanted: str | int) -> str | int:
+    """As `precision_for`. With "auto", matrix products in 32 bits also use the matrix units of a GPU (TF32).
+
+    Raises:
+        OptionError: as `precision_for`.
+    """
+    if wanted == "auto" and torch.cuda.is_available():
+        torch.set_float32_matmul_precision("high")  # as Lightning advises at every start
+    return precision_for(accelerator, wanted)
+
+
+def describe_hardware() -> str:
+    """The devices of this machine, for the user."""
+    gpus = f"{torch.cuda.device_count()} CUDA GPUs" if torch.cuda.is_available() else "no CUDA GPU"
+    mps = ", MPS" if torch.backends.mps.is_available() else ""
+    return f"this machine has {os.cpu_count()} CPU cores, {gpus}{mps}"
+
+
+def check_processes(accelerator: Accelerator, num_devices: int, world_size: int) -> None:
+    """Refuse what Lightning allows: more processes than CPU cores, or another number than a launcher has started.
+
+    Raises:
+        OptionError: in these cases.
+    """
+    if isinstance(accelerator, CPUAccelerator) and num_devices > (os.cpu_count() or 1):
+        raise OptionError(f"devices: {num_devices} processes on the CPU")
+    environ = os.environ
+    started = int(environ["WORLD_SIZE"] if "RANK" in environ else environ.get("SLURM_NTASKS", "1"))
+    if started > 1 and started != world_size and environ.get("SLURM_JOB_NAME") not in ("bash", "interactive"):
+        raise OptionError(
+            f"{started} processes were started for a run of {world_size}; set devices, and num_nodes, to match"
+        )
+
+
+def peak_memory(device: torch.device) -> int | None:
+    """Highest memory use so far in bytes: of tensors on a GPU, else of this process; None if the system does not say."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def matmul_flops(device: torch.device, dtype: torch.dtype) -> float:
+    """Floating-point operations per second of a large matrix product, the most that this device reaches."""
+    side = MATRIX_SIDE[device.type]
+    left, right = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+    fastest, end = float("inf"), time.perf_counter() + PEAK_SECONDS
+    while time.perf_counter() < end or fastest == float("inf"):
+        start = time.perf_counter()
+        product = left @ right
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        fastest = min(fastest, time.perf_counter() - start)
+        del product
+    return 2 * side**3 / fastest

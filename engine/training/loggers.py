@@ -1,0 +1,210 @@
+"""Where a run's curves and pictures go: TensorBoard, CSV files, Weights & Biases.
+
+TensorBoard draws curves with the same tag in one chart if they belong to different runs. So validation and test are runs of
+their own below the training run (``NAME``, ``NAME/val``, ``NAME/test``), and `val/loss` is `metrics/loss` in the second.
+"""
+
+from collections.abc import Collection, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from lightning.pytorch import Trainer
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from tensorboard.compat.proto import event_pb2
+from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams
+
+from engine.training.clock import Clock
+
+STAGES = {"train": "", "val": "val", "test": "test"}  # first part of a metric's name -> folder of its event file
+# sections of TensorBoard's page, for metrics that do not measure quality
+SECTIONS = {
+    "epoch": "training", "gradient_norm": "training", "loss_step": "training", "lr": "training",
+    "memory_gigabytes": "speed", "padding_share": "speed", "peak_share": "speed", "samples_per_second": "speed",
+}  # fmt: skip
+EVENTS = ("events.out.tfevents.*", "*/events.out.tfevents.*")
+# the charts of CUSTOM SCALARS
+LAYOUT = {
+    "learning and overfitting": {
+        "loss": ["Multiline", ["^metrics/loss$"]],
+        "accuracy": ["Multiline", ["^metrics/accuracy$"]],
+        "macro F1": ["Multiline", ["^metrics/f1$"]],
+        "calibration error": ["Multiline", ["^metrics/calibration_error$"]],
+    },
+    "optimization": {
+        "loss of single batches": ["Multiline", ["^training/loss_step$"]],
+        "gradient norm": ["Multiline", ["^training/gradient_norm$"]],
+        "learning rate": ["Multiline", ["^training/lr$"]],
+    },
+}
+
+
+class RunLogger(TensorBoardLogger):
+    """Writes TensorBoard's event files into the run's folder, and no other files.
+
+    Args:
+        folder: Folder of the run.
+        clock: Measures the time that logging takes.
+    """
+
+    def __init__(self, folder: Path, clock: Clock) -> None:
+        super().__init__(str(folder.parent), name="", version=folder.name, default_hp_metric=False)
+        self.folder, self.clock = folder, clock
+        self._writers: dict[str, SummaryWriter] = {}
+
+    def writer(self, stage: str) -> SummaryWriter:
+        """The writer of the stage `train`, `val` or `test`, in the first process only."""
+        name = STAGES[stage]
+        if name not in self._writers:
+            self._writers[name] = SummaryWriter(str(self.folder / name)) if name else self.experiment
+        return self._writers[name]
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        with self.clock.measure("logging"):
+            for name, value in metrics.items():
+                stage, tag = stage_and_tag(name)
+                self.writer(stage).add_scalar(tag, value, step)
+
+    def save(self) -> None:
+        with self.clock.measure("logging"):
+            for writer in (self.experiment, *self._writers.values()):
+                writer.flush()
+
+    def finalize(self, status: str) -> None:
+        """Keep the files open, because the test writes to them after the training."""
+        self.save()
+
+    def write_start(self, texts: Mapping[str, str]) -> None:
+        """Write texts in Markdown about a new run, and the layout of CUSTOM SCALARS."""
+        for name, text in texts.items():
+            self.experiment.add_text(name, text)
+        self.experiment.add_custom_scalars(LAYOUT)
+
+    def restart_at(self, step: int) -> None:
+        """Tell a TensorBoard that has read this run to discard what came after `step`."""
+        for stage in ("train", "val"):
+            start = event_pb2.Event(session_log=event_pb2.SessionLog(status=event_pb2.SessionLog.START))
+            self.writer(stage)._get_file_writer().add_event(start, step)
+
+    def write_hparams(
+        self, hyperparameters: Mapping[str, Any], varied: Collection[str], metrics: Iterable[str]
+    ) -> None:
+        """Write the entry under HPARAMS, where TensorBoard shows the last value of each metric.
+
+        Args:
+            hyperparameters: Names and scalars.
+            varied: Hyperparameters whose columns come first. TensorBoard shows five without being asked.
+            metrics: Names of metrics that were logged, such as ``test/accuracy``.
+        """
+        experiment, *session = hparams(dict(hyperparameters), {})
+        content = experiment.value[0].metadata.plugin_data
+        plugin = hparams_plugin(content.content)
+        for info in plugin.experiment.hparam_infos:
+            info.differs = info.name in varied  # TensorBoard sorts by this and by name
+        for name in metrics:
+            stage, tag = stage_and_tag(name)
+            column = plugin.experiment.metric_infos.add(display_name=name)
+            column.name.group, column.name.tag = STAGES[stage], tag
+        content.content = plugin.SerializeToString()
+        for summary in (experiment, *session):
+            self.experiment.file_writer.add_summary(summary)
+        self.save()
+
+
+class PictureWriter:
+    """What callbacks draw with. Images, texts and scalars go to every logger of the run that takes them.
+
+    Every other method is that of TensorBoard's `SummaryWriter`, and does nothing without TensorBoard.
+    """
+
+    def __init__(self, trainer: Trainer, stage: str) -> None:
+        self._stage, self._step = stage, trainer.global_step
+        logger = tensorboard_of(trainer)
+        self._tensorboard = None if logger is None else logger.writer(stage)
+        self._others = [other for other in trainer.loggers if not isinstance(other, RunLogger)]
+
+    def add_scalar(self, tag: str, value: float, step: int | None = None) -> None:
+        if self._tensorboard is not None:
+            self._tensorboard.add_scalar(tag, value, step)
+        for logger in self._others:
+            logger.log_metrics({f"{self._stage}/{tag}": float(value)}, step)
+
+    def add_image(self, tag: str, picture: Any, step: int | None = None, dataformats: str = "CHW") -> None:
+        """Write a picture of uint8, or of floats from 0 to 1."""
+        if self._tensorboard is not None:
+            self._tensorboard.add_image(tag, picture, step, dataformats=dataformats)
+        for logger in filter(takes_pictures, self._others):
+            pixels = np.asarray(picture)
+            pixels = pixels if dataformats == "HWC" else pixels.transpose(1, 2, 0)
+            logger.log_image(f"{self._stage}/{tag}", [pixels])  # type: ignore[attr-defined]
+
+    def add_text(self, tag: str, text: str, step: int | None = None) -> None:
+        """Write a text in Markdown."""
+        if self._tensorboard is not None:
+            self._tensorboard.add_text(tag, text, step)
+        for logger in self._others:
+            if hasattr(logger, "log_text"):
+                logger.log_text(f"{self._stage}/{tag}", columns=["text"], data=[[text]])
+
+    def __getattr__(self, name: str) -> Any:
+        return (lambda *_, **__: None) if self._tensorboard is None else getattr(self._tensorboard, name)
+
+
+def make_loggers(names: Iterable[str], folder: Path, clock: Clock, options: Mapping[str, Any]) -> list[Logger]:
+    """The loggers of a run.
+
+    Args:
+        names: Of ``tensorboard``, ``csv`` and ``wandb``.
+        folder: Folder of the run.
+        clock: Measures the time that TensorBoard takes.
+        options: The flat config, which Weights & Biases shows beside the curves.
+    """
+    made: list[Logger] = []
+    for name in names:
+        if name == "tensorboard":
+            made.append(RunLogger(folder, clock))
+        elif name == "csv":
+            made.append(CSVLogger(folder, name="", version="csv"))
+        else:
+            from lightning.pytorch.loggers import WandbLogger
+
+            wandb = WandbLogger(name=folder.name, project=folder.parent.name, save_dir=folder, config=dict(options))
+            made.append(wandb)
+    return made
+
+
+def tensorboard_of(trainer: Trainer) -> RunLogger | None:
+    return next((logger for logger in trainer.loggers if isinstance(logger, RunLogger)), None)
+
+
+def takes_pictures(logger: Logger) -> bool:
+    return isinstance(logger, RunLogger) or hasattr(logger, "log_image")
+
+
+def log_everywhere(trainer: Trainer, metrics: Mapping[str, float], step: int | None = None) -> None:
+    """Write metrics to every logger, at once."""
+    for logger in trainer.loggers:
+        logger.log_metrics(dict(metrics), step=trainer.global_step if step is None else step)
+
+
+def hparams_plugin(content: bytes) -> Any:
+    """The content of TensorBoard's plugin for hyperparameters."""
+    from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+
+    return HParamsPluginData.FromString(content)
+
+
+def stage_and_tag(name: str) -> tuple[str, str]:
+    """Stage and tag of a metric in TensorBoard: `val/loss` is `metrics/loss` of the validation."""
+    stage, slash, rest = name.partition("/")
+    if not slash or stage not in STAGES:
+        return "train", f"{SECTIONS[name]}/{name}" if name in SECTIONS else name
+    return stage, f"{SECTIONS.get(rest, 'metrics')}/{rest}"
+
+
+def event_files(folder: Path) -> list[Path]:
+    """TensorBoard's files of a run."""
+    return sorted(path for pattern in EVENTS for path in folder.glob(pattern))

@@ -1,0 +1,1 @@
+"""What models are built from: the BERT encoder, metrics, Muon, sequences."""

@@ -1,0 +1,48 @@
+"""Images and rows of features as sequences of vectors, which is what a transformer reads."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from engine.contracts import OptionError
+
+# B batch, E hidden size, C channels, H height, W width, P patch size, D features
+
+
+class Patches(nn.Module):
+    """An image (B, C, H, W) as a sequence of projected patches (B, H/P * W/P, E)."""
+
+    def __init__(self, channels: int, patch_size: int, hidden_size: int) -> None:
+        super().__init__()
+        self.patch_size = patch_size
+        self.projection = nn.Linear(channels * patch_size**2, hidden_size)
+
+    def forward(self, images: Tensor) -> Tensor:
+        size = self.patch_size
+        patches = images.unfold(2, size, size).unfold(3, size, size)  # (B, C, H/P, W/P, P, P)
+        return self.projection(patches.permute(0, 2, 3, 1, 4, 5).flatten(3).flatten(1, 2))
+
+
+class FeatureTokens(nn.Module):
+    """A row of features (B, D) as a sequence (B, D, E): each value scales the vector of its feature."""
+
+    def __init__(self, num_features: int, hidden_size: int, std: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(num_features, hidden_size) * std)
+
+    def forward(self, features: Tensor) -> Tensor:
+        return features[:, :, None] * self.weight
+
+
+def num_tokens(input_shape: Sequence[int], patch_size: int) -> int:
+    """Length of the sequence of an image or a row of features, with the token that stands for all."""
+    if len(input_shape) == 1:
+        return 1 + input_shape[0]
+    height, width = input_shape[1:]
+    if height % patch_size or width % patch_size:
+        fitting = [size for size in range(1, min(height, width) + 1) if height % size == 0 and width % size == 0]
+        raise OptionError(
+            f"model.patch_size: {patch_size} does not divide {height} x {width} pixels; take one of {fitting}"
+        )
+    return 1 + (height // patch_size) * (width // patch_size)

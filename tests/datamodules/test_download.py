@@ -1,0 +1,205 @@
+"""Downloads, from a server on this machine: checked, by one process at a time, never half there."""
+
+import hashlib
+import io
+import tarfile
+import threading
+from dataclasses import replace
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from datamodules import cifar, mnist
+from datamodules.cifar import CIFAR
+from datamodules.mnist import MNIST
+from datamodules.parts.download import RemoteFile, extract, fetch
+from engine.contracts import DataError
+from tests import files
+
+
+class Server:
+    """Serves a folder on loopback and counts what it was asked for."""
+
+    def __init__(self, folder: Path) -> None:
+        self.asked: list[str] = []
+        asked = self.asked
+
+        class Handler(SimpleHTTPRequestHandler):
+            def log_message(self, *_: object) -> None:
+                asked.append(self.path)
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(folder)))
+        self.address = f"http://127.0.0.1:{self.server.server_port}/"
+        self.thread = threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.01})
+
+    def __enter__(self) -> "Server":
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.server.shutdown()
+        self.thread.join()
+        self.server.server_close()
+
+
+@pytest.fixture
+def served(tmp_path: Path):
+    (tmp_path / "served").mkdir()
+    with Server(tmp_path / "served") as server:
+        yield server
+
+
+CONTENT = bytes(range(256)) * 5000
+FILE = RemoteFile("file.bin", len(CONTENT), hashlib.sha256(CONTENT).hexdigest())
+NOWHERE = "http://127.0.0.1:9/"  # the port of "discard": nobody listens
+
+
+def left_in(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()} - {".lock"}
+
+
+def test_a_download_is_verified_and_readable_by_all(tmp_path, served):
+    (tmp_path / "served/file.bin").write_bytes(CONTENT)
+    fetch([FILE], tmp_path / "data", [NOWHERE, served.address + "absent", served.address])
+    assert (tmp_path / "data/file.bin").read_bytes() == CONTENT
+    assert (tmp_path / "data/file.bin").stat().st_mode & 0o444 == 0o444
+    assert left_in(tmp_path / "data") == {"file.bin"}
+    fetch([FILE], tmp_path / "data", [NOWHERE])  # there already
+
+
+@pytest.mark.faults(
+    "a download is cut off, too long or another file", "refused with its name; nothing is left under the name"
+)
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (CONTENT[:-1], "1,279,999 of 1,280,000 bytes"),
+        (CONTENT + b"x", "more than 1,280,000 of 1,280,000 bytes"),
+        (CONTENT[:-1] + b"x", "SHA-256 is "),
+        (b"", "0 of 1,280,000 bytes"),
+    ],
+)
+def test_wrong_content_is_refused_and_leaves_nothing(tmp_path, served, content, expected):
+    (tmp_path / "served/file.bin").write_bytes(content)
+    with pytest.raises(DataError) as caught:
+        fetch([FILE], tmp_path / "data", [served.address])
+    assert expected in str(caught.value)
+    assert left_in(tmp_path / "data") == set()
+
+
+def test_without_a_network_the_error_names_file_folder_and_addresses(tmp_path):
+    with pytest.raises(DataError) as caught:
+        MNIST(root=str(tmp_path)).prepare_data()
+    said = str(caught.value)
+    assert "\n" not in said
+    folder = tmp_path / "MNIST/raw"
+    names = [one.name for one in mnist.VARIANTS["mnist"].files]
+    for part in (f"put {', '.join(names)} into {folder}", str(folder), *mnist.VARIANTS["mnist"].mirrors, "data.root"):
+        assert part in said
+    assert left_in(folder) == set()
+
+
+def test_two_at_once_fetch_each_file_once(tmp_path, served):
+    (tmp_path / "served/file.bin").write_bytes(CONTENT)
+    both = [threading.Thread(target=fetch, args=([FILE], tmp_path / "data", [served.address])) for _ in range(2)]
+    for one in both:
+        one.start()
+    for one in both:
+        one.join()
+    assert served.asked == ["/file.bin"]
+    assert (tmp_path / "data/file.bin").read_bytes() == CONTENT
+
+
+def test_a_folder_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(DataError, match=r"data.root: cannot write to .*/file/MNIST/raw \(Not a directory\)"):
+        MNIST(root=str(tmp_path / "file")).prepare_data()
+
+
+def test_mnist_from_a_mirror(small_data, tmp_path, monkeypatch):
+    source = small_data / "MNIST/raw"
+    remote = tuple(_remote(path) for path in (source / one.name for one in mnist.VARIANTS["mnist"].files))
+    monkeypatch.setitem(mnist.VARIANTS, "mnist", replace(mnist.VARIANTS["mnist"], files=remote))
+    with Server(source) as server:
+        datamodule = MNIST(root=str(tmp_path / "new"), mirrors=[server.address])
+        datamodule.prepare_data()
+        assert len(server.asked) == 4
+        datamodule.prepare_data()
+        assert len(server.asked) == 4
+    datamodule.setup()
+    assert datamodule.num_samples("test") == files.TEST
+
+
+def _remote(path: Path) -> RemoteFile:
+    content = path.read_bytes()
+    return RemoteFile(path.name, len(content), hashlib.sha256(content).hexdigest())
+
+
+def archive(path: Path, members: dict[str, bytes | tarfile.TarInfo]) -> Path:
+    with tarfile.open(path, "w:gz") as tar:
+        for name, content in members.items():
+            if isinstance(content, tarfile.TarInfo):
+                tar.addfile(content)
+            else:
+                info = tarfile.TarInfo(name)
+                info.size = len(content)
+                tar.addfile(info, io.BytesIO(content))
+    return path
+
+
+def test_cifar_from_a_mirror(small_data, tmp_path, monkeypatch):
+    folder = small_data / "cifar-10-batches-bin"
+    served = tmp_path / "served"
+    served.mkdir()
+    members = {f"cifar-10-batches-bin/{path.name}": path.read_bytes() for path in sorted(folder.iterdir())}
+    packed = archive(served / "cifar-10-binary.tar.gz", members)
+    monkeypatch.setitem(cifar.VARIANTS, "cifar10", replace(cifar.VARIANTS["cifar10"], archive=_remote(packed)))
+    with Server(served) as server:
+        datamodule = CIFAR(root=str(tmp_path / "new"), mirrors=[server.address])
+        datamodule.prepare_data()
+        datamodule.prepare_data()
+        assert len(server.asked) == 1
+    datamodule.setup()
+    assert datamodule.num_samples("test") == files.TEST
+    assert left_in(tmp_path / "new") == {"cifar-10-batches-bin", "cifar-10-binary.tar.gz"}
+
+
+def _link(name: str) -> tarfile.TarInfo:
+    info = tarfile.TarInfo(name)
+    info.type, info.linkname = tarfile.SYMTYPE, "/etc/passwd"
+    return info
+
+
+@pytest.mark.faults("an archive with links, devices, other names, too much in it", "refused; nothing leaves the folder")
+@pytest.mark.parametrize(
+    ("members", "expected"),
+    [
+        ({"x/a.bin": b"12345"}, "lacks b.bin"),
+        ({"x/a.bin": b"12345", "x/b.bin": b"1234"}, "b.bin is not a file of 5 bytes"),
+        ({"x/a.bin": b"12345", "x/b.bin": _link("x/b.bin")}, "b.bin is not a file of 5 bytes"),
+    ],
+)
+def test_an_archive_with_wrong_members(tmp_path, members, expected):
+    with pytest.raises(DataError, match=expected):
+        extract(archive(tmp_path / "a.tar.gz", members), {"a.bin": 5, "b.bin": 5}, tmp_path / "out")
+    assert left_in(tmp_path) == {"a.tar.gz"}
+
+
+@pytest.mark.faults("an archive with links, devices, other names, too much in it", "refused; nothing leaves the folder")
+def test_members_cannot_leave_the_folder(tmp_path):
+    members = {"../../a.bin": b"12345", "/etc/evil": b"x", "../evil": b"x"}
+    extract(archive(tmp_path / "a.tar.gz", members), {"a.bin": 5}, tmp_path / "out")
+    assert left_in(tmp_path) == {"a.tar.gz", "out"}
+    assert left_in(tmp_path / "out") == {"a.bin"}
+
+
+@pytest.mark.faults("an archive with links, devices, other names, too much in it", "refused; nothing leaves the folder")
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.9])
+def test_a_truncated_archive(tmp_path, share):
+    packed = archive(tmp_path / "a.tar.gz", {"x/a.bin": CONTENT})
+    packed.write_bytes(packed.read_bytes()[: int(share * packed.stat().st_size)])
+    with pytest.raises(DataError, match=r"broken archive|lacks a.bin"):
+        extract(packed, {"a.bin": len(CONTENT)}, tmp_path / "out")
+    assert left_in(tmp_path) == {"a.tar.gz"}

@@ -1,0 +1,322 @@
+"""Text from a file to a batch: split, tokenizer, cache, order, padding."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from datamodules import text as text_module
+from datamodules.parts.tokenizer import trained_tokenizer
+from datamodules.parts.tokens import LengthOrder, TokenRows
+from datamodules.text import Text
+from engine.config.signatures import PROJECT
+from engine.contracts import DataError
+from tests.files import MINILM, texts, write_texts
+
+# --- rows and batches
+
+
+def rows_of(lengths: list[int], **options) -> TokenRows:
+    """Row i holds the numbers 100 * i + 1, 100 * i + 2, ..."""
+    ids = torch.tensor(
+        [100 * i + j for i, length in enumerate(lengths) for j in range(1, length + 1)], dtype=torch.int32
+    )
+    sizes = torch.tensor(lengths)
+    return TokenRows(ids, sizes.cumsum(0) - sizes, sizes, **options)
+
+
+def test_a_batch_is_padded_to_its_longest_row_and_a_multiple():
+    batch = rows_of([2, 5, 1], pad_id=9, multiple=4)[torch.tensor([2, 0])]
+    assert batch["input_ids"].tolist() == [[201, 9, 9, 9], [1, 2, 9, 9]]
+    assert batch["attention_mask"].tolist() == [[True, False, False, False], [True, True, False, False]]
+    assert set(batch) == {"input_ids", "attention_mask"}
+
+
+def test_rows_of_one_length_need_no_mask():
+    assert set(rows_of([3, 3])[torch.tensor([1, 0])]) == {"input_ids"}
+
+
+def test_the_second_text_of_a_pair_has_type_1_and_padding_type_0():
+    batch = rows_of([4, 3], second_starts=torch.tensor([2, 1]))[torch.tensor([0, 1])]
+    assert batch["token_type_ids"].tolist() == [[0, 0, 1, 1], [0, 1, 1, 0]]
+
+
+@settings(max_examples=200, deadline=None)
+@example(lengths=[1] * 8 + [2], batch_size=2, max_tokens=2, shuffle=False, world_size=2, epoch=0)
+@given(
+    lengths=st.lists(st.integers(1, 40), min_size=4, max_size=120),
+    batch_size=st.integers(1, 20),
+    max_tokens=st.integers(1, 200),
+    shuffle=st.booleans(),
+    world_size=st.integers(1, 4),
+    epoch=st.integers(0, 3),
+)
+def test_every_row_once_within_both_limits_on_any_number_of_processes(
+    lengths, batch_size, max_tokens, shuffle, world_size, epoch
+):
+    sizes, seen = torch.tensor(lengths), []
+    orders = [LengthOrder(sizes, batch_size, max_tokens, shuffle, 0, rank, world_size) for rank in range(world_size)]
+    batches = []
+    for order in orders:
+        order.set_epoch(epoch)
+        batches.append(list(order))
+        assert len(batches[-1]) == len(order)
+    assert len({len(one) for one in batches}) == 1  # or a process would wait for ever
+    for one in batches:
+        for indices in one:
+            assert len(indices) > 0
+            longest = int(sizes[indices].max())
+            alone = 1 if shuffle else 2  # in evaluation the last rows are shared out, too
+            assert len(indices) <= max(alone, min(batch_size, max_tokens // longest))
+            seen += indices.tolist()
+    assert len(seen) == len(set(seen))
+    left_out = len(lengths) - len(seen)
+    assert left_out == (len(lengths) % world_size if shuffle else 0)
+    if shuffle:  # each step is equally large on all processes
+        assert all(len({len(indices) for indices in step}) == 1 for step in zip(*batches, strict=True))
+
+
+def test_shuffled_between_and_within_lengths_by_seed_and_epoch():
+    lengths = torch.tensor([3] * 40 + [7] * 40)
+
+    def epoch(number: int, seed: int = 0) -> list[list[int]]:
+        order = LengthOrder(lengths, 8, 1000, True, seed)
+        order.set_epoch(number)
+        return [indices.tolist() for indices in order]
+
+    assert epoch(1) == epoch(1)
+    assert epoch(1) != epoch(2)
+    assert epoch(1) != epoch(1, seed=1)
+    assert {tuple(sorted(one)) for one in epoch(1)} != {tuple(sorted(one)) for one in epoch(2)}  # other rows together
+    longs = [lengths[indices[0]].item() for indices in map(torch.tensor, epoch(1))]
+    assert longs != sorted(longs)
+
+
+def test_the_first_batches_of_an_evaluation_stand_for_all():
+    lengths = torch.arange(1, 101)
+    batches = [lengths[rows].float().mean().item() for rows in LengthOrder(lengths, 2, 1000, False)]
+    assert 30 < sum(batches[:10]) / 10 < 70
+    assert batches == [lengths[rows].float().mean().item() for rows in LengthOrder(lengths, 2, 1000, False, seed=5)]
+
+
+def test_the_rows_that_cannot_be_shared_out_are_others_in_every_epoch():
+    order, left_out = LengthOrder(torch.tensor([5] * 9), 2, 100, True, world_size=2), set()
+    other = LengthOrder(torch.tensor([5] * 9), 2, 100, True, rank=1, world_size=2)
+    for epoch in range(20):
+        order.set_epoch(epoch)
+        other.set_epoch(epoch)
+        seen = {i for indices in [*order, *other] for i in indices.tolist()}
+        left_out |= set(range(9)) - seen
+        assert len(seen) == 8
+    assert len(left_out) > 4
+
+
+# --- the datamodule
+
+
+@pytest.fixture
+def folder(tmp_path):
+    write_texts(tmp_path / "train.tsv", 300)
+    write_texts(tmp_path / "test.tsv", 30, seed=1)
+    return tmp_path
+
+
+def make(folder, **options) -> Text:
+    datamodule = Text(
+        **{"train": str(folder / "train.tsv"), "cache": str(folder / "cache"), "vocab_size": 200, **options}
+    )
+    datamodule.setup()
+    return datamodule
+
+
+def test_the_spec_says_what_there_is(folder):
+    spec = make(folder, max_length=30, pad_to_multiple_of=8).spec
+    assert (spec.modality, spec.input_shape, spec.class_names) == ("tokens", (), ("bad", "good", "none"))
+    assert (spec.pad_id, spec.max_length) == (0, 32)
+    assert 50 < spec.vocab_size <= 200
+
+
+def test_numbers_are_classes_in_their_order(tmp_path):
+    lines = [f"text {i} of many\t{i % 12}" for i in range(240)]
+    (tmp_path / "train.tsv").write_text("\n".join(["text\tlabel", *lines]), encoding="utf-8")
+    assert make(tmp_path).spec.class_names == tuple(map(str, range(12)))
+
+
+def test_parts_come_from_files_of_their_own_or_are_cut_from_the_training_file(folder):
+    alone = make(folder, val_fraction=0.1, test_fraction=0.2)
+    assert [alone.num_samples(part) for part in ("train", "val", "test")] == [216, 24, 60]
+    with_test = make(folder, test=str(folder / "test.tsv"))
+    assert [with_test.num_samples(part) for part in ("train", "val", "test")] == [270, 30, 30]
+    write_texts(folder / "val.tsv", 15, seed=2)
+    with_both = make(folder, val=str(folder / "val.tsv"), test=str(folder / "test.tsv"))
+    assert [with_both.num_samples(part) for part in ("train", "val", "test")] == [300, 15, 30]
+
+
+def test_what_is_trained_on_is_not_tested_on(folder):
+    with pytest.raises(ValueError, match="what is trained on cannot be tested on"):
+        make(folder, test=str(folder / "train.tsv"))
+    with pytest.raises(ValueError, match="what is trained on cannot be tested on"):
+        make(folder, test=str(folder / "cache/../train.tsv"))
+
+
+@pytest.mark.parametrize("key", ["max_tokens", "eval_max_tokens"])
+def test_a_row_must_fit_into_a_batch(folder, key):
+    with pytest.raises(
+        ValueError, match=rf"data\.{key}: 100 is too little for one row; data\.max_length=100 needs 104"
+    ):
+        make(folder, **{"max_length": 100, key: 100})
+
+
+def test_the_answer_is_not_among_the_texts(folder):
+    with pytest.raises(ValueError, match=r"data\.label_column: label is a column of text, too"):
+        make(folder, text_pair_column="label")
+
+
+def test_what_is_cut_off_or_unknown_is_said(folder, capsys):
+    make(folder)
+    assert capsys.readouterr().out == ""
+    make(folder, max_length=6)
+    assert "216 of 243 training texts fill data.max_length=6; more was cut off" in capsys.readouterr().out
+    (folder / "zh.tsv").write_text("text\tlabel\n" + "很好的电影\tgood\n很坏的电影\tbad\n" * 20, encoding="utf-8")
+    make(folder, train=str(folder / "zh.tsv"), tokenizer=str(MINILM))
+    assert "% of all tokens are unknown to the tokenizer; is it for another language?" in capsys.readouterr().out
+
+
+def test_a_label_that_training_does_not_know_is_named_with_file_and_row(folder):
+    (folder / "val.tsv").write_text("text\tlabel\na\tgood\nb\tmediocre\n", encoding="utf-8")
+    with pytest.raises(
+        DataError, match=r"val\.tsv:3: label 'mediocre' does not occur in the training set, which has bad,"
+    ):
+        make(folder, val=str(folder / "val.tsv"))
+
+
+def test_one_class_is_not_enough(tmp_path):
+    (tmp_path / "train.tsv").write_text("text\tlabel\na\tx\nb\tx\n", encoding="utf-8")
+    with pytest.raises(DataError, match="every row has the label 'x'; two classes are needed"):
+        make(tmp_path)
+
+
+def test_a_column_of_numbers_is_not_one_of_labels(tmp_path):
+    lines = [f"text {i}\t{i / 7:.3f}" for i in range(40)]
+    (tmp_path / "train.tsv").write_text("\n".join(["text\tlabel", *lines]), encoding="utf-8")
+    with pytest.raises(
+        DataError, match=r"data\.label_column: 40 different labels in 40 rows; is it the right column\?"
+    ):
+        make(tmp_path)
+
+
+def test_too_few_rows_to_hold_any_out(tmp_path):
+    (tmp_path / "train.tsv").write_text("text\tlabel\na\tx\nb\ty\n", encoding="utf-8")
+    with pytest.raises(DataError, match=r"data\.test_fraction: 0\.1 of 2 samples leaves 2 and 0; choose another"):
+        make(tmp_path)
+
+
+def test_the_vocabulary_comes_from_the_training_part_alone(tmp_path):
+    """A character that is in the validation file only is unknown."""
+    write_texts(tmp_path / "train.tsv", 100)
+    (tmp_path / "val.tsv").write_text("text\tlabel\nç\tgood\na\tbad\n", encoding="utf-8")
+    datamodule = make(tmp_path, val=str(tmp_path / "val.tsv"))
+    rows, _ = datamodule.splits()["val"]
+    unknown = datamodule.tokenizer.unk_token_id
+    assert (rows[torch.tensor([0])]["input_ids"] == unknown).sum() == 1
+    assert (rows[torch.tensor([1])]["input_ids"] == unknown).sum() == 0
+
+
+@pytest.mark.slow
+def test_the_same_texts_always_give_the_same_vocabulary():
+    """The library's own trainer breaks ties by the order of a hash table."""
+    script = (
+        "from tests.files import texts; from datamodules.parts.tokenizer import trained_tokenizer;"
+        "print(trained_tokenizer([one for one, _ in texts(300)], 150, True).backend_tokenizer.to_str())"
+    )
+    runs = [
+        subprocess.run([sys.executable, "-c", script], cwd=PROJECT, capture_output=True, text=True, check=True).stdout
+        for _ in range(2)
+    ]
+    again = trained_tokenizer([one for one, _ in texts(300)], 150, True).backend_tokenizer.to_str()
+    assert runs[0] == runs[1] == again + "\n"
+
+
+def test_chinese_is_read_character_by_character_and_accents_are_kept():
+    tokenizer = trained_tokenizer(["很好的电影", "很坏的电影", "Déjà vu"], 200, True)
+    assert tokenizer.tokenize("电影很好") == ["电", "影", "很", "好"]
+    assert "".join(tokenizer.tokenize("DÉJÀ")).replace("##", "") == "déjà"
+    assert tokenizer.decode(tokenizer("vu")["input_ids"], skip_special_tokens=True) == "vu"
+
+
+def test_tokenized_once(folder, monkeypatch):
+    calls = []
+    real = text_module.encode
+    monkeypatch.setattr(text_module, "encode", lambda *arguments: calls.append(1) or real(*arguments))
+    first = make(folder, test=str(folder / "test.tsv"))
+    assert len(calls) == 2
+    again = make(folder, test=str(folder / "test.tsv"))
+    assert len(calls) == 2
+    assert again.fingerprint == first.fingerprint
+    make(folder, test=str(folder / "test.tsv"), max_length=5)
+    assert len(calls) == 4
+    with (folder / "test.tsv").open("a", encoding="utf-8") as file:
+        file.write("one more\tgood\n")
+    make(folder, test=str(folder / "test.tsv"))
+    assert len(calls) == 5
+
+
+def test_a_damaged_cache_is_one_line(folder):
+    make(folder)
+    (path,) = folder.glob("cache/tokens-*/ids.npy")
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(DataError, match=r"data\.cache: .*/tokens-.* is damaged \(.*\); delete it, and it is made anew"):
+        make(folder)
+    (path,) = folder.glob("cache/tokenizer-*/tokenizer.json")
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(
+        DataError, match=r"data\.cache: .*/tokenizer-.* is damaged \(.*\); delete it, and it is made anew"
+    ):
+        make(folder)
+
+
+def test_pairs_and_twice_as_many_single_texts_are_kept_apart(tmp_path):
+    pairs, singles = ["text,second,label"], ["text,label"]
+    pairs += [f"a {i},b {i},{i % 2}" for i in range(40)]
+    singles += [f"a {i},{i % 2}" for i in range(40)] + [f"b {i},{i % 2}" for i in range(40)]
+    for name, lines in (("pairs", pairs), ("singles", singles)):
+        (tmp_path / f"{name}.csv").write_text("\n".join(lines), encoding="utf-8")
+        column = "second" if name == "pairs" else None
+        same = {"tokenizer": str(MINILM), "text_pair_column": column}
+        rows, _ = make(tmp_path, train=str(tmp_path / f"{name}.csv"), **same).splits()["train"]
+        assert (rows.second_starts is not None) == (name == "pairs")
+
+
+def test_long_rows_are_cut_and_pairs_lose_the_longer_text(tmp_path):
+    lines = [json.dumps({"text": "a " * 50, "second": f"b {i}", "label": i % 2}) for i in range(40)]
+    (tmp_path / "train.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    datamodule = make(tmp_path, train=str(tmp_path / "train.jsonl"), text_pair_column="second", max_length=16)
+    rows, _ = datamodule.splits()["train"]
+    batch = rows[torch.arange(len(rows))]
+    assert batch["input_ids"].shape[1] == 16
+    assert set(batch) == {"input_ids", "token_type_ids"} | ({"attention_mask"} if "attention_mask" in batch else set())
+    ids = datamodule.tokenizer.convert_ids_to_tokens(batch["input_ids"][0])
+    assert ids[0] == "[CLS]"
+    assert ids.count("[SEP]") == 2
+    first_of_second = ids.index("[SEP]") + 1
+    assert batch["token_type_ids"][0].tolist() == [0] * first_of_second + [1] * (16 - first_of_second)
+
+
+def test_what_is_saved_reads_raw_text_like_training_did(folder):
+    from transformers import AutoTokenizer
+
+    datamodule = make(folder, max_length=12)
+    datamodule.save(folder / "run")
+    tokenizer = AutoTokenizer.from_pretrained(folder / "run/tokenizer")
+    rows, labels = datamodule.splits()["test"]
+    everything = dict(texts(300))
+    for i in range(5):
+        ids = [one for one in rows[torch.tensor([i])]["input_ids"][0].tolist() if one != tokenizer.pad_token_id]
+        text = tokenizer.decode(ids, skip_special_tokens=True)
+        again = tokenizer(text, truncation=True)["input_ids"]
+        assert again == ids
+    assert {datamodule.class_names[label] for label in labels} == set(everything.values())

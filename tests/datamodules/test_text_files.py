@@ -1,0 +1,100 @@
+"""Reading a user's own texts: every row, or one line that says which row is wrong."""
+
+import json
+
+import pytest
+
+from datamodules.parts.text_files import Columns, read_file
+from engine.contracts import DataError
+
+COLUMNS = Columns("text", None, "label")
+PAIRS = Columns("text", "second", "label")
+
+
+def read(tmp_path, name: str, content: str | bytes, columns: Columns = COLUMNS):
+    path = tmp_path / name
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return read_file("data.train", path, columns)
+
+
+def refused(tmp_path, name: str, content: str | bytes, columns: Columns = COLUMNS) -> str:
+    with pytest.raises(DataError) as caught:
+        read(tmp_path, name, content, columns)
+    message = str(caught.value).replace(f"{tmp_path}/", "")
+    assert "\n" not in message
+    return message
+
+
+def test_csv_quotes_commas_and_line_breaks(tmp_path):
+    rows = read(tmp_path, "a.csv", 'id,text,label\r\n1,"one, ""two""\nthree",x\r\n\r\n2,four\u2028five, y \r\n')
+    assert rows.texts == ['one, "two"\nthree', "four\u2028five"]
+    assert rows.labels == ["x", "y"]
+    assert [place.rsplit(":", 1)[1] for place in rows.places] == ["2", "5"]
+
+
+def test_tsv_takes_quotation_marks_as_they_are(tmp_path):
+    rows = read(tmp_path, "a.tsv", 'text\tlabel\n"open\t0\nit\'s "so"\t1\n')
+    assert rows.texts == ['"open', 'it\'s "so"']
+    assert rows.labels == ["0", "1"]
+
+
+def test_json_lines_with_numbers_as_labels(tmp_path):
+    lines = [{"text": "一\n二", "label": 3, "more": [1]}, {"text": "b", "label": "c"}]
+    rows = read(tmp_path, "a.jsonl", "\n\n".join(json.dumps(one) for one in lines))
+    assert rows.texts == ["一\n二", "b"]
+    assert rows.labels == ["3", "c"]
+
+
+def test_pairs_and_a_byte_order_mark(tmp_path):
+    rows = read(tmp_path, "a.CSV", b"\xef\xbb\xbftext,second,label\na,b,c\n", PAIRS)
+    assert (rows.texts, rows.seconds, rows.labels) == (["a"], ["b"], ["c"])
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.csv", "", "data.train: a.csv is empty"),
+        ("a.csv", " \n\n", "data.train: a.csv is empty"),
+        ("a.csv", "text,label\n", "data.train: a.csv has a header and no rows"),
+        ("a.txt", "text,label\n", "data.train: a.txt is not read; give a file of .csv, .tsv or .jsonl (one"),
+        ("a.csv", "txt,label\na,b\n", "data.text_column: a.csv:2 has no column 'text'; did you mean txt?"),
+        ("a.csv", "sentence,label\na,b\n", "data.text_column: a.csv:2 has no column 'text'; it has sentence, label"),
+        ("a.tsv", "text,label\na,b\n", "data.text_column: a.tsv:2 has no column 'text'; its header is one column, 'text,la"),
+        ("a.tsv", "text\nb\n", "data.label_column: a.tsv:2 has no column 'label'; it has text"),
+        ("a.csv", "text,text\na,b\n", "a.csv:1: the header has 'text' twice"),
+        ("a.csv", "text,label\na,b\nc\n", "a.csv:3: 1 columns; the header has 2"),
+        ("a.csv", "text,label\na,b,c\n", "a.csv:2: 3 columns; the header has 2"),
+        ("a.csv", "text,label\n,\n", "a.csv:2: no text in column 'text'"),
+        ("a.jsonl", '{"text": 1917, "label": 1}', "a.jsonl:1: 1917 in column 'text' is no text; put it in quotes"),
+        ("a.jsonl", '{"text": "hi \\ud83d", "label": 1}', "a.jsonl:1: holds half of a surrogate pair; write the whole"),
+        ("a.csv", "text,label\n  ,b\n", "a.csv:2: no text in column 'text'"),
+        ("a.csv", "text,label\na,b\nc,\n", "a.csv:3: no label in column 'label'"),
+        ("a.jsonl", '{"text": null, "label": 1}', "a.jsonl:1: no text in column 'text'"),
+        ("a.jsonl", '{"text": "a", "label": 0.5}', "a.jsonl:1: 0.5 in column 'label' is no label; write a word or a "),
+        ("a.jsonl", '{"text": "a", "label": 1}\n{"text"', "a.jsonl:2: is not JSON (Expecting ':' delimiter"),
+        ("a.jsonl", "[1]", "a.jsonl:1: is not an object"),
+        ("a.csv", 'text,label\na,b\n"c,d\n', "a.csv:3: cannot be read (unexpected end of data); a quotation mark that"),
+        ("a.csv", b"text,label\na,b\n\xe9t\xe9,c\n", "a.csv:3: is not UTF-8 text (byte 15); save the file as UTF-8"),
+        ("a.tsv", "a\tb\n".encode("utf-16"), "a.tsv:1: is not UTF-8 text (byte 0)"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_used_is_one_line_with_file_and_row(tmp_path, name, content, message):
+    assert refused(tmp_path, name, content).startswith(message)
+
+
+def test_a_pair_without_its_second_text(tmp_path):
+    assert refused(tmp_path, "a.csv", "text,second,label\na,,c\n", PAIRS) == "a.csv:2: no text in column 'second'"
+
+
+def test_files_that_are_not_there(tmp_path):
+    with pytest.raises(
+        DataError, match=r"data\.test: .*/no\.csv does not exist; give your own \.csv, \.tsv, \.jsonl file"
+    ):
+        read_file("data.test", tmp_path / "no.csv", COLUMNS)
+    (tmp_path / "folder.csv").mkdir()
+    with pytest.raises(DataError, match=r"data\.test: .*/folder\.csv cannot be read \(Is a directory\)"):
+        read_file("data.test", tmp_path / "folder.csv", COLUMNS)
+
+
+def test_a_field_longer_than_the_csv_module_likes(tmp_path):
+    assert len(read(tmp_path, "a.csv", f"text,label\n{'a' * 200_000},b\n").texts[0]) == 200_000

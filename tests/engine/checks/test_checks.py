@@ -1,0 +1,490 @@
+"""``--check``: what is right passes, and each thing that is wrong is found."""
+
+import signal
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+import train
+from datamodules.iris import Iris
+from datamodules.mnist import MNIST
+from engine.checks import data_checks, model_checks, preflight
+from engine.checks.model_checks import check_model, gradients, loss_at_the_start, one_batch_is_learnt
+from engine.checks.preflight import _num_batches, _num_validations
+from lit_models.bert import LitBERT
+from lit_models.mlp import LitMLP
+from tests import files
+from tests.exactness import signalled
+from tests.runs import IRIS
+
+Verdicts = dict[str, list[tuple[str, str]]]  # title -> level and text
+SHORT = ["--config", IRIS, "trainer.max_epochs=2"]
+
+
+@pytest.fixture
+def check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> Callable[..., Verdicts]:
+    """The verdicts on a command line, of which nothing may be left, and whose exit code must be that of their worst."""
+
+    def checked(*argv: str) -> Verdicts:
+        monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+        before = set(tmp_path.rglob("*"))
+        code = train.main([*argv, f"run.root={tmp_path / 'runs'}", "--check"])
+        assert {one for one in set(tmp_path.rglob("*")) - before if "cache" not in str(one)} == set()
+        printed = capsys.readouterr()
+        found: Verdicts = {}
+        for line in printed.out.splitlines():
+            assert line[:8].strip() in ("ok", "note", "warning", "WRONG"), line
+            found.setdefault(line[9:30].strip(), []).append((line[:8].strip(), line[30:]))
+        num_wrong = sum(level == "WRONG" for verdicts in found.values() for level, _ in verdicts)
+        num_verdicts = sum(map(len, found.values()))
+        said = f"error: --check: {num_wrong} of {num_verdicts} verdicts WRONG; mend that first\n" if num_wrong else ""
+        assert (code, printed.err) == (2 if num_wrong else 0, said)
+        return found
+
+    return checked
+
+
+def levels(verdicts: Verdicts) -> set[str]:
+    return {level for one in verdicts.values() for level, _ in one}
+
+
+def wrong(verdicts: Verdicts) -> set[str]:
+    return {title for title, one in verdicts.items() if "WRONG" in [level for level, _ in one]}
+
+
+def loads(monkeypatch: pytest.MonkeyPatch, change: Callable, datamodule: type = Iris) -> None:
+    """Have a datamodule load what `change` makes of its training and its test set."""
+    load = datamodule.load
+    monkeypatch.setattr(datamodule, "load", lambda self: change(*load(self)))
+
+
+def makes(monkeypatch: pytest.MonkeyPatch, change: Callable) -> None:
+    """Have a model changed when it has been made."""
+    make_model = train.make_model
+
+    def changed(config, spec):
+        model = make_model(config, spec)
+        change(model)
+        return model
+
+    monkeypatch.setattr(train, "make_model", changed)
+
+
+def test_iris_is_all_right(check):
+    verdicts = check(*SHORT)
+    assert list(verdicts) == [
+        "class balance", "labels fit inputs", "same rows", "scale of inputs", "loss at the start", "gradients",
+        "one batch is learnt", "learning rate", "expected",
+    ]  # fmt: skip
+    assert levels(verdicts) == {"ok", "note"}
+    assert verdicts["gradients"] == [("ok", "all 6 parameters get one")]
+    assert "which was all of the training; memory" in verdicts["expected"][0][1]
+
+
+@pytest.mark.parametrize("name", ["mnist_mlp", "cifar10_cnn", "text_bert", "sst2_bert"])
+def test_other_models_and_data_are_all_right(name, check, small_data, tmp_path):
+    options = files.options("text" if "bert" in name else "mnist", small_data)
+    more = ["trainer.max_epochs=1", "trainer.limit_train_batches=2", "trainer.limit_val_batches=1"]
+    if "bert" in name:
+        more += ["data.dataset=null", "data.test=null", "data.text_column=text", "data.val_fraction=0.1"]
+    if name == "sst2_bert":
+        more += [f"model.pretrained={files.MINILM}", "model.freeze_embeddings=true", "model.freeze_layers=5"]
+    verdicts = check(
+        "--config", f"configs/{name}.yaml", *more, *(f"data.{key}={value}" for key, value in options.items())
+    )
+    assert levels(verdicts) == {"ok", "note"}
+    if name == "sst2_bert":
+        assert verdicts["gradients"][0][1] == "all 18 parameters get one (85 are frozen)"
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_labels_of_other_rows(seed, check, monkeypatch, small_data):
+    def shuffled(labelled, test):
+        inputs, labels = labelled
+        return (inputs, labels[torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))]), test
+
+    loads(monkeypatch, shuffled)
+    loads(monkeypatch, shuffled, MNIST)
+    mnist = ["--config", "configs/mnist_mlp.yaml", f"data.root={small_data}", "trainer.max_epochs=1"]
+    for verdicts in (check(*SHORT), check(*mnist)):
+        assert wrong(verdicts) <= {"labels fit inputs"}
+        level, text = verdicts["labels fit inputs"][0]
+        assert level == ("WRONG" if "look whether" in text else "warning")  # of so few rows either may be said
+        assert "where chance is" in text
+        assert "labels and inputs are" in text
+
+
+@pytest.mark.parametrize("kind", ["features", "tokens"])
+@pytest.mark.parametrize("share", [0.5, 0.95])
+def test_labels_of_other_rows_are_told_from_those_of_their_own(kind, share, tmp_path):
+    """Also where one class has nearly all rows: always to say that one is right for most, and knows nothing."""
+    true, shuffled = [], []
+    for seed in range(20):
+        generator = torch.Generator().manual_seed(seed)
+        labels = (torch.rand(2000, generator=generator) > share).long()
+        noise = torch.rand(2000, 8, generator=generator)
+        inputs = noise + 0.5 * labels[:, None]
+        if kind == "tokens":
+            ids = (10 * inputs).int().flatten()  # eight tokens a row
+            inputs = data_checks.TokenRows(ids, torch.arange(2000) * 8, torch.full((2000,), 8))
+        true.append(data_checks.labels_fit(inputs, labels)[0])
+        shuffled.append(data_checks.labels_fit(inputs, labels[torch.randperm(2000, generator=generator)])[0])
+    assert set(true) == {"ok"}
+    assert "ok" not in shuffled
+    assert shuffled.count("WRONG") >= 18
+
+
+@pytest.mark.parametrize(
+    ("rows", "slope", "share"),
+    [(2000, 0.5, 0.5), (2000, 2.0, 0.03), (60, 4.0, 0.5), (120, 1.8, 0.5)],  # best accuracies of 60, 97, 87 and 77 %
+)
+def test_what_is_hard_to_tell_is_not_called_wrong(rows, slope, share):
+    for seed in range(20):
+        generator = torch.Generator().manual_seed(seed)
+        inputs = torch.randn(rows, 6, generator=generator)
+        threshold = torch.logit(torch.rand(rows, generator=generator)) + torch.logit(torch.tensor(1 - share))
+        assert data_checks.labels_fit(inputs, (slope * inputs[:, 0] > threshold).long())[0] != "WRONG"
+
+
+def test_how_two_texts_go_together_is_not_for_a_bag_of_words():
+    first = torch.randint(0, 50, (2000, 4), generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(2000) % 2
+    second = torch.where(labels[:, None] == 1, first, first.roll(1, 0))  # of its own or of another row
+    ids, starts = torch.cat([first, second], 1).int().flatten(), torch.arange(2000) * 8
+    rows = data_checks.TokenRows(ids, starts, torch.full((2000,), 8), torch.full((2000,), 4))
+    level, _, text = data_checks.labels_fit(rows, labels)
+    assert level == "note"
+    assert "how the two texts go together" in text
+
+
+def test_one_label_for_all(check, monkeypatch):
+    loads(monkeypatch, lambda labelled, test: ((labelled[0], torch.zeros_like(labelled[1])), test))
+    verdicts = check(*SHORT)
+    assert wrong(verdicts) == {"class balance"}
+    assert verdicts["class balance"][0][1] == "all 96 rows of train are 'setosa'; look at how labels are read"
+    assert verdicts["labels fit inputs"][0][0] == verdicts["one batch is learnt"][0][0] == "note"
+
+
+def test_a_class_that_is_not_in_train(check, monkeypatch):
+    def without(labelled, test):
+        return tuple(one[labelled[1] != 1] for one in labelled), test
+
+    loads(monkeypatch, without)
+    verdicts = check(*SHORT)
+    assert wrong(verdicts) == {"class balance"}
+    assert "train has no row of 'versicolor'; leave" in verdicts["class balance"][0][1]
+
+
+def test_a_class_that_is_rare(check, monkeypatch):
+    def fewer(labelled, test):
+        few = torch.cat([(labelled[1] < 2).nonzero().flatten(), (labelled[1] == 2).nonzero().flatten()[:2]])
+        return tuple(one[few] for one in labelled), test
+
+    loads(monkeypatch, fewer)
+    verdicts = check(*SHORT)
+    (imbalance, missing) = verdicts["class balance"]
+    assert imbalance == ("warning", imbalance[1])
+    assert "16 times as many; model.class_weights='[0.69, 0.69, 11]' evens them out" in imbalance[1]
+    assert missing == ("warning", "val has no row of 'virginica'; raise data.val_fraction")
+
+
+@pytest.mark.parametrize("seed", range(2, 7))
+def test_the_twins_of_iris_are_no_mistake(seed, check):
+    """Its rows 102 and 143 are equal; a part of 30 rows that has one of them shares more than a hundredth."""
+    assert wrong(check(*SHORT, f"data.split_seed={seed}")) == set()
+
+
+@pytest.mark.parametrize("copies", [0, 6])
+def test_rows_of_the_test_that_are_in_train(copies, check, monkeypatch):
+    def copied(labelled, test):
+        return labelled, tuple(torch.cat([old, new[:copies]]) for old, new in zip(test, labelled, strict=True))
+
+    loads(monkeypatch, copied)
+    verdicts = check(*SHORT)["same rows"]
+    if copies:
+        assert verdicts[0][0] == "WRONG"
+        assert verdicts[0][1].startswith("6 of 36 rows of test are in train or val, too (row 30 is row 0 of ")
+        assert verdicts[1:] == [("ok", "no row of val is in train")]
+    else:
+        assert verdicts == [("ok", "no row of val is in train, none of test is in train or val")]
+
+
+def test_few_shared_rows_and_other_labels_are_noted():
+    inputs, labels = torch.arange(2000.0)[:, None], torch.zeros(2000, dtype=torch.int64)
+    train = torch.cat([inputs, inputs[:3]]), torch.cat([labels, labels[:2], labels[:1] + 1])
+    val = inputs[:100] + 1998.5, labels[:100]
+    test = torch.cat([inputs[:998] + 5000, inputs[5:6], val[0][7:8]]), labels[:1000]
+    assert list(data_checks.same_rows({"train": train, "test": test, "val": val})) == [
+        ("note", "same rows", "2 of 1,000 rows of test are in train or val, too (row 998 is row 5 of train)"),
+        ("ok", "same rows", "no row of val is in train"),
+        ("note", "same rows", "1 of 2,003 rows of train have the inputs of an earlier one and another label"),
+    ]
+    crowded = {"train": train, "val": (inputs[:100], labels[:100]), "test": (val[0][:100], labels[:100] + 1)}
+    assert [one[0] for one in data_checks.same_rows(crowded)] == ["warning", "ok", "note"]
+    crowded["test"] = crowded["val"]
+    assert [one[0] for one in data_checks.same_rows(crowded)] == ["warning", "WRONG", "note"]
+
+
+def test_of_tokens_the_whole_row_counts_and_of_pairs_where_the_second_text_begins():
+    def rows(ids, second):
+        starts, lengths = torch.tensor([0, 2]), torch.tensor([2, 2])
+        return data_checks.TokenRows(torch.tensor(ids, dtype=torch.int32), starts, lengths, torch.tensor(second))
+
+    labels = torch.tensor([0, 1])
+    parts = {"train": rows([1, 2, 3, 4], [1, 1]), "val": rows([1, 3, 1, 2], [1, 0]), "test": rows([3, 4, 9, 9], [1, 1])}
+    found = list(data_checks.same_rows({part: (one, labels) for part, one in parts.items()}))
+    assert [one[0] for one in found] == ["warning", "ok"]
+    assert "1 of 2 rows of test are in train or val, too (row 0 is row 1 of train); leave them" in found[0][2]
+
+
+def test_too_few_rows_to_tell():
+    assert data_checks.labels_fit(torch.randn(49, 3), torch.arange(49) % 2) == (
+        "note", "labels fit inputs", "49 rows of train are too few to tell",
+    )  # fmt: skip
+
+
+def test_large_images_are_averaged_before_they_are_compared():
+    """What tells the classes apart here is less than the noise of the pixels, and more than that of their averages."""
+    labels = torch.arange(100) % 2
+    images = torch.randint(0, 250, (100, 3, 200, 300), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    images[labels == 1] += 4
+    assert data_checks.labels_fit(images, labels)[2].startswith(
+        "nearest neighbours are right for 100% of 50 rows of train"
+    )
+
+
+def test_a_parameter_without_a_gradient(check, monkeypatch):
+    def more(model):
+        model.network.unused = nn.Linear(3, 3)
+
+    makes(monkeypatch, more)
+    verdicts = check(*SHORT)
+    assert wrong(verdicts) == {"gradients"}
+    assert "none for 2 of 8 parameters: unused.weight, unused.bias; use them" in verdicts["gradients"][0][1]
+
+
+def test_a_parameter_behind_zeros_gets_its_gradient_after_a_step(check, monkeypatch):
+    def zeroed(model):
+        nn.init.zeros_(model.network.layers[-1].weight)
+
+    makes(monkeypatch, zeroed)
+    assert levels(check(*SHORT)) == {"ok", "note"}
+
+
+def test_batches_of_one_are_put_together(check):
+    verdicts = check(*SHORT, "data.batch_size=1")
+    assert verdicts["one batch is learnt"][0][0] == "ok"
+    assert "(16 samples)" in verdicts["one batch is learnt"][0][1]
+
+
+def test_a_network_that_need_not_know_every_sample_by_heart_is_not_called_broken():
+    """A linear model of two binary features, by which labels are likely and not certain."""
+    for seed in range(10):
+        generator = torch.Generator().manual_seed(seed)
+        torch.manual_seed(seed)
+        inputs = torch.randint(0, 2, (32, 2), generator=generator).float()
+        labels = (torch.rand(32, generator=generator) < 0.2 + 0.3 * inputs.sum(1)).long()
+        assert one_batch_is_learnt(LitMLP((2,), 2), (inputs, labels))[0] in ("ok", "note")
+        inputs = torch.randn(32, 4, generator=generator)
+        labels = (torch.rand(32, generator=generator) < inputs[:, 0].sigmoid()).long()
+        assert one_batch_is_learnt(LitMLP((4,), 2, hidden_sizes=[]), (inputs, labels))[0] in ("ok", "warning")
+
+
+def test_a_network_whose_outputs_do_not_depend_on_its_inputs(check, monkeypatch):
+    monkeypatch.setattr(LitMLP, "normalized", lambda self, inputs: torch.zeros_like(inputs))
+    verdicts = check(*SHORT)
+    assert wrong(verdicts) == {"gradients", "one batch is learnt"}
+    assert verdicts["scale of inputs"][0][0] == "warning"
+    assert "do the outputs depend on it?" in verdicts["one batch is learnt"][0][1]
+
+
+def test_a_network_that_is_cut_off_from_its_loss(check, monkeypatch):
+    forward = LitMLP.forward
+    monkeypatch.setattr(LitMLP, "forward", lambda self, inputs: forward(self, inputs).detach())
+    verdicts = check(*SHORT)
+    assert wrong(verdicts) == {"gradients", "one batch is learnt", "first steps"}
+    assert "the loss depends on no parameter; look for .detach()" in verdicts["gradients"][0][1]
+
+
+def test_a_gradient_that_is_not_finite():
+    model = LitMLP((4,), 3)
+    model.network.layers[0].register_forward_hook(lambda _, __, outputs: (0 * outputs).sqrt() + outputs)
+    level, _, text = gradients(model, (torch.randn(8, 4), torch.arange(8) % 3))
+    assert level == "WRONG"
+    assert "not finite in 2 of 4 parameters: layers.0.weight, layers.0.bias; look for" in text
+
+
+def test_a_start_far_from_chance(check, monkeypatch):
+    makes(monkeypatch, lambda model: model.network.layers[-1].weight.data.mul_(100))
+    verdicts = check(*SHORT)
+    assert wrong(verdicts) == {"loss at the start"}
+    assert "and ln 3 = 1.10; start the last layer with smaller weights" in verdicts["loss at the start"][0][1]
+
+
+def test_a_model_that_knows_the_classes_already():
+    model = LitMLP((3,), 3, hidden_sizes=[])
+    model.network.layers[0].weight.data = 10 * torch.eye(3)
+    level, _, text = loss_at_the_start(model, [(torch.eye(3), torch.arange(3))])
+    assert level == "note"
+    assert "it knows much already" in text
+
+
+def test_a_network_too_slow_to_tell_is_not_called_broken(check, monkeypatch):
+    for name in ("LEARN_SECONDS", "PEAK_SECONDS"):
+        monkeypatch.setattr(model_checks, name, 0.0)
+    verdicts = check(*SHORT)
+    for title in ("one batch is learnt", "learning rate"):
+        ((level, text),) = verdicts[title]
+        assert level == "note"
+        assert "in 1 steps" in text
+        assert text.endswith("and time was up: too few to tell")
+
+
+def test_inputs_that_are_not_scaled(check, small_data):
+    options = [f"data.root={small_data}", "data.normalize=false", "trainer.max_epochs=1"]
+    verdicts = check("--config", "configs/mnist_mlp.yaml", *options)
+    assert verdicts["scale of inputs"][0][0] == "warning"
+    assert "set data.normalize=true" in verdicts["scale of inputs"][0][1]
+
+
+def test_a_rate_that_explodes(check):
+    verdicts = check(*SHORT, "optimizer.lr=100")
+    assert levels(verdicts) == {"ok", "note", "warning"}
+    assert verdicts["learning rate"][0][0] == "warning"
+    assert "it explodes; lower optimizer.lr tenfold" in verdicts["learning rate"][0][1]
+
+
+def test_a_rate_that_does_nothing(check):
+    level, text = check(*SHORT, "optimizer.lr=1e-8")["learning rate"][0]
+    assert level == "warning"
+    assert "it hardly moves; raise optimizer.lr tenfold" in text
+
+
+def test_a_rate_that_diverges_at_once(check):
+    verdicts = check(*SHORT, "optimizer={name: sgd, lr: 1.0e+38}")
+    assert wrong(verdicts) == {"first steps"}
+    assert "diverged: " in verdicts["first steps"][0][1]
+    assert verdicts["learning rate"][0][0] == "warning"
+
+
+def test_what_is_frozen_is_not_called_broken():
+    inputs, labels = torch.randn(32, 4), torch.arange(32) % 3
+    model = LitMLP((4,), 3, hidden_sizes=[64, 1])
+    for one in model.network.layers[:3].parameters():
+        one.requires_grad_(False)
+    model.network.layers[-1].weight.data.zero_().requires_grad_(False)  # a bias alone learns
+    level, _, text = one_batch_is_learnt(model, (inputs, labels))
+    assert level == "warning"
+    assert "most of the network is frozen" in text
+    assert gradients(model.requires_grad_(False), (inputs, labels))[2].startswith("all 6 parameters are frozen")
+
+
+def test_the_model_that_is_checked_stays_as_it_is():
+    model = LitBERT((4,), 3, hidden_size=8, num_layers=1, num_heads=2)
+    optimizer = torch.optim.Adam(model.parameters(), 0.1)
+    before = {name: one.clone() for name, one in model.state_dict().items()}
+    batch = torch.randn(32, 4), torch.arange(32) % 3
+    assert len(list(check_model(model, optimizer, [batch]))) == 5
+    assert model.training
+    assert not optimizer.state
+    assert all(one.grad is None for one in model.parameters())
+    assert all(torch.equal(one, before[name]) for name, one in model.state_dict().items())
+
+
+@pytest.mark.filterwarnings("ignore:The '.*dataloader' does not have many workers")
+def test_a_datamodule_with_loaders_of_its_own(check, monkeypatch):
+    def loader(part):
+        def loads(self):
+            dataset = torch.utils.data.TensorDataset(*self.own[part])
+            return torch.utils.data.DataLoader(dataset, batch_size=32, shuffle=part == "train")
+
+        return loads
+
+    def setup(self, stage=None):
+        if not hasattr(self, "own"):
+            super(Iris, self).setup(stage)
+            self.own, self._splits = self._splits, {}
+
+    monkeypatch.setattr(Iris, "setup", setup)
+    monkeypatch.setattr(Iris, "training_inputs", lambda self: self.own["train"][0])
+    for part in ("train", "val", "test"):
+        monkeypatch.setattr(Iris, f"{part}_dataloader", loader(part))
+    verdicts = check(*SHORT)
+    assert verdicts["data"] == [("note", "Iris loads them in its own way: rows and labels are not looked at")]
+    assert levels(verdicts) == {"ok", "note"}
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.05])
+def test_time_is_told_from_a_few_steps(seconds, check, monkeypatch):
+    monkeypatch.setattr(preflight, "TIMED_SECONDS", seconds)
+    verdicts = check("--config", IRIS, "trainer.max_epochs=3000")
+    assert "for 9,000 batches of training and 3,000 validations; memory" in verdicts["expected"][0][1]
+
+
+@pytest.mark.parametrize(
+    ("options", "batches", "validations"),
+    [
+        ({}, 100, 10),
+        ({"max_epochs": -1, "max_steps": 15, "accumulate_grad_batches": 2}, 30, 3),
+        ({"check_val_every_n_epoch": 2}, 100, 5),
+        ({"val_check_batch": 5}, 100, 20),
+        ({"val_check_batch": 20, "check_val_every_n_epoch": None}, 100, 5),
+        ({"enable_validation": False}, 100, 0),
+    ],
+)
+def test_batches_and_validations_are_counted(options, batches, validations):
+    plain = {
+        "max_epochs": 10, "max_steps": -1, "num_training_batches": 10, "accumulate_grad_batches": 1,
+        "val_check_batch": 10, "check_val_every_n_epoch": 1, "enable_validation": True,
+    }  # fmt: skip
+    trainer = SimpleNamespace(**{**plain, **options})
+    assert _num_batches(trainer) == batches
+    assert _num_validations(trainer, batches) == validations
+
+
+@pytest.mark.parametrize(
+    ("end", "text"),
+    [
+        ("callbacks.early_stopping={monitor: val/loss}", " a batch, and no number of them is set; memory "),
+        ("trainer.max_time='00:00:00:30'", "about 30 s, when its time is up, at "),
+    ],
+)
+def test_a_run_without_a_number_of_batches(end, text, check, monkeypatch):
+    monkeypatch.setattr(preflight, "TIMED_SECONDS", 0.0)
+    verdicts = check("--config", IRIS, "trainer.max_epochs=null", "schedule.name=constant", end)
+    assert text in verdicts["expected"][0][1]
+
+
+def test_one_process_is_enough(check):
+    verdicts = check(*SHORT, "trainer.devices=2", "trainer.strategy=ddp")
+    assert levels(verdicts) == {"ok", "note"}
+
+
+@pytest.mark.parametrize("when", ["data", "steps"])
+def test_ctrl_c(when, monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    if when == "data":
+        monkeypatch.setattr(data_checks, "labels_fit", lambda *_: signal.raise_signal(signal.SIGINT))
+        code = train.main(["--config", IRIS, "--check"])
+    else:
+        with signalled(monkeypatch, lambda trainer: trainer.global_step == 2, signal.SIGINT):
+            code = train.main(["--config", IRIS, "--check"])
+    assert code == 130
+    assert "interrupted" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_only_a_new_run_can_be_checked(capsys):
+    assert train.main(["--resume", "auto", "--config", IRIS, "--check"]) == 2
+    expected = "error: command line: --check: is for a run that begins; leave out --resume\n"
+    assert capsys.readouterr().err == expected
+
+
+def test_mistakes_in_a_config_are_answered_as_ever(capsys):
+    assert train.main(["--config", IRIS, "optimizer.lrr=1", "--check"]) == 2
+    assert capsys.readouterr().err == "error: command line: optimizer.lrr: unknown key; did you mean lr?\n"

@@ -1,0 +1,212 @@
+"""Every mistake a person can make in a config is answered in one line that names the place and the mend."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from engine.command_line import parse
+from engine.config import components, signatures
+from engine.config.config import load_config
+from engine.config.signatures import PROJECT
+from engine.contracts import ConfigError
+
+GOOD = """\
+seed: 3
+data:
+  name: iris
+  batch_size: 16
+model:
+  name: mlp
+  hidden_sizes: [8, 8]
+optimizer:
+  name: sgd
+schedule:
+  name: constant
+trainer:
+  max_epochs: 2
+"""
+
+
+@pytest.fixture
+def good(tmp_path: Path) -> Path:
+    path = tmp_path / "good.yaml"
+    path.write_text(GOOD, encoding="utf-8")
+    return path
+
+
+def message(path: Path, *overrides: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        load_config(path, overrides)
+    text = str(caught.value)
+    assert "\n" not in text
+    return text
+
+
+OVERRIDES = [
+    ("nonsense=1", "nonsense: unknown key; sections:"),
+    ("optimiser={name: sgd}", "optimiser: unknown key; did you mean optimizer?"),
+    ("trainer.limit_train_batches=0", "trainer.limit_train_batches: 0 is out of range"),
+    ("lr=1", "lr: unknown key; did you mean optimizer.lr?"),
+    ("max_epochs=3", "max_epochs: unknown key; did you mean trainer.max_epochs?"),
+    ("schedule={name: cosine, warmup: 1}", "schedule.warmup: unknown key; did you mean warmup_fraction?"),
+    ("optimzer.lr=1", "optimzer: unknown key; did you mean optimizer?"),
+    ("model.hidden_size=[4]", "model.hidden_size: unknown key; did you mean hidden_sizes?"),
+    ("model.nam=mlp", "model.nam: unknown key; did you mean name?"),
+    ("model.name=mlpp", "model.name: unknown name 'mlpp'; did you mean mlp?"),
+    ("model.name=classifier", "model.name: unknown name 'classifier'; available: bert, cnn, mlp"),
+    ("model.name=../mlp", "model.name: unknown name '../mlp'"),
+    ("model.name=null", "model.name: is not a name; available: bert, cnn, mlp"),
+    ("model.name=cnn", "model.name: cnn takes image, and iris is features; models that fit: bert, mlp"),
+    ("data=iris", "data: is a section, not 'iris'; write data.name=iris"),
+    ("trainer=5", "trainer: is a section, not 5"),
+    ("data.name.x=1", "data.name.x: data.name is 'iris' ("),
+    ("seed=abc", "seed: 'abc' is not accepted; accepts int, >= 0, <= 4294967295"),
+    ("seed=-1", "seed: -1 is out of range; accepts int, >= 0, <= 4294967295"),
+    ("seed=4294967296", "seed: 4294967296 is out of range"),
+    ("seed=123456789012345678901234567890123", "seed: 1.2345678901234569e+32 is not accepted"),
+    ("seed=1.0", "seed: 1.0 is not accepted; accepts int"),
+    ("seed='7'", "seed: '7' is not accepted; accepts int"),
+    ("seed=true", "seed: true is not accepted; accepts int"),
+    ("seed=null", "seed: null is not accepted; accepts int"),
+    ("seed=010", "seed: 010 is read differently by different versions of YAML"),
+    ("seed=1:30", "seed: 1:30 is read differently by different versions of YAML"),
+    ("seed=1_000", "seed: 1_000 is read differently by different versions of YAML"),
+    ("seed=0x10", "seed: 0x10 is read differently by different versions of YAML"),
+    ("optimizer.lr=yes", "optimizer.lr: yes can mean a truth value or a word; write true, or 'yes' in quotes"),
+    ("run.name=no", "run.name: no can mean a truth value or a word; write false, or 'no' in quotes"),
+    ("run.name=010", "run.name: 010 is read differently"),
+    ("run.name=true", "run.name: true is not accepted; accepts str | null"),
+    ("optimizer.lr=0", "optimizer.lr: 0 is out of range; accepts float, > 0"),
+    ("optimizer.lr=.nan", "optimizer.lr: nan is out of range; accepts float, > 0"),
+    ("optimizer.lr=.inf", "optimizer.lr: inf is out of range; accepts float, > 0"),
+    ("optimizer.momentum=1", "optimizer.momentum: 1 is out of range; accepts float, >= 0, < 1"),
+    ("optimizer.nesterov=1", "optimizer.nesterov: 1 is not accepted; accepts bool"),
+    ("model.dropout=1.5", "model.dropout: 1.5 is out of range; accepts float, >= 0, < 1"),
+    ("model.hidden_sizes=5", "model.hidden_sizes: 5 is not accepted; accepts list[int], >= 1"),
+    ("model.hidden_sizes=[5, x]", "model.hidden_sizes: [5, 'x'] is not accepted; accepts list[int], >= 1"),
+    ("model.hidden_sizes=[5, 0]", "model.hidden_sizes: [5, 0] is out of range"),
+    ("model.hidden_sizes=[5, 010]", "model.hidden_sizes[1]: 010 is read differently"),
+    ("model.hidden_sizes={a: 1}", "model.hidden_sizes: {'a': 1} is not accepted"),
+    ("model.activation=rel", "model.activation: 'rel' is not accepted; did you mean relu?"),
+    ("model.activation=7", "model.activation: 7 is not accepted; accepts relu | gelu | silu | tanh"),
+    ("data.batch_size=0", "data.batch_size: 0 is out of range; accepts int, >= 1"),
+    ("data.val_fraction=1.0", "data.val_fraction: 1.0 is out of range; accepts float, > 0, < 1"),
+    ("model.num_classes=4", "model.num_classes: unknown key"),
+    ("schedule.name=cosin", "schedule.name: unknown name 'cosin'; did you mean cosine?"),
+    ("trainer.max_epoch=2", "trainer.max_epoch: unknown key; did you mean max_epochs?"),
+    ("trainer.max_epochs=0", "trainer.max_epochs: 0 is out of range; accepts int | null, >= 1"),
+    ("trainer.max_epochs=null", "trainer.max_epochs: nothing ends this run; set max_epochs, max_steps or max_time"),
+    ("trainer.accumulate_grad_batches=0", "trainer.accumulate_grad_batches: 0 is out of range"),
+    ("trainer.gradient_clip_val=-1", "trainer.gradient_clip_val: -1 is out of range"),
+    ("trainer.deterministic=yess", "trainer.deterministic: 'yess' is not accepted"),
+    ("trainer.precision=bf17", "trainer.precision: 'bf17' is not accepted"),
+    ("trainer.limit_test_batches=1.5", "trainer.limit_test_batches: 1.5 is out of range; a number with a point is a share"),
+    ("trainer.overfit_batches=2.0", "at most 1.0; for batches write 2"),
+    ("trainer.max_time=1h", "trainer.max_time: '1h' is no duration; write days, hours, minutes and seconds"),
+    ("trainer.devices=0", "trainer.devices: none are asked for; write 1, or auto"),
+    ("trainer.devices=-2", "trainer.devices: -2 is out of range"),
+    ("trainer.fast_dev_run=-1", "trainer.fast_dev_run: -1 is out of range"),
+    ("trainer.callbacks=[]", "trainer.callbacks: cannot be set in a config; write it under callbacks:"),
+    ("trainer.plugins=[]", "trainer.plugins: cannot be set in a config; it takes a Python object"),
+    ("callbacks.early_stoping={}", "callbacks.early_stoping: unknown name 'early_stoping'; did you mean early_stopping?"),
+    ("engine.runs.run_record={}", "engine.runs.run_record: unknown name 'run_record'"),
+    ("callbacks.early_stopping=3", "callbacks.early_stopping: is a section, not 3; write early_stopping: {}, or null"),
+    ("callbacks.early_stopping={}", "callbacks.early_stopping.monitor: is missing; accepts str"),
+    ("callbacks.early_stopping={monitor: val/acc}", "no metric 'val/acc'; did you mean val/accuracy?"),
+    ("callbacks.early_stopping={monitor: val/accuracy}", "min does not fit val/accuracy; set callbacks.early_s"),
+    ("callbacks.early_stopping={monitor: acc}", "no metric 'acc'; logged: train/accuracy"),
+    ("callbacks.early_stopping={monitor: accepts}", "no metric 'accepts'"),
+    ("run.monitor=val/los", "run.monitor: 'val/los' is not accepted; did you mean val/loss?"),
+    ("run.name=${oc.env:HOME}", "run.name: ${oc.env:HOME} is refused; only plain references"),
+    ("run.name=a${oc.env:HOME}b", "is refused; only plain references"),
+    ("run.name=${a${b}}", "is refused; only plain references"),
+    ("data.batch_size=${data.nope}", "data.batch_size: ${data.nope} leads to no value; refer to a key that is written"),
+    ("data.batch_size=${data.batch_size}", "data.batch_size: ${data.batch_size} leads to no value"),
+    ("data.batch_size=${trainer}", "data.batch_size: ${trainer} refers to a section"),
+    ("data.batch_size=${model.name}", "data.batch_size: 'mlp' is not accepted; accepts int, >= 1"),
+    ("lr", "lr: is not an override; write lr=VALUE"),
+    ("--lr=3", "--lr: unknown option; write lr=3, without dashes"),
+    ("optimizer.lr=", "optimizer.lr: has no value; write optimizer.lr=VALUE, or optimizer.lr=null for none"),
+    ("=3", ": is not a key"),
+    ("a..b=3", "a..b: is not a key"),
+    ("seed=[1", "quote the whole of it for the shell"),
+    ("run.name=!!python/name:os.system x", "has the YAML tag"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("override", "expected"), OVERRIDES)
+def test_override(good, override, expected):
+    text = message(good, override)
+    assert expected in text
+    assert text.startswith("command line: ") or "nothing ends this run" in text
+
+
+TOGETHER = [
+    (["trainer.precision=bf16-true"], "bf16-true is not for features; features would be rounded before"),
+    (["trainer.max_epochs=null", "callbacks.timer={interval: step}"], "nothing ends this run"),
+    (["schedule.name=plateau", "trainer.limit_val_batches=0"], "plateau watches val/loss; validation is off"),
+    (["callbacks.early_stopping={monitor: val/loss}", "trainer.limit_val_batches=0"], "val/loss is not measured"),
+    (["trainer.max_epochs=null", "callbacks.progress_line=null"], "nothing ends this run"),
+]
+
+
+@pytest.mark.parametrize(("overrides", "expected"), TOGETHER)
+def test_overrides_that_do_not_fit_each_other(good, overrides, expected):
+    assert expected in message(good, *overrides)
+
+
+BROKEN = [
+    ("def broken(:\n", "lit_models/mine.py:1: is not valid Python"),
+    ("class LitMine(LitClassifier):\n    def __init__(self, width: Annotated[int, 'positive'] = 1): pass\n",
+     "lit_models/mine.py:2: width: has the bounds ['positive']; write them as in"),
+    ("class LitMine(LitClassifier):\n    def __init__(self, width: Literal[SIZES] = 1): pass\n",
+     "lit_models/mine.py:2: width: has an annotation that only running it could tell; write literals"),
+    ("class LitMine(LitClassifier): pass\nclass LitOther(LitClassifier): pass\n",
+     "lit_models/mine.py has 2 classes that derive from LitClassifier; one a file"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("source", "expected"), BROKEN)
+def test_an_own_model_with_a_mistake_in_it(good, tmp_path, monkeypatch, source, expected):
+    for folder in ("lit_models", "datamodules"):
+        shutil.copytree(PROJECT / folder, tmp_path / folder)
+    (tmp_path / "lit_models/mine.py").write_text(source + "# LitClassifier\n", encoding="utf-8")
+    monkeypatch.setattr(components, "PROJECT", tmp_path)
+    monkeypatch.setattr(signatures, "PROJECT", tmp_path)
+    assert expected in message(good, "model.name=mine")
+
+
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        ([], "--config: is missing; python train.py --config configs/iris_mlp.yaml"),
+        (["configs/mnist_mlp.yaml"], "--config: is missing; python train.py --config configs/mnist_mlp.yaml"),
+        (["--config"], "argument --config: expected one argument"),
+        (["--config", "configs/iris_mlp.yaml", "--explain", "optimizer.l"], "no key 'optimizer.l'"),
+        (["--config", "configs/iris_mlp.yaml", "--explain", "optimizr.lr"], "did you mean optimizer.lr?"),
+        (["--config", "configs/iris_mlp.yaml", "--resum", "x"], "--resum: unknown option"),
+    ],
+)
+def test_command_line(argv, expected):
+    with pytest.raises(ConfigError, match="command line") as caught:
+        parse(argv, "")
+    assert expected in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "override", ["model.nam=1", "trainer.max_epochs=x", "run.name=${oc.env:HOME}", "model.name=cnn"]
+)
+def test_answered_in_one_line_before_torch_is_imported(override):
+    """Through the real command; `-X importtime` lists every import."""
+    command = [sys.executable, "-X", "importtime", "train.py", "--config", "configs/iris_mlp.yaml", override]
+    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True)
+    imports = [line for line in done.stderr.splitlines() if line.startswith("import time:")]
+    said = [line for line in done.stderr.splitlines() if not line.startswith("import time:")]
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert len(said) == 1
+    assert said[0].startswith("error: ")
+    assert not any(heavy in line for line in imports for heavy in (" torch", " lightning", " numpy"))

@@ -1,0 +1,576 @@
+"""The table of runs: how each ended, in what they differ, which is best, and what may go."""
+
+import errno
+import fcntl
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import runs
+import train
+from engine.config.signatures import PROJECT
+from engine.runs import run_index
+from tests.exactness import signalled, start
+from tests.runs import IRIS, run
+
+SECONDS, COUNT = 2.0, 10_000
+
+
+def made(root: Path, name: str, began: float = 1e9, end: dict | None = None, **metrics) -> Path:
+    """A run's folder, as far as the ledger reads it."""
+    folder = root / name
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text("optimizer:\n  lr: 0.1\nmodel: {widths: [1, 2]}\n", encoding="utf-8")
+    os.utime(folder / "config.yaml", (began, began))
+    if metrics:
+        (folder / "metrics.json").write_text(json.dumps(metrics), encoding="utf-8")
+    if end is not None:
+        (folder / "status.json").write_text(json.dumps(end), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture
+def root(tmp_path) -> Path:
+    """Five runs, the newest first: cnn/d killed, cnn/c failed, mlp/b best, mlp/a, mlp/z not finite."""
+    root = tmp_path / "runs"
+    common = {"test/f1": 0.5, "train_seconds": 12.3, "test_class_accuracy/cat": 0.25}
+    made(root, "mlp/z", 1.0e9, **common, **{"test/accuracy": 0.1, "val/accuracy": float("nan"), "test/loss": 3.0})
+    made(root, "mlp/a", 1.1e9, **common, **{"test/accuracy": 0.9, "val/accuracy": 0.8, "test/loss": 0.2})
+    made(root, "mlp/b", 1.2e9, **common, **{"test/accuracy": 0.8, "val/accuracy": 0.9, "test/loss": 0.1})
+    made(root, "cnn/c", 1.3e9, {"status": "failed", "exit_code": 3, "reason": "diverged: the loss is nan; lower it"})
+    made(root, "cnn/d", 1.4e9)
+    (root / "cnn/no run").mkdir()
+    (root / "a file").write_text("", encoding="utf-8")
+    return root
+
+
+def asked(capsys, *argv: object) -> str:
+    assert runs.main([str(one) for one in argv]) == 0
+    return capsys.readouterr().out
+
+
+def refused(capsys, *argv: object) -> str:
+    assert runs.main([str(one) for one in argv]) == 2
+    printed = capsys.readouterr()
+    assert printed.err.count("\n") == 1
+    return printed.err
+
+
+def test_all_runs_the_newest_first(root, capsys):
+    rows = [line.split() for line in asked(capsys, "--root", root).splitlines()]
+    assert rows[0][:4] == ["run", "status", "accuracy", "f1"]
+    assert [row[0] for row in rows[1:]] == ["cnn/d", "cnn/c", "mlp/b", "mlp/a", "mlp/z"]
+    assert [row[1] for row in rows[1:]] == ["interrupted", "failed", "finished", "finished", "finished"]
+    assert rows[3][2:8] == ["0.8000", "0.5000", "0.1000", "0.9000", "12", "s"]
+
+
+@pytest.mark.parametrize(
+    ("options", "names"),
+    [
+        (["mlp"], ["mlp/b", "mlp/a", "mlp/z"]),
+        (["mlp/a", "c*"], ["cnn/d", "cnn/c", "mlp/a"]),
+        (["*/b"], ["mlp/b"]),
+        (["--status", "failed"], ["cnn/c"]),
+        (["--status", "failed", "cnn"], ["cnn/c"]),
+        (["--status", "failed", "--status", "interrupted"], ["cnn/d", "cnn/c"]),
+        (["mlp/"], ["mlp/b", "mlp/a", "mlp/z"]),
+        (["list", "--last", "2"], ["cnn/d", "cnn/c"]),
+    ],
+)
+def test_some_of_them(root, capsys, options, names):
+    said = asked(capsys, *options, "--root", root)
+    assert [line.split()[0] for line in said.splitlines()[1:] if "/" in line.split()[0]] == names
+    assert ("... and 3 earlier ones: --last 0 shows all" in said) == ("--last" in options)
+
+
+@pytest.mark.parametrize("given", ["{root}/mlp/a", "runs/mlp/a/", "./runs/mlp/a", "runs/mlp/a*"])
+@pytest.mark.parametrize("below", ["{root}", "runs", "./runs/", "../{name}/runs"])
+def test_a_run_may_be_named_by_its_folder(root, capsys, monkeypatch, given, below):
+    monkeypatch.chdir(root.parent)
+    given, below = (one.format(root=root, name=root.parent.name) for one in (given, below))
+    lines = asked(capsys, "list", given, "--root", below).splitlines()
+    assert [line.split()[0] for line in lines] == ["run", "mlp/a"]
+
+
+def test_what_fits_nothing(root, capsys):
+    there = f"none of 5 runs below {root} fits; "
+    for argv in (["list", "mpl"], ["mpl", "--json"], ["prune", "mpl", "--yes"], ["best", "val/accuracy", "mpl"]):
+        assert refused(capsys, *argv, "--root", root) == f"error: command line: mpl: {there}did you mean mlp?\n"
+    assert f"comapre: {there}did you mean compare?" in refused(capsys, "comapre", "--root", root)
+    assert f"xyz: {there}python runs.py --root {root} shows all" in refused(capsys, "xyz", "--root", root)
+    assert asked(capsys, "--status", "running", "--root", root) == "no run is running\n"
+
+
+def test_programs_get_everything(root, capsys):
+    content = json.loads(asked(capsys, "--json", "--root", root))
+    assert len(content) == 5
+    assert content[1] == {
+        "run": "cnn/c", "folder": str(root / "cnn/c"), "status": "failed", "began": "2011-03-13T07:06:40+00:00",
+        "reason": "diverged: the loss is nan; lower it", "metrics": {},
+    }  # fmt: skip
+    assert content[2]["metrics"]["test_class_accuracy/cat"] == 0.25
+
+
+def test_a_run_at_work_holds_its_lock(root, capsys):
+    with (root / "cnn/d/config.yaml").open() as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert "cnn/d  running" in asked(capsys, "cnn/d", "--root", root)
+        assert asked(capsys, "prune", "--yes", "cnn/d", "--root", root) == "nothing to delete\n"
+    assert "cnn/d  interrupted" in asked(capsys, "cnn/d", "--root", root)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"{", b"[1, 2]", b"\xff\xfe", b'{"test/accuracy": "high"}', b'{"test/accuracy": null, "reason": null}', b"",
+        b"[" * 100_000, b'{"test/accuracy": 1%s, "train_seconds": 1e999}' % (b"0" * 400),
+    ],
+    ids=["cut off", "list", "not UTF-8", "text", "null", "empty", "deep", "huge"],
+)  # fmt: skip
+def test_broken_files_are_survived(root, capsys, content):
+    (root / "mlp/a/metrics.json").write_bytes(content)
+    (root / "cnn/c/status.json").write_bytes(content)
+    assert len(asked(capsys, "--root", root).splitlines()) == 6
+    assert "None" not in asked(capsys, "--root", root)
+    assert "test/f1" in asked(capsys, "compare", "mlp/a", "mlp/b", "--root", root)
+    assert f"{root}/mlp/a" not in asked(capsys, "best", "test/accuracy", "--root", root)
+
+
+@pytest.mark.parametrize("content", [b"a: [1\n", b"- 1\n", b"a: \xff\n", b"2001-99-99: 1\n", b""])
+def test_a_broken_config_is_not_compared(root, capsys, content):
+    (root / "mlp/a/config.yaml").write_bytes(content)
+    assert refused(capsys, "compare", "mlp/a", "mlp/b", "--root", root) == (
+        f"error: {root}/mlp/a/config.yaml: is broken; compare others\n"
+    )
+
+
+def test_names_and_reasons_do_not_move_the_cursor(root, capsys):
+    made(root, "mlp/of two\nlines \x1b[31m", 1e9, {"status": "failed", "reason": "red \x1b[31m\nand more"})
+    said = asked(capsys, "--root", root)
+    assert "mlp/of two\\nlines \\x1b[31m  failed" in said
+    assert "red \\x1b[31m\\nand more" in said
+
+
+def test_json_for_any_reader(root, capsys):
+    def refused(name):
+        raise AssertionError(name)
+
+    made(root, "mlp/größer", 1e9, **{"test/loss": float("inf")})
+    said = asked(capsys, "--json", "--root", root)
+    assert said.isascii()
+    found = {one["run"]: one["metrics"] for one in json.loads(said, parse_constant=refused)}
+    assert found["mlp/z"]["val/accuracy"] is None
+    assert found["mlp/größer"]["test/loss"] is None
+
+
+def test_what_is_nan_everywhere_has_no_best(root, capsys):
+    assert "is nan in every run" in refused(capsys, "best", "val/accuracy", "mlp/z", "--path", "--root", root)
+
+
+def command(*argv: object, **options: Any) -> "subprocess.Popen[bytes]":
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen([sys.executable, "runs.py", *map(os.fspath, argv)], cwd=PROJECT, **pipes, **options)
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="names are UTF-8 there")
+@pytest.mark.parametrize("encoding", ["ascii", "utf-8"])
+def test_a_name_that_is_not_utf_8(tmp_path, encoding):
+    name = os.fsdecode(b"mlp/\xff \xc3\xa9")
+    folder = made(tmp_path, name, **{"val/accuracy": 0.5})
+    environment = {**os.environ, "PYTHONIOENCODING": encoding}
+    for argv, expected in (
+        ((), b"\\udcff"),
+        (("--json",), b"\\udcff \\u00e9"),
+        (("best", "val/accuracy", "--path"), os.fsencode(folder) + b"\n"),
+    ):
+        printed, problems = command(*argv, "--root", tmp_path, env=environment).communicate()
+        assert expected in printed
+        assert problems == b""
+
+
+def test_a_reader_that_goes_away(tmp_path):
+    for i in range(400):
+        made(tmp_path, f"mlp/{i}", **{"test/accuracy": 0.5})
+    process = command("--json", "--root", tmp_path)
+    process.stdout.read(1)
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    process.stderr.close()
+    assert process.wait() == 0
+
+
+def test_ctrl_c(root):
+    (root / "mlp/a/metrics.json").unlink()
+    os.mkfifo(root / "mlp/a/metrics.json")
+    with command("--root", root) as process, (root / "mlp/a/metrics.json").open("wb"):  # open when it is read
+        process.send_signal(signal.SIGINT)
+        assert process.communicate() == (b"", b"")
+    assert process.returncode == 130
+
+
+def test_ctrl_c_while_it_starts(tmp_path):
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs/__init__.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
+    shutil.copy(PROJECT / "runs.py", tmp_path)
+    done = subprocess.run([sys.executable, "runs.py"], cwd=tmp_path, capture_output=True)
+    assert (done.returncode, done.stderr) == (-signal.SIGINT, b"")  # a shell says 130
+
+
+@pytest.mark.parametrize("width", [40, 80, 120])
+@pytest.mark.parametrize("argv", [("list",), ("compare", "a" * 90, "b" * 90)], ids=["list", "compare"])
+def test_a_table_fits_the_terminal(root, capsys, monkeypatch, width, argv):
+    for name, loss in (("a" * 90, 0.123456), ("b" * 90, 0.234567)):
+        made(root, f"mlp/{name}", **{"test/loss": loss, "val/accuracy": 0.5})
+    (root / f"mlp/{'a' * 90}/config.yaml").write_text(f"model: {'x' * 200}\n", encoding="utf-8")
+    whole = set(asked(capsys, *argv, "--root", root).split())
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", str(width))
+    said = asked(capsys, *argv, "--root", root)
+    assert max(map(len, said.splitlines())) <= width
+    assert {word for word in said.split() if word[0].isdigit()} <= whole  # half a figure would be another one
+    if width == 80 and argv[0] == "compare":
+        assert "0.123456" in said
+        assert "0.234567" in said
+
+
+def test_terminals_of_common_widths_show_what_matters(tmp_path, capsys, monkeypatch):
+    names = ["iris_mlp/20261123-053715-b3cbb7", "iris_mlp/20261123-053804-7ca139"]
+    for name, error in zip(names, (0.0399267, 0.0183618), strict=True):
+        figures = dict.fromkeys(("test/accuracy", "test/f1", "test/loss", "val/accuracy", "train_seconds"), 0.9)
+        made(tmp_path, name, **figures, **{"test/calibration_error": error})
+    made(tmp_path, "iris_mlp/20261123-053850-c71c36", 1e9, {"status": "interrupted", "reason": "stopped by SIGTERM"})
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "80")
+    assert "val acc" in asked(capsys, "--root", tmp_path)
+    assert "-0.02156" in asked(capsys, "compare", *names, "--root", tmp_path)
+    this_year = f"{datetime.now():%Y}1001-053850"
+    made(tmp_path, f"iris_mlp/{this_year}-0c71c3")
+    began = datetime.strptime(this_year, "%Y%m%d-%H%M%S").replace(tzinfo=UTC).astimezone()
+    monkeypatch.setenv("COLUMNS", "120")
+    assert f"{began:%b %d %H:%M}" in asked(capsys, "--root", tmp_path)
+    assert "stopped by SIG.." in asked(capsys, "--root", tmp_path)
+
+
+def test_a_folder_is_never_cut(root, capsys, monkeypatch):
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "20")
+    assert f"{root}/mlp/b\n" in asked(capsys, "best", "val/accuracy", "--root", root)
+
+
+def test_two_runs_side_by_side(root, capsys):
+    (root / "mlp/b/config.yaml").write_text("optimizer:\n  lr: 0.2\nmodel: {widths: [1, 2]}\nnew: true\n")
+    for name, threads in (("a", 2), ("b", 4)):
+        facts = {"threads": threads, "packages": {"torch": "2.13.0", "numpy": name}, "command": name}
+        (root / f"mlp/{name}/environment.json").write_text(json.dumps(facts), encoding="utf-8")
+    lines = [line.split() for line in asked(capsys, "compare", "a", "b", "--root", root).splitlines()]
+    assert ["optimizer.lr", "0.1", "0.2"] in lines
+    assert ["new", "not", "there", "True"] in lines
+    assert ["threads", "2", "4"] in lines
+    assert ["packages.numpy", "a", "b"] in lines
+    assert ["test/accuracy", "0.9", "0.8", "-0.1"] in lines
+    assert not [line for line in lines if line and line[0] in ("model.widths", "command", "packages.torch")]
+    content = json.loads(asked(capsys, "compare", "a", "b", "--root", root, "--json"))
+    assert content["config"]["optimizer.lr"] == [0.1, 0.2]
+
+
+def test_runs_that_do_not_differ(root, capsys):
+    said = asked(capsys, "compare", "cnn/c", "cnn/d", "--root", root)
+    assert said.split("\n\n") == ["config: no difference", "environment: no difference", "no run is finished", ""]
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        (["compare", "mlp", "a"], "mlp: 3 runs have that in their name; mlp/a, mlp/b, mlp/z"),
+        (["compare", "nothing", "a"], "nothing: no run below "),
+        (["compare", "a"], "compare: needs two runs"),
+        (["compare", "", "mlp/a"], "'': no run below "),
+        (["compare", "mpl/a", "mlp/b"], "has that in its name; did you mean mlp/a or mlp/"),
+        (["list", "--last", "-1"], "argument --last/--top: -1 is below 0, which is all"),
+        (["list", "--last", "few"], "argument --last/--top: invalid count value: 'few'"),
+        (["best", "test/loss", "--smallest", "--largest"], "not allowed with argument"),
+        (["best", "samples"], "samples: no finished run has this metric; there are test/accuracy"),
+        (
+            ["best", "val/acuracy"],
+            "val/acuracy: no finished run has this metric; there are val/accuracy, test/accuracy",
+        ),
+        (["best", "loss"], "loss: no finished run has this metric; there are test/loss"),
+        (["best", "test/loss", "cnn"], "no run is finished"),
+        (["--status", "done"], "invalid choice: 'done'"),
+        (["prune"], "prune: nobody to ask; give --yes"),
+        (["prune", "--yes", "--json"], "prune: --json shows what would go, and deletes nothing; leave out --yes"),
+        (["prune", "--older-than", "nan"], "nan is no number of days"),
+        (["prune", "--older-than", "-1"], "-1 is no number of days"),
+        (["prune", "--older-than", "x"], "invalid days value: 'x'"),
+        (["list", "--nonsense"], "unrecognized arguments: --nonsense; python runs.py --help"),
+    ],
+)
+def test_a_mistake_is_one_line(root, capsys, options, problem):
+    assert problem in refused(capsys, *options, "--root", root)
+
+
+def test_the_best_by_a_metric(root, capsys):
+    assert [line.split()[0] for line in asked(capsys, "best", "val/accuracy", "--root", root).splitlines()[1:]] == [
+        "0.9", "0.8", "nan",
+    ]  # fmt: skip
+    assert asked(capsys, "best", "test/loss", "--path", "--root", root) == f"{root}/mlp/b\n"
+    assert asked(capsys, "best", "test/accuracy", "--path", "--root", root) == f"{root}/mlp/a\n"
+    assert asked(capsys, "best", "test/loss", "--largest", "--path", "--root", root) == f"{root}/mlp/z\n"
+    assert asked(capsys, "best", "test/accuracy", "--smallest", "--path", "--root", root) == f"{root}/mlp/z\n"
+    assert len(asked(capsys, "best", "test/f1", "--top", "2", "--root", root).splitlines()) == 4
+    assert "choose by val/..." in asked(capsys, "best", "test/accuracy", "--root", root)
+    assert json.loads(asked(capsys, "best", "val/accuracy", "--json", "--root", root))[0]["run"] == "mlp/b"
+
+
+def test_what_did_not_come_to_its_end_may_go(root, capsys):
+    assert asked(capsys, "prune", "--yes", "--older-than", "100000", "--root", root) == "nothing to delete\n"
+    os.utime(root / "cnn/d/config.yaml", None)
+    assert "1 run deleted" in asked(capsys, "prune", "--yes", "--older-than", "1", "--root", root)
+    assert not (root / "cnn/c").exists()
+    assert (root / "cnn/d").exists()
+    asked(capsys, "prune", "--yes", "--root", root)
+    assert not (root / "cnn/d").exists()
+    assert (root / "cnn/no run").exists()  # what is no run is left alone
+    assert sorted(path.name for path in (root / "mlp").iterdir()) == ["a", "b", "z"]
+
+
+@pytest.mark.parametrize(("answer", "left"), [("y", False), ("n", True), ("", True)])
+def test_it_asks_before_it_deletes(root, capsys, monkeypatch, answer, left):
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True)
+    monkeypatch.setattr("builtins.input", lambda question: answer if "delete 2 runs (" in question else "?")
+    asked(capsys, "prune", "--root", root)
+    assert (root / "cnn/c").exists() == left
+
+
+def test_a_folder_that_is_linked_is_not_deleted(root, capsys, tmp_path):
+    elsewhere = made(tmp_path / "elsewhere", "cnn/kept")
+    (root / "cnn/link").symlink_to(elsewhere)
+    asked(capsys, "prune", "--yes", "--root", root)
+    assert elsewhere.exists()
+    assert "link" not in asked(capsys, "--root", root)
+
+
+def without_fcntl(monkeypatch):
+    monkeypatch.setitem(sys.modules, "fcntl", None)  # as on Windows
+
+
+def without_locks(monkeypatch):
+    def refusing(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refusing)
+
+
+@pytest.mark.parametrize("missing", [without_fcntl, without_locks])
+def test_where_nothing_tells_what_may_be_at_work_is_not_deleted(root, capsys, monkeypatch, missing):
+    missing(monkeypatch)
+    assert "cnn/d  running" in asked(capsys, "cnn/d", "--root", root)
+    assert "cnn/c  failed" in asked(capsys, "cnn/c", "--root", root)  # it has left a status.json
+    assert "1 run deleted" in asked(capsys, "prune", "--yes", "--root", root)
+    assert [path.name for path in (root / "cnn").iterdir() if (path / "config.yaml").exists()] == ["d"]
+
+
+def test_what_goes_on_while_it_asks_is_not_deleted(root, capsys, monkeypatch):
+    held = (root / "cnn/c/config.yaml").open()
+    made(root, "cnn/e", 1.5e9)
+
+    def goes_on(_):
+        fcntl.flock(held, fcntl.LOCK_EX)
+        (root / "cnn/e/metrics.json").write_text("{}", encoding="utf-8")
+        return "y"
+
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True)
+    monkeypatch.setattr("builtins.input", goes_on)
+    with held:
+        assert asked(capsys, "prune", "--root", root).endswith("1 run deleted; 2 runs went on meanwhile\n")
+    assert (root / "cnn/c").exists()
+    assert (root / "cnn/e").exists()
+
+
+def test_nobody_resumes_what_is_being_deleted(root, capsys, monkeypatch):
+    def resumed(folder):
+        with (folder / "config.yaml").open() as file, pytest.raises(BlockingIOError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+    monkeypatch.setattr(shutil, "rmtree", resumed)
+    assert "2 runs deleted" in asked(capsys, "prune", "--yes", "--root", root)
+
+
+def test_what_cannot_be_deleted(root, capsys, monkeypatch):
+    def forbidden(_):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(shutil, "rmtree", forbidden)
+    said = refused(capsys, "prune", "--yes", "cnn/c", "--root", root)
+    assert said == f"error: {root}/cnn/c: cannot be deleted (Permission denied)\n"
+
+
+def test_ctrl_d_is_no(root, capsys, monkeypatch):
+    def closed(_):
+        raise EOFError
+
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True)
+    monkeypatch.setattr("builtins.input", closed)
+    assert asked(capsys, "prune", "--root", root).endswith("nothing is deleted\n")
+    assert (root / "cnn/c").exists()
+
+
+def test_what_is_linked_has_no_size(root, tmp_path):
+    (tmp_path / "large").write_bytes(b"0" * 10_000)
+    (root / "cnn/d/link").symlink_to(tmp_path / "large")
+    (root / "cnn/d/gone").symlink_to(tmp_path / "missing")
+    (run_d,) = run_index.runs(root, ["cnn/d"])
+    assert run_index.size(run_d) < 1_000
+
+
+def test_root_and_json_stand_before_or_after_the_command(root, capsys):
+    after = asked(capsys, "compare", "a", "b", "--json", "--root", root)
+    assert asked(capsys, "--root", root, "--json", "compare", "a", "b") == after
+    assert asked(capsys, "--json", "compare", "a", "b", f"--root={root}") == after
+    assert asked(capsys, "--root", root) == asked(capsys, "list", "--root", root)
+
+
+def test_brackets_and_stars_in_names_are_names(tmp_path, capsys):
+    for name in ("a[1]", "a1", "b*", "bc", "other"):
+        made(tmp_path, f"cfg/{name}")
+    asked(capsys, "prune", "cfg/a[1]", "--yes", "--root", tmp_path)
+    asked(capsys, "prune", str(tmp_path / "cfg/b*"), "--yes", "--root", tmp_path)
+    assert sorted(one.name for one in (tmp_path / "cfg").iterdir()) == ["a1", "bc", "other"]
+    asked(capsys, "prune", "cfg/*t*", "--yes", "--root", tmp_path)
+    assert sorted(one.name for one in (tmp_path / "cfg").iterdir()) == ["a1", "bc"]
+
+
+def test_a_config_is_a_file(root, capsys):
+    (root / "cnn/folder/config.yaml").mkdir(parents=True)
+    assert "folder" not in asked(capsys, "--root", root).replace(str(root), "")
+
+
+def test_a_copied_run_began_when_its_name_says(tmp_path, capsys):
+    made(tmp_path, "mlp/20261122-090000-1f3a5c", 9e8)
+    assert '"began": "2026-11-22T09:00:00+00:00"' in asked(capsys, "--json", "--root", tmp_path)
+
+
+def test_no_runs_at_all(tmp_path, capsys):
+    assert "python train.py --config configs/iris_mlp.yaml makes one" in asked(capsys, "--root", tmp_path / "none")
+
+
+# what a run leaves
+
+
+def status(folder: Path) -> tuple[str, str]:
+    one = run_index.read(folder, "", 0.0)
+    return one.status, one.reason
+
+
+def test_a_finished_run(tmp_path):
+    folder = run(tmp_path, "--config", IRIS, "trainer.max_epochs=1")
+    assert status(folder) == ("finished", "")
+    assert not (folder / "status.json").exists()
+
+
+def test_a_diverged_run(tmp_path):
+    code, folder = start(tmp_path, "--config", IRIS, "optimizer={name: sgd, lr: 1.0e+30}")
+    assert code == 3
+    assert status(folder)[0] == "failed"
+    assert status(folder)[1].startswith("diverged: ")
+    assert json.loads((folder / "status.json").read_text(encoding="utf-8"))["exit_code"] == 3
+
+
+def test_a_bug_is_a_failure_and_a_refused_resumption_changes_nothing(tmp_path, monkeypatch):
+    def broken(*_):
+        raise RuntimeError("a bug\nof two lines")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("lit_models.classifier.LitClassifier.validation_step", broken)
+        with pytest.raises(RuntimeError):
+            train.main(["--config", IRIS, f"run.root={tmp_path}"])
+    (folder,) = tmp_path.glob("*/*")
+    assert status(folder) == ("failed", "a bug of two lines")
+    before = (folder / "status.json").read_bytes()
+    assert train.main(["--resume", str(folder), "optimizer.lr=7"]) == 2
+    assert (folder / "status.json").read_bytes() == before
+
+
+@pytest.fixture
+def stopped(tmp_path, monkeypatch) -> Path:
+    """A run that SIGTERM ended."""
+    with signalled(monkeypatch, lambda trainer: trainer.global_step == 20):
+        return start(tmp_path, "--config", IRIS, "trainer.max_epochs=8", "run.checkpoint_every_steps=5")[1]
+
+
+@pytest.mark.parametrize("broken", ["environment.json", "checkpoints/*.ckpt"])
+def test_a_resumption_that_is_refused_leaves_the_end_as_it_was(stopped, broken):
+    before = (stopped / "status.json").read_bytes()
+    for path in stopped.glob(broken):
+        path.write_text("broken", encoding="utf-8")
+    assert train.main(["--resume", str(stopped)]) == 2
+    assert (stopped / "status.json").read_bytes() == before
+
+
+def test_a_run_that_goes_on_has_no_end_any_more(stopped, monkeypatch):
+    def killed(*_):  # what SIGKILL would leave, but for the lock
+        seen.append((stopped / "status.json").exists())
+
+    seen: list[bool] = []
+    monkeypatch.setattr("lit_models.classifier.LitClassifier.on_train_epoch_start", killed, raising=False)
+    assert train.main(["--resume", str(stopped)]) == 0
+    assert seen
+    assert not any(seen)
+    assert status(stopped) == ("finished", "")
+
+
+def test_what_is_finished_stays_so(tmp_path, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("engine.runs.run_record.closing", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        start(tmp_path, "--config", IRIS, "trainer.max_epochs=1")
+    (folder,) = tmp_path.glob("*/*")
+    assert status(folder) == ("finished", "")
+    assert not (folder / "status.json").exists()
+
+
+def test_an_interrupted_run(tmp_path):
+    command = [sys.executable, "train.py", "--config", IRIS, "trainer.max_epochs=100000", f"run.root={tmp_path}"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        for line in process.stdout:
+            if line.startswith("epoch"):
+                break
+        (folder,) = tmp_path.glob("*/*")
+        assert status(folder) == ("running", "")
+        process.terminate()
+        process.communicate()
+    assert process.returncode == 143
+    assert status(folder)[0] == "interrupted"
+    assert status(folder)[1].startswith("stopped by SIGTERM in epoch ")
+
+
+@pytest.mark.slow
+@pytest.mark.faults("10,000 runs are listed", "in under 2 s, as the command that a person runs")
+def test_ten_thousand_runs(tmp_path, record_property):
+    for i in range(COUNT):
+        made(tmp_path, f"config{i % 20}/{i}", **{"test/accuracy": i / COUNT, "val/accuracy": 0.5, "train_seconds": 3.0})
+    taken = []
+    for _ in range(3):
+        begun = time.perf_counter()
+        done = subprocess.run(
+            [sys.executable, "runs.py", "--root", str(tmp_path)],
+            cwd=PROJECT,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        taken.append(time.perf_counter() - begun)
+    assert f"... and {COUNT - 30:,} earlier ones" in done.stdout
+    record_property("happened", f"{min(taken):.1f} s")
+    assert min(taken) < SECONDS

@@ -1,0 +1,745 @@
+"""Faults, each with what is promised of it; `pytest -m faults` prints them as a table."""
+
+import errno
+import json
+import math
+import os
+import pickle
+import resource
+import signal
+import subprocess
+import sys
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import train
+from callbacks.finite_steps import FiniteSteps
+from engine.config.signatures import PROJECT
+from engine.runs.run_folder import VARIABLE
+from engine.training import checkpoint_file, signals
+from engine.training.checkpoint_file import BrokenCheckpointError
+from engine.training.checkpoints import Checkpoints
+from engine.training.exits import Stopped
+from lit_models.classifier import LitClassifier
+from lit_models.mlp import LitMLP
+from tests.exactness import differences, different, signalled, start
+from tests.runs import IRIS, curve
+
+SHORT = ["--config", IRIS, "trainer.max_epochs=5", "model.dropout=0.1"]
+
+
+def at_step(step: int):
+    return lambda trainer: trainer.training and trainer.global_step == step
+
+
+@pytest.fixture
+def stopped(tmp_path, monkeypatch) -> Path:
+    """A run of Iris that was stopped after ten steps, in its fourth epoch."""
+    with signalled(monkeypatch, at_step(10)):
+        code, folder = start(tmp_path / "runs", *SHORT, "run.name=stopped")
+    assert code == 143
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Path:
+    """The same run, never stopped."""
+    os.chdir(PROJECT)
+    return start(tmp_path_factory.mktemp("whole"), *SHORT)[1]
+
+
+def command(*argv: str, script: Path | str = "train.py") -> subprocess.Popen:
+    """`train.py` in a process of its own, at the front of a terminal as far as Ctrl-C goes."""
+    return subprocess.Popen(
+        [sys.executable, str(script), *argv],
+        cwd=PROJECT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )  # fmt: skip
+
+
+def wait_for(process: subprocess.Popen, beginning: str) -> None:
+    """Until it prints a line that begins so."""
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith(beginning):
+            return
+    pytest.fail(f"it ended before: {process.communicate()[1]}")
+
+
+# Killed
+
+
+@pytest.mark.slow
+@pytest.mark.faults(
+    "SIGKILL at 25 random and 9 chosen moments", "resumed, it ends equal to the bit: files, figures, curves"
+)
+def test_kills_at_random_moments(tmp_path, record_property):
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.kills", "25", "0", str(tmp_path)],
+        cwd=PROJECT, stdout=subprocess.PIPE, text=True, timeout=400,
+    )  # fmt: skip
+    trials = [json.loads(line) for line in done.stdout.splitlines()]
+    equal = [trial for trial in trials if trial["different"] == [] and trial["codes"][-1] == 0]
+    kills = sum(trial["codes"].count(-9) for trial in trials)
+    record_property("happened", f"{kills} kills in {len(trials)} runs, {len(equal)} equal ends")
+    assert [trial for trial in trials if trial not in equal] == []
+    assert len(trials) == 25 + 9 <= kills
+
+
+KILLED_WHILE_WRITING = """
+import os, signal, sys, torch
+from pathlib import Path
+from engine.training import checkpoint_file
+path = Path(sys.argv[1])
+checkpoint_file.write({"weights": torch.zeros(1000)}, path)
+os.fsync = lambda descriptor: os.kill(os.getpid(), signal.SIGKILL)
+checkpoint_file.write({"weights": torch.ones(1000)}, path)
+"""
+
+
+@pytest.mark.faults(
+    "SIGKILL while a checkpoint is written", "the one before is whole; the rest is cleared away at the next start"
+)
+def test_killed_while_writing(tmp_path, stopped, whole):
+    path = stopped / "checkpoints/other.ckpt"
+    done = subprocess.run([sys.executable, "-c", KILLED_WHILE_WRITING, str(path)], cwd=PROJECT)
+    assert done.returncode == -signal.SIGKILL
+    assert checkpoint_file.read(path)["weights"].sum() == 0
+    assert path.with_suffix(".part").exists()
+    path.unlink()
+    assert train.main(["--resume", str(stopped)]) == 0
+    assert not path.with_suffix(".part").exists()
+    assert differences(whole, stopped) == []
+
+
+@pytest.mark.faults("killed before the first checkpoint", "resumed from its beginning, in its folder")
+def test_killed_before_the_first_checkpoint(stopped, whole, capsys):
+    for path in (*stopped.glob("checkpoints/*"), stopped / "environment.json"):
+        path.unlink()
+    assert train.main(["--resume", str(stopped)]) == 0
+    assert "it has no checkpoint yet: starting from its beginning" in capsys.readouterr().out
+    assert differences(whole, stopped) == []
+
+
+# Stopped
+
+
+@pytest.mark.faults("Ctrl-C", "exit code 130, saved after the step; resumed, it ends equal to the bit")
+def test_ctrl_c(tmp_path, monkeypatch, whole, capsys):
+    with signalled(monkeypatch, at_step(8), signal.SIGINT):
+        code, folder = start(tmp_path / "runs", *SHORT)
+    assert code == 130
+    assert (
+        f"interrupted in epoch 3, after 2 of 3 batches; go on with: python train.py --resume {folder}"
+        in capsys.readouterr().err
+    )
+    assert train.main(["--resume", str(folder)]) == 0
+    assert "going on in epoch 3, after 2 of 3 batches" in capsys.readouterr().out
+    assert differences(whole, folder) == []
+
+
+SLOW_STEP = """
+import os, sys, time
+sys.path.insert(0, os.getcwd())
+import train
+from lit_models.classifier import LitClassifier
+original = LitClassifier.training_step
+
+def training_step(self, batch, batch_idx):
+    if self.global_step == 5:
+        print("a long step", flush=True)
+        time.sleep(60)
+    return original(self, batch, batch_idx)
+
+LitClassifier.training_step = training_step
+sys.exit(train.main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.faults("Ctrl-C twice, within one step", "exit code 130 at once, the last checkpoint is whole")
+def test_ctrl_c_twice(tmp_path, record_property):
+    script = tmp_path / "slow.py"
+    script.write_text(SLOW_STEP)
+    process = command("--config", IRIS, "run.name=x", f"run.root={tmp_path}", script=script)
+    wait_for(process, "a long step")
+    process.send_signal(signal.SIGINT)
+    assert "Ctrl-C again stops at once" in next(line for line in process.stderr if line.strip())
+    process.send_signal(signal.SIGINT)
+    started = time.monotonic()
+    _, said = process.communicate(timeout=30)
+    seconds = time.monotonic() - started
+    record_property("happened", f"{seconds:.1f} s")
+    assert process.returncode == 130
+    assert seconds < 5
+    assert "Traceback" not in said
+    checkpoint_file.verify(tmp_path / "iris_mlp/x/checkpoints/last.ckpt")
+
+
+@pytest.mark.slow
+@pytest.mark.faults("Ctrl-C also ends `tee`, which reads the run's output", "exit code 130, saved after the step")
+def test_ctrl_c_with_a_broken_pipe(tmp_path):
+    process = command("--config", IRIS, "trainer.max_epochs=100000", "run.name=x", f"run.root={tmp_path}")
+    wait_for(process, "epoch")
+    process.stdout.close()
+    process.stderr.close()
+    process.send_signal(signal.SIGINT)
+    assert process.wait(30) == 130
+    steps = checkpoint_file.read(tmp_path / "iris_mlp/x/checkpoints/last.ckpt")["global_step"]
+    assert steps > 0
+
+
+@pytest.mark.slow
+@pytest.mark.faults(
+    "Ctrl-C or SIGTERM while Python starts, imports or reads", "130 or 143, no traceback, no folder left"
+)
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("seconds", [0.15, 0.4, 1.0, 2.0])
+def test_stopped_before_training(tmp_path, seconds, signum):
+    process = command("--config", IRIS, "trainer.max_epochs=1000", f"run.root={tmp_path}")
+    time.sleep(seconds)
+    process.send_signal(signum)
+    _, said = process.communicate(timeout=30)
+    assert process.returncode in (128 + signum, -signum)  # a shell says 128 + signum in both cases
+    assert "Traceback" not in said
+    folders = list(tmp_path.glob("*/*"))
+    assert folders == [] or (folders[0] / "checkpoints/last.ckpt").exists()
+
+
+@pytest.mark.faults("Ctrl-C just after a DataLoader's workers have ended", "saved after the step as ever, not cut off")
+def test_children_that_end_do_not_delay_the_watch(monkeypatch):
+    cut_off: list[int] = []
+    monkeypatch.setattr(signals, "HANG_SECONDS", 0.2)
+    monkeypatch.setattr(os, "_exit", cut_off.append)
+    before = signal.signal(signal.SIGCHLD, lambda *_: None)  # as a DataLoader with workers does for good
+    try:
+        with signals.Signals() as watch:
+            watch.deferred = True
+            for signum in (signal.SIGCHLD, signal.SIGCHLD, signal.SIGCHLD, signal.SIGINT):
+                signal.raise_signal(signum)
+            time.sleep(1)
+            assert watch.received == signal.SIGINT
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+    assert cut_off == []
+
+
+class Stalling(BaseHTTPRequestHandler):
+    """Sends the beginning of a file, and then nothing."""
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(bytes(100))
+        self.wfile.flush()
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(1)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.mark.faults("SIGTERM while data are downloaded", "exit code 143 at once, nothing under a file's name")
+def test_stopped_while_downloading(tmp_path):
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Stalling)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    options = [f"data.root={tmp_path}/data", f"data.mirrors=['http://127.0.0.1:{server.server_port}/']"]
+    started = time.monotonic()
+    code = train.main(["--config", "configs/mnist_mlp.yaml", *options, f"run.root={tmp_path}/runs"])
+    server.shutdown()
+    server.server_close()
+    assert code == 143
+    assert time.monotonic() - started < 20
+    assert [path for path in tmp_path.rglob("*ubyte*") if path.suffix != ".part"] == []
+    assert list((tmp_path / "runs").glob("*/*")) == []
+
+
+@pytest.mark.faults(
+    "SLURM's warning (SIGUSR1)", "saved after the step, requeued once, exit code 143; without SLURM it is not handled"
+)
+def test_slurms_warning(tmp_path, monkeypatch, capsys, whole):
+    (tmp_path / "bin").mkdir()
+    scontrol = tmp_path / "bin/scontrol"
+    scontrol.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/asked\n')
+    scontrol.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}/bin:{os.environ['PATH']}")
+    monkeypatch.setenv("SLURM_JOB_ID", "77")
+    monkeypatch.setenv("SLURM_JOB_NAME", "bash")  # as in an interactive job: one process
+    with signalled(monkeypatch, at_step(8), signal.SIGUSR1):
+        code, folder = start(tmp_path / "runs", *SHORT, "run.name=slurm-77")
+    assert code == 143
+    assert (tmp_path / "asked").read_text() == "requeue 77\n"
+    assert "SLURM job 77 is requeued" in capsys.readouterr().err
+    again = [*SHORT, f"run.root={tmp_path / 'runs'}", "run.name=slurm-77", "--resume", "auto"]  # as slurm.sbatch does
+    assert train.main(again) == 0
+    assert differences(whole, folder) == []
+
+
+# Files
+
+
+def _cut(content: bytes) -> bytes:
+    return content[: len(content) // 2]
+
+
+def _flipped(content: bytes) -> bytes:
+    middle = len(content) // 2
+    return content[:middle] + bytes(byte ^ 1 for byte in content[middle : middle + 16]) + content[middle + 16 :]
+
+
+DAMAGES = {
+    "cut off": _cut,
+    "16 bits flipped": _flipped,
+    "empty": lambda content: b"",
+    "text": lambda content: b"epoch: 3\n" * 100,
+    "without its last byte": lambda content: content[:-1],
+}
+
+
+@pytest.mark.faults(
+    "a checkpoint is cut off, flipped, empty or text",
+    "one line, exit code 2; `auto` takes the one before and ends equal",
+)
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_checkpoint(damage, stopped, whole, capsys, tmp_path):
+    path = stopped / "checkpoints/last.ckpt"
+    path.write_bytes(DAMAGES[damage](path.read_bytes()))
+    assert train.main(["--resume", str(stopped)]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: {path} is ")
+    assert f"go on from it by --resume {stopped}/checkpoints/best.ckpt" in said
+    assert said.count("\n") == 1
+    with pytest.raises(BrokenCheckpointError):
+        LitMLP.load_from_checkpoint(path)
+    assert train.main([*SHORT, f"run.root={tmp_path / 'runs'}", "--resume", "auto"]) == 0
+    assert differences(whole, stopped) == []
+
+
+@pytest.mark.parametrize("writer", ["this project", "torch"])
+def test_no_file_loads_with_a_wrong_content(writer, stopped, tmp_path):
+    """Wherever a bit is flipped: the file is refused, or what it holds is what was written."""
+    path, written = tmp_path / "flipped.ckpt", checkpoint_file.read(stopped / "checkpoints/last.ckpt")
+    torch.save(written, path) if writer == "torch" else checkpoint_file.write(written, path)
+    content, refused = path.read_bytes(), 0
+    places = [*range(0, len(content), 997), *range(len(content) - 120, len(content))]
+    for place in places:
+        path.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+        try:
+            assert list(different(checkpoint_file.read(path), written, "")) == []
+        except BrokenCheckpointError:
+            refused += 1
+    assert refused > (0.9 if writer == "this project" else 0.5) * len(places)
+
+
+class Malicious:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple:
+        return (open, (str(self.marker), "w"))
+
+
+@pytest.mark.faults("pickled code in a checkpoint", "never run; one line, exit code 2")
+def test_pickled_code(stopped, tmp_path, capsys):
+    path, marker = stopped / "checkpoints/last.ckpt", tmp_path / "marker"
+    for save in (
+        lambda: torch.save(Malicious(marker), path),
+        lambda: checkpoint_file.write({"a": Malicious(marker)}, path),
+    ):
+        save()
+        with pytest.raises((BrokenCheckpointError, pickle.UnpicklingError)):
+            LitMLP.load_from_checkpoint(path)
+        assert train.main(["--resume", str(path)]) == 2
+        assert capsys.readouterr().err.count("\n") == 1
+        assert not marker.exists()
+
+
+@pytest.mark.faults("an address, or weights_only=False", "refused: there is no way to load pickled code")
+def test_no_unsafe_way(stopped):
+    with pytest.raises(BrokenCheckpointError):
+        LitMLP.load_from_checkpoint("https://example.org/last.ckpt")
+    with pytest.raises(TypeError, match="weights_only cannot be chosen"):
+        LitMLP.load_from_checkpoint(stopped / "checkpoints/last.ckpt", weights_only=False)
+
+
+@pytest.mark.faults(
+    "the disk is full while a checkpoint is written",
+    "one line, exit code 2; the one before is whole, nothing half is left",
+)
+def test_full_disk(tmp_path, monkeypatch, capsys):
+    written, sync = [], os.fsync
+
+    def full(descriptor: int) -> None:
+        written.append(descriptor)
+        if len(written) > 8:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "last.ckpt")
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", full)
+    code, folder = start(tmp_path / "runs", *SHORT, "run.checkpoint_every_steps=1")
+    said = capsys.readouterr().err
+    assert code == 2
+    assert "No space left on device" in said
+    assert said.count("\n") == 1
+    checkpoint_file.verify(folder / "checkpoints/last.ckpt")
+    assert list(folder.rglob("*.part")) == []
+
+
+@pytest.mark.slow
+@pytest.mark.faults("files may not grow (RLIMIT_FSIZE)", "told before training, one line, exit code 2")
+def test_no_room_from_the_start(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "train.py", *SHORT, f"run.root={tmp_path}"],
+        cwd=PROJECT, capture_output=True, text=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000)),
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: cannot write")
+    assert done.stderr.count("\n") == 1
+    assert "epoch 1" not in done.stdout
+
+
+@pytest.mark.faults("the disk has no room for three checkpoints", "told before training, exit code 2")
+def test_too_little_room(tmp_path, monkeypatch, capsys):
+    import shutil
+
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
+    code, _ = start(tmp_path / "runs", *SHORT)
+    assert code == 2
+    assert "a checkpoint has " in (said := capsys.readouterr()).err
+    assert "epoch 1" not in said.out
+
+
+@pytest.mark.faults("a secret in the environment", "in no byte of the run's folder")
+def test_secrets(tmp_path, monkeypatch):
+    secret = "hf_s3cr3tOfThisTest"
+    for name in ("HF_TOKEN", "AWS_SECRET_ACCESS_KEY", "MY_PASSWORD"):
+        monkeypatch.setenv(name, secret)
+    _, folder = start(tmp_path, *SHORT)
+    for path in folder.rglob("*"):
+        assert path.is_dir() or secret.encode() not in path.read_bytes()
+
+
+@pytest.mark.faults(
+    "another project's checkpoint in a run's folder", "one line, exit code 2; `auto` takes the one before"
+)
+@pytest.mark.parametrize(
+    "content", [{"weight": torch.zeros(3)}, [1, 2], torch.zeros(3)], ids=["state", "list", "tensor"]
+)
+def test_a_foreign_checkpoint(content, stopped, whole, tmp_path, capsys):
+    path = stopped / "checkpoints/last.ckpt"
+    for save in (torch.save, checkpoint_file.write):
+        save(content, path)
+        assert train.main(["--resume", str(path)]) == 2
+        assert capsys.readouterr().err == f"error: {path} is no checkpoint of a run of this project\n"
+    torch.save(content, path)
+    assert train.main([*SHORT, f"run.root={tmp_path / 'runs'}", "--resume", "auto"]) == 0
+    assert differences(whole, stopped) == []
+
+
+def test_a_stop_while_a_checkpoint_is_written_is_a_stop(tmp_path, monkeypatch):
+    """Torch puts an error of its own in the place of what went wrong."""
+    path = tmp_path / "some.ckpt"
+    checkpoint_file.write({"weight": torch.zeros(1000)}, path)
+    original = checkpoint_file._Hashed._put
+    for count in (1, 5, 12):
+        written = []
+
+        def write(self: Any, data: bytes, count: int = count, written: list = written) -> int:
+            written.append(data)
+            if len(written) == count:
+                raise Stopped(signal.SIGINT)
+            return original(self, data)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(checkpoint_file._Hashed, "_put", write)
+            with pytest.raises(Stopped):
+                checkpoint_file.write({"weight": torch.ones(1000)}, path)
+    assert checkpoint_file.read(path)["weight"].sum() == 0
+
+
+@pytest.mark.faults("a file of the run's cannot be read or written", "one line, exit code 2")
+def test_a_file_without_permission(stopped, monkeypatch, capsys):
+    def denied(*_: Any, **__: Any) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", "config.json")
+
+    monkeypatch.setattr(LitClassifier, "configure_optimizers", denied)
+    assert train.main(["--resume", str(stopped)]) == 2
+    assert capsys.readouterr().err == "error: config.json: Permission denied\n"
+
+
+# Diverged
+
+
+def finite(value: Any) -> bool:
+    if isinstance(value, dict):
+        return all(map(finite, value.values()))
+    if isinstance(value, list | tuple):
+        return all(map(finite, value))
+    return not isinstance(value, torch.Tensor) or not value.is_floating_point() or bool(value.isfinite().all())
+
+
+def spoil(monkeypatch: pytest.MonkeyPatch, what: str, step: int) -> None:
+    """Make the loss, or the gradient alone, not a number at `step`."""
+    original = LitClassifier.training_step
+
+    def training_step(self: LitClassifier, batch: Any, batch_idx: int) -> torch.Tensor:
+        loss = original(self, batch, batch_idx)
+        if self.global_step == step and what == "loss":
+            return loss * math.inf
+        if self.global_step == step:
+            return loss + (next(self.parameters()).sum() * 0).abs().sqrt()  # 0, whose gradient is not a number
+        return loss
+
+    monkeypatch.setattr(LitClassifier, "training_step", training_step)
+
+
+@pytest.mark.faults(
+    "a loss or a gradient is not finite", "exit code 3 before the step, its place; all files stay finite"
+)
+@pytest.mark.parametrize(
+    "options", [[], ["trainer.accumulate_grad_batches=2"], ["lazy"]], ids=["", "accumulated", "as on a GPU"]
+)
+@pytest.mark.parametrize("what", ["loss", "gradient"])
+def test_not_finite(what, options, tmp_path, monkeypatch, capsys):
+    if options == ["lazy"]:  # a GPU is asked at logging intervals, validations and checkpoints only
+        options, begun = [], FiniteSteps.on_train_start
+
+        def on_train_start(self: FiniteSteps, trainer: Any, pl_module: Any) -> None:
+            begun(self, trainer, pl_module)
+            self._lazy = True
+
+        monkeypatch.setattr(FiniteSteps, "on_train_start", on_train_start)
+    spoil(monkeypatch, what, step=4)
+    code, folder = start(tmp_path / "runs", *SHORT, "run.checkpoint_every_steps=1", *options)
+    said = capsys.readouterr().err
+    assert code == 3
+    assert said.startswith(f"diverged: the {what}")
+    assert "(step 5)" in said
+    assert "diverges again" in said
+    assert said.count("\n") == 1
+    for path in folder.glob("checkpoints/*.ckpt"):
+        assert finite(checkpoint_file.read(path)["state_dict"]), path
+    assert not (folder / "metrics.json").exists()
+
+
+def test_without_the_guard_the_files_are_spoilt(tmp_path, monkeypatch):
+    """What the test above would miss if it could not fail."""
+    spoil(monkeypatch, "gradient", step=4)
+    _, folder = start(tmp_path / "runs", *SHORT, "callbacks.finite_steps=null")
+    assert not finite(checkpoint_file.read(folder / "checkpoints/last.ckpt")["state_dict"])
+
+
+@pytest.mark.faults(
+    "a loss or a gradient is not finite", "exit code 3 before the step, its place; all files stay finite"
+)
+@pytest.mark.parametrize("end", ["trainer.max_steps=1", "run.checkpoint_every_steps=1"])
+def test_a_finite_gradient_and_a_rate_that_is_too_high(end, tmp_path, capsys):
+    """After the last step no loss tells what it did."""
+    code, folder = start(tmp_path, *SHORT, "optimizer={name: sgd, lr: 1.0e+39}", end)
+    assert code == 3
+    assert "diverged: a weight is not finite after step 1" in capsys.readouterr().err
+    assert finite(checkpoint_file.read(folder / "checkpoints/last.ckpt")["state_dict"])
+
+
+@pytest.mark.faults("a validation is not finite", "it is never the best")
+def test_a_validation_that_is_not_finite(tmp_path, monkeypatch):
+    original = LitClassifier.validation_step
+
+    def validation_step(self: LitClassifier, batch: Any, batch_idx: int) -> torch.Tensor:
+        logits = original(self, batch, batch_idx)
+        if self.current_epoch in (0, 3):
+            self.val_loss.update(torch.tensor(-math.inf), 1)
+        return logits
+
+    monkeypatch.setattr(LitClassifier, "validation_step", validation_step)
+    _, folder = start(tmp_path, *SHORT)
+    losses = curve(folder, "val/loss")
+    best = min(loss for loss in losses if math.isfinite(loss))
+    assert json.loads((folder / "metrics.json").read_text())["best_epoch"] == losses.index(best) + 1
+
+
+@pytest.mark.faults("out of memory", "one line that says what to lower, exit code 1")
+@pytest.mark.parametrize(
+    "error",
+    [torch.OutOfMemoryError("CUDA out of memory"), MemoryError(), RuntimeError("can't allocate memory: 8 bytes")],
+    ids=repr,
+)
+def test_out_of_memory(error, tmp_path, monkeypatch, capsys):
+    def training_step(self: LitClassifier, batch: Any, batch_idx: int) -> torch.Tensor:
+        raise error
+
+    monkeypatch.setattr(LitClassifier, "training_step", training_step)
+    code, _ = start(tmp_path, *SHORT)
+    said = capsys.readouterr().err
+    assert code == 1
+    assert said.startswith("error: out of memory; lower data.batch_size (now 32;")
+    assert said.count("\n") == 1
+
+
+# Resumed under other conditions
+
+
+def forge(folder: Path, **facts: Any) -> None:
+    path = folder / "environment.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | facts))
+
+
+@pytest.mark.faults("resumed with other data, threads, devices, precision", "one line, exit code 2, nothing is changed")
+@pytest.mark.parametrize(
+    ("facts", "expected"),
+    [
+        ({"data_sha256": "0" * 64}, "data_sha256 was 000000000000 and is "),
+        ({"threads": 77}, "set OMP_NUM_THREADS=77"),
+        ({"num_devices": 4}, "set trainer.devices=4"),
+        ({"precision": "bf16-mixed"}, "precision was bf16-mixed and is 32-true"),
+    ],
+    ids=["data", "threads", "devices", "precision"],
+)
+def test_other_conditions(facts, expected, stopped, capsys):
+    forge(stopped, **facts)
+    before = {path: path.read_bytes() for path in stopped.rglob("*.*") if path.is_file()}
+    assert train.main(["--resume", str(stopped)]) == 2
+    said = capsys.readouterr().err
+    assert expected in said
+    assert said.count("\n") == 1
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_another_version_is_told_and_noted(stopped, whole, capsys):
+    forge(stopped, packages={"torch": "1.0"})
+    assert train.main(["--resume", str(stopped)]) == 0
+    assert "resumed, perhaps not to the bit: packages changed" in capsys.readouterr().out
+    facts = json.loads((stopped / "environment.json").read_text())
+    assert len(facts["resumed"]) == 1
+    assert facts["resumed"][0]["packages"]["torch"] == torch.__version__
+
+
+@pytest.mark.faults("resumed with other data, threads, devices, precision", "one line, exit code 2, nothing is changed")
+@pytest.mark.parametrize("content", [None, "", "[1, 2]"])
+def test_nothing_tells_the_conditions(content, stopped, capsys):
+    path = stopped / "environment.json"
+    path.unlink() if content is None else path.write_text(content)
+    assert train.main(["--resume", str(stopped)]) == 2
+    assert capsys.readouterr().err.startswith(f"error: --resume: {path} is missing or broken")
+
+
+def test_a_run_leaves_no_trace_in_the_environment(whole):
+    """Another run of this process, or of its children, would take its folder for that of the run."""
+    assert VARIABLE not in os.environ
+
+
+def test_more_processes_than_the_run_has(tmp_path, monkeypatch, capsys):
+    for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    assert train.main([*SHORT, f"run.root={tmp_path}"]) == 2
+    assert "2 processes were started for a run of 1; set devices" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+def test_output_that_nobody_can_write(tmp_path):
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "train.py", *SHORT, f"run.root={tmp_path}"], cwd=PROJECT, stdout=full, stderr=-1, text=True
+        )
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.faults("a run is resumed while it runs", "refused in one line, exit code 2")
+def test_two_at_once(stopped, capsys):
+    hold = "lock = locked(Path(sys.argv[1])); print(1, flush=True); input()"
+    code = f"import sys; from pathlib import Path; from engine.runs.run_lock import locked; {hold}"
+    other = subprocess.Popen([sys.executable, "-c", code, str(stopped)], cwd=PROJECT, stdin=-1, stdout=-1)
+    assert other.stdout.readline()
+    assert train.main(["--resume", str(stopped)]) == 2
+    assert f"{stopped} is running; wait for it, or stop it first" in capsys.readouterr().err
+    other.communicate(b"\n")
+    assert train.main(["--resume", str(stopped)]) == 0
+
+
+@pytest.mark.faults("two runs start at the same moment", "each has a folder of its own")
+def test_two_starts(tmp_path):
+    make = "print(_made(load_config('configs/iris_mlp.yaml', sys.argv[1:])))"
+    code = f"import sys; from engine.config.config import load_config; from engine.runs.run_folder import _made; {make}"
+    both = [
+        subprocess.Popen([sys.executable, "-c", code, f"run.root={tmp_path}"], cwd=PROJECT, stdout=-1, text=True)
+        for _ in range(2)
+    ]
+    assert len({one.communicate()[0] for one in both}) == 2
+
+
+def test_auto_takes_the_newest_unfinished_run_of_this_config(stopped, tmp_path, capsys):
+    runs = tmp_path / "runs"
+    assert train.main([*SHORT, f"run.root={runs}", "optimizer.lr=0.5", "--resume", "auto"]) == 2
+    assert f"in the newest unfinished run, {stopped}, optimizer.lr is 0.003, and 0.5 here" in capsys.readouterr().err
+    assert train.main([*SHORT, f"run.root={runs}", "run.name=other", "--resume", "auto"]) == 2
+    assert "has no unfinished run other" in capsys.readouterr().err
+    assert train.main([*SHORT, f"run.root={runs}", "trainer.enable_progress_bar=false", "--resume", "auto"]) == 0
+
+
+@pytest.mark.faults("killed during the test", "resumed, only the test is repeated; no point is doubled")
+def test_stopped_in_the_test(tmp_path, monkeypatch, whole):
+    with signalled(monkeypatch, lambda trainer: trainer.testing):
+        code, folder = start(tmp_path / "runs", *SHORT)
+    assert code == 143
+    assert train.main(["--resume", str(folder)]) == 0
+    assert differences(whole, folder) == []
+
+
+# Repeated
+
+
+@pytest.mark.faults(
+    "the same seed with another surface: progress line, logger, sanity check, checkpoints",
+    "the same weights, to the bit",
+)
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["trainer.enable_progress_bar=false"],
+        ["trainer.logger=false"],
+        ["trainer.num_sanity_val_steps=2"],
+        ["run.checkpoint_every_steps=1"],
+        ["callbacks.confusion_matrix=null", "callbacks.finite_steps=null"],
+        ["trainer.log_every_n_steps=1"],
+    ],
+    ids=lambda options: options[0],
+)
+def test_another_surface(options, tmp_path, whole):
+    _, folder = start(tmp_path, *SHORT, *options)
+    states = [checkpoint_file.read(one / "checkpoints/last.ckpt")["state_dict"] for one in (whole, folder)]
+    assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
+
+
+def test_another_seed_is_another_run(tmp_path, whole):
+    """What the comparisons would miss if they compared nothing."""
+    _, folder = start(tmp_path, *SHORT, "seed=1", "data.split_seed=0")
+    assert len(differences(whole, folder)) > 10
+
+
+@pytest.mark.parametrize("left_out", ["restore_rng_and_metric_state", "_resumed", "events"])
+def test_resuming_without_one_of_its_parts_is_noticed(left_out, stopped, whole, monkeypatch):
+    """Each part of an exact resumption is needed, and the comparison sees it."""
+    if left_out == "restore_rng_and_metric_state":
+        monkeypatch.setattr("engine.training.checkpoints.restore_rng_and_metric_state", lambda *_: None)
+    elif left_out == "_resumed":
+        monkeypatch.setattr("datamodules.classification.ClassificationDataModule.load_state_dict", lambda *_: None)
+    else:
+        (event,) = stopped.glob("events*")  # of the training
+        content = event.read_bytes()
+        with event.open("ab") as file:  # points that were logged after the checkpoint
+            file.write(content)
+        monkeypatch.setattr(Checkpoints, "_cut_events", lambda *_: None)
+    assert train.main(["--resume", str(stopped)]) == 0
+    assert differences(whole, stopped) != []
