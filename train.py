@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from engine.command_line import parse
 from engine.config import schema
 from engine.config.config import Config
-from engine.config.signatures import PROJECT
+from engine.config.signatures import PROJECT, read_component
 from engine.contracts import DataError, DataSpec, UserError, is_lower_better
 from engine.runs.run_folder import rank, run_folder
 from engine.terminal import print_line, quiet_lightning
@@ -99,8 +99,8 @@ def make(config: Config, section: str, **given: Any) -> Any:
     ours = component.path.parent.parent == PROJECT
     module = f"{component.path.parent.name}.{component.path.stem}" if ours else "lightning.pytorch.callbacks"
     constructor = getattr(importlib.import_module(module), component.name)
-    if section == "data" and "seed" not in component.parameters and "seed" in given:
-        given = {}  # a datamodule of the owner's own may have no seed
+    if section == "data" and "seed" not in read_component(component.path, component.name).parameters:
+        given = {}  # a datamodule of the user's own may take no seed
     try:
         return constructor(**config.options(section), **given)
     except Exception as error:
@@ -115,18 +115,20 @@ def make_model(config: Config, spec: DataSpec) -> "LitClassifier":
 
 
 def initialize(model: "LitClassifier", datamodule: "LightningDataModule", folder: Path | None) -> None:
-    """Load the data, give the model what it learns from the training inputs, and save the tokenizer in `folder`."""
+    """Load the data, let the model measure the training inputs, and save the tokenizer in `folder`."""
     from datamodules.classification import ClassificationDataModule
 
-    if not isinstance(datamodule, ClassificationDataModule):
-        print_line(f"data: {type(datamodule).__name__} has no mean and std, so the model does not normalize its inputs")
-        return
-    datamodule.prepare_data()
-    datamodule.setup()
+    if isinstance(datamodule, ClassificationDataModule):
+        datamodule.prepare_data()
+        datamodule.setup()
+        if folder is not None:
+            datamodule.save(folder)
+        if datamodule.is_loaded:
+            model.initialize_from_data(datamodule.training_inputs(), datamodule.mean, datamodule.std)
+            return
     if folder is not None:
-        datamodule.save(folder)
-    if datamodule.is_loaded:
-        model.initialize_from_data(datamodule.training_inputs(), datamodule.mean, datamodule.std)
+        print_line(f"data: {type(datamodule).__name__} has its own DataLoaders, so the model does not normalize its inputs")
+    model.initialize_without_data()
 
 
 def active_callbacks(config: Config) -> list[str]:
