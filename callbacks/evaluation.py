@@ -1,65 +1,84 @@
-"""The base of callbacks that look at a validation or the test, batch by batch, and then write something about it."""
+"""The base class of callbacks that look at every batch of an evaluation, and then write pictures, texts or scalars about it.
+
+An evaluation is the test, or a validation during training.
+"""
 
 import math
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Annotated, Any, ClassVar, Literal
+from contextlib import contextmanager, nullcontext
+from typing import Annotated, Any, ClassVar, Literal, cast
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
+from engine.contracts import Classifier
 from engine.terminal import print_line
-from engine.training.loggers import PictureWriter, RunLogger, takes_pictures
+from engine.training.loggers import PictureWriter, takes_pictures, tensorboard_of
 
 # B batch, K classes
 Stage = Literal["val", "test"]
+PAUSE_FACTOR = 100  # so that a callback takes at most about 1 % of the time of a training
 
 
 class EvaluationCallback(Callback):
-    """Looks at the test and, from time to time, at a validation. A subclass overrides `begin`, `update`, `gather`, `show`.
+    """Looks at the batches of an evaluation, and writes pictures, texts or scalars about it.
 
-    It does nothing if no logger of the run takes pictures, or if the model's evaluation step returns no logits. An error here
-    is printed and costs one picture. Only if other processes would wait for this one, an error ends the run.
+    A subclass overrides `begin`, `update`, `gather` and `show`. They are called for the test, and for a validation if `is_due`.
+    They are not called if no logger of the run can show the result, or if the evaluation step of the model does not return
+    logits.
+
+    An error in these methods is printed, and the run continues without the picture. With several processes an error before
+    `show` ends the run, because the other processes would wait for this one.
 
     Args:
-        every_seconds: Shortest time between two validations that are looked at. If looking at one takes long, it is a hundred
-            times that. The last validation of a run always counts. 0 looks at every validation.
+        every_seconds: Shortest time between two validations that are shown. If showing one takes long, the time is 100 times
+            as long. The last validation of a training is always shown. 0 shows every validation.
+
+    Attributes:
+        needs_tensorboard: Whether only TensorBoard can show the result. Otherwise any logger with a method `log_image` can.
     """
 
     choosable: ClassVar[bool] = False  # a base class, which no config can name
+    needs_tensorboard: ClassVar[bool] = False
 
     def __init__(self, every_seconds: Annotated[float, ">= 0"] = 10.0) -> None:
         self.every_seconds = every_seconds
-        self._stage: Stage | None = None  # the evaluation that is looked at
+        self._stage: Stage | None = None  # of the current evaluation; None if it is not shown
         self._has_batches = False
-        self._last_shown = self._seconds = 0.0
+        self._last_shown = 0.0  # time when the last evaluation was shown, or when training started
+        self._cost_seconds = 0.0  # time that this callback spent on that evaluation
 
-    def begin(self, pl_module: LightningModule) -> None:
+    def begin(self, pl_module: Classifier) -> None:
         """Called before an evaluation."""
 
-    def update(self, pl_module: LightningModule, inputs: Any, logits: Tensor, labels: Tensor) -> None:
+    def update(self, pl_module: Classifier, inputs: Any, logits: Tensor, labels: Tensor) -> None:
         """Called with every batch of this process: logits (B, K), labels (B,)."""
 
     def gather(self) -> Any:
-        """Called after an evaluation in every process. Returns the result of all processes, and may wait for them."""
+        """Called in every process after an evaluation. Returns the result of all processes, and may wait for them."""
 
-    def show(
-        self, trainer: Trainer, pl_module: LightningModule, stage: Stage, writer: PictureWriter, gathered: Any
-    ) -> None:
+    def show(self, trainer: Trainer, pl_module: Classifier, stage: Stage, writer: PictureWriter, gathered: Any) -> None:
         """Called in the first process with the result of `gather`. Writes pictures, texts or scalars."""
+
+    def is_due(self, trainer: Trainer) -> bool:
+        """Whether to show the validation that starts now: if enough time has passed, or if it is the last one."""
+        pause = max(self.every_seconds, PAUSE_FACTOR * self._cost_seconds) if self.every_seconds else 0.0
+        has_paused = time.monotonic() - self._last_shown >= pause
+        return bool(trainer.strategy.broadcast(has_paused or is_last_validation(trainer)))  # clocks of processes differ
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._last_shown = time.monotonic()
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        is_training = trainer.state.fn == TrainerFn.FITTING and _takes_pictures(trainer)
-        self._start(trainer, pl_module, "val" if is_training and self._is_due(trainer) else None)
+        is_training = trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking
+        is_shown = is_training and self._has_logger(trainer) and self.is_due(trainer)
+        self._start(trainer, pl_module, "val" if is_shown else None)
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._start(trainer, pl_module, "test")
+        self._start(trainer, pl_module, "test" if self._has_logger(trainer) else None)
 
     def on_validation_batch_end(
         self,
@@ -70,13 +89,13 @@ class EvaluationCallback(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        if self._stage is None or not isinstance(outputs, Tensor):
+        if self._stage is None or not isinstance(outputs, Tensor) or outputs.ndim != 2:
             return
         start = time.monotonic()
-        with self._report_errors(trainer.world_size > 1):
-            self.update(pl_module, batch[0], outputs, batch[1])
+        with self._report_errors(others_wait=trainer.world_size > 1):
+            self.update(cast(Classifier, pl_module), batch[0], outputs, batch[1])
             self._has_batches = True
-        self._seconds += time.monotonic() - start
+        self._cost_seconds += time.monotonic() - start
 
     on_test_batch_end = on_validation_batch_end
 
@@ -85,22 +104,29 @@ class EvaluationCallback(Callback):
         if stage is None or not self._has_batches:
             return
         start = time.monotonic()
-        with _logging_time(trainer), self._report_errors(trainer.world_size > 1):
+        tensorboard = tensorboard_of(trainer)
+        measured = tensorboard.clock.measure("logging") if tensorboard else nullcontext()
+        with measured, self._report_errors(others_wait=trainer.world_size > 1):
             gathered = self.gather()
             if trainer.is_global_zero:
                 with self._report_errors():
-                    self.show(trainer, pl_module, stage, PictureWriter(trainer, stage), gathered)
+                    self.show(trainer, cast(Classifier, pl_module), stage, PictureWriter(trainer, stage), gathered)
         self._last_shown = time.monotonic()
-        self._seconds += self._last_shown - start
+        self._cost_seconds += self._last_shown - start
 
     on_test_end = on_validation_end
 
     def _start(self, trainer: Trainer, pl_module: LightningModule, stage: Stage | None) -> None:
-        self._stage, self._has_batches = stage if _takes_pictures(trainer) else None, False
-        if self._stage is not None:
-            self._seconds = 0.0
-            with self._report_errors(trainer.world_size > 1):
-                self.begin(pl_module)
+        self._stage, self._has_batches = stage, False
+        if stage is not None:
+            self._cost_seconds = 0.0
+            with self._report_errors(others_wait=trainer.world_size > 1):
+                self.begin(cast(Classifier, pl_module))
+
+    def _has_logger(self, trainer: Trainer) -> bool:
+        if self.needs_tensorboard:
+            return tensorboard_of(trainer) is not None
+        return any(takes_pictures(logger) for logger in trainer.loggers)
 
     @contextmanager
     def _report_errors(self, others_wait: bool = False) -> Iterator[None]:
@@ -113,44 +139,28 @@ class EvaluationCallback(Callback):
             self._stage = None
             print_line(f"{type(self).__name__} failed: {type(error).__name__}: {' '.join(str(error).split())}")
 
-    def _is_due(self, trainer: Trainer) -> bool:
-        if trainer.sanity_checking:
-            return False
-        pause = max(self.every_seconds, 100 * self._seconds) if self.every_seconds else 0.0
-        due = time.monotonic() - self._last_shown >= pause or is_last_validation(trainer)
-        return bool(trainer.strategy.broadcast(due))  # all processes must agree
-
 
 def is_last_validation(trainer: Trainer) -> bool:
-    """Whether the epochs or steps of the run end before another validation. Early stopping and time limits are not known."""
-    epoch, batches = trainer.current_epoch, trainer.num_training_batches
-    every, epochs = trainer.val_check_batch, trainer.check_val_every_n_epoch
-    if every is None or math.isinf(batches):
+    """Whether the training reaches its last epoch or its last step before the next validation.
+
+    False if that is not known: if early stopping or a time limit ends the training, or if the batches have no number.
+    """
+    num_batches, interval = trainer.num_training_batches, trainer.val_check_batch  # of an epoch; between validations
+    if interval is None or math.isinf(num_batches):
         return False
-    done = trainer.fit_loop.batch_idx + 1
-    following = epoch * batches + done + every  # batches of the run before the next validation
-    if epochs is not None and done + every > batches:
-        following = (epoch + epochs) * batches + every
-    accumulated = trainer.accumulate_grad_batches
-    steps = following // batches * math.ceil(batches / accumulated) + following % batches // accumulated
-    return 0 < (trainer.max_epochs or -1) * batches < following or 0 < trainer.max_steps < steps
+    epoch, batch = trainer.current_epoch, trainer.fit_loop.batch_idx + 1
+    every_n_epochs = trainer.check_val_every_n_epoch  # None if the interval continues across epochs
+    if every_n_epochs is None or batch + interval <= num_batches:
+        next_batch = epoch * num_batches + batch + interval
+    else:
+        next_batch = (epoch + every_n_epochs) * num_batches + interval
+    epochs, batches = divmod(next_batch, num_batches)
+    steps_per_epoch = math.ceil(num_batches / trainer.accumulate_grad_batches)  # the last one may have fewer batches
+    next_step = epochs * steps_per_epoch + batches // trainer.accumulate_grad_batches
+    last_batch = (trainer.max_epochs or -1) * num_batches  # negative without a limit, as `max_steps`
+    return 0 < last_batch < next_batch or 0 < trainer.max_steps < next_step
 
 
 def has_whole_model(trainer: Trainer) -> bool:
     """Whether this process has the whole model. With a sharded model it cannot run a batch without the other processes."""
     return isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy)
-
-
-def _takes_pictures(trainer: Trainer) -> bool:
-    return any(takes_pictures(logger) for logger in trainer.loggers)
-
-
-@contextmanager
-def _logging_time(trainer: Trainer) -> Iterator[None]:
-    """Count the time of the block as logging."""
-    clocks = [logger.clock for logger in trainer.loggers if isinstance(logger, RunLogger)]
-    if not clocks:
-        yield
-        return
-    with clocks[0].measure("logging"):
-        yield

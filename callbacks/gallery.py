@@ -1,4 +1,4 @@
-"""Samples to look at: the model's most confident mistakes, and one correct prediction per class, with attributions."""
+"""Examples to look at: the most confident mistakes, and one correct prediction per class, with attributions."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -7,42 +7,33 @@ from typing import Annotated, Any
 
 import numpy as np
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Trainer
 from PIL import Image
 from torch import Tensor
 
 from callbacks.evaluation import EvaluationCallback, Stage, has_whole_model
-from callbacks.parts.drawing import (
-    BLACK,
-    BLUE,
-    CARD,
-    GREY,
-    TEXT,
-    VERMILION,
-    canvas,
-    drawable,
-    font,
-    pixels,
-    shortened,
-)
+from callbacks.parts.drawing import BLUE, CARD, GREY, VERMILION, Canvas, replace_undrawable, shorten, text_width
 from callbacks.parts.integrated_gradients import integrated_gradients
+from engine.contracts import Classifier
 from engine.training.loggers import PictureWriter
 
-# B batch, K classes, C channels, H height, W width, T tokens, E size of a token's vector, D features
+# B batch, K classes, C channels, H height, W width, T tokens, E size of an embedding, D features
 
-SIDE, GAP, COLUMNS, CAPTION = 76, 8, 2, 32  # pixels: of an image, between examples, of the text below; pairs in a row
-MOST_FEATURES = 12  # of a row that are shown, those with the largest shares
+# in pixels: side of an image, space between an image and its attributions, space between examples, height of a caption
+SIDE, INNER_GAP, GAP, CAPTION = 76, 4, 8, 32
+COLUMNS = 2  # of examples with attributions; twice as many without
+MOST_FEATURES = 12  # shown of a sample: those with the largest attributions
 
 
 @dataclass(frozen=True)
 class Example:
-    """A sample of an evaluation, and what was said of it.
+    """A sample and its prediction.
 
     Attributes:
-        inputs: A batch of its own.
+        inputs: A batch of this one sample.
         label: The true class.
-        predicted: The class of the largest probability.
-        probability: That one.
+        predicted: The predicted class.
+        probability: Probability of the predicted class.
     """
 
     inputs: Any
@@ -50,159 +41,166 @@ class Example:
     predicted: int
     probability: float
 
+    @property
+    def is_correct(self) -> bool:
+        return self.label == self.predicted
+
 
 class Gallery(EvaluationCallback):
-    """`mistakes`, the most confident first, and at the test `hits`, one of each class: images as `pictures/...` under
-    IMAGES, rows of features and texts as `examples/...` under TEXT. Of several processes the first one shows its own.
+    """Mistakes with the highest probability and, in the test, a correct prediction for each class (`hits`).
 
-    At the test each value is shown with its share in the decision (`callbacks.parts.integrated_gradients`): what speaks for the
-    predicted class, and what for the next one.
+    Images are `pictures/mistakes` and `pictures/hits` under IMAGES. Features and texts are `examples/mistakes` and
+    `examples/hits` under TEXT. With several processes, only samples of the first one are shown.
+
+    In the test, attributions show which values speak for the predicted class and which for the second most likely class
+    (`callbacks.parts.integrated_gradients`).
 
     Args:
-        num_examples: Of each kind.
-        explain: Show the shares.
-        options: Those of `EvaluationCallback`.
+        num_examples: Largest number of mistakes, and of hits.
+        explain: Show attributions.
+        options: Options of `EvaluationCallback`.
     """
 
     def __init__(self, num_examples: Annotated[int, ">= 1"] = 12, explain: bool = True, **options: Any) -> None:
         super().__init__(**options)
         self.num_examples, self.explain = num_examples, explain
 
-    def begin(self, pl_module: LightningModule) -> None:
-        self._mistakes: list[Example] = []
-        self._hits: dict[int, Example] = {}
+    def begin(self, pl_module: Classifier) -> None:
+        self._mistakes: list[Example] = []  # sorted by probability, the highest first
+        self._hits: dict[int, Example] = {}  # by class
 
-    def update(self, pl_module: LightningModule, inputs: Any, logits: Tensor, labels: Tensor) -> None:
-        probabilities, predicted = logits.softmax(1).max(1)
-        wrong = predicted != labels
-        count = min(self.num_examples, len(labels))
-        surest = torch.where(wrong, probabilities, -1.0).topk(count)
-        found = zip(*(one.tolist() for one in (surest.values, surest.indices)), strict=True)
-        least = self._mistakes[-1].probability if len(self._mistakes) == self.num_examples else 0.0
-        for probability, i in found:
-            if probability > least:
-                self._mistakes.append(Example(_row(inputs, i), int(labels[i]), int(predicted[i]), probability))
-        self._mistakes = sorted(self._mistakes, key=lambda one: -one.probability)[: self.num_examples]
+    def update(self, pl_module: Classifier, inputs: Any, logits: Tensor, labels: Tensor) -> None:
+        probabilities, predicted = logits.softmax(1).max(1)  # (B,)
+        is_wrong = predicted != labels
+        most_confident = torch.where(is_wrong, probabilities, -1.0).topk(min(self.num_examples, len(labels)))
+        lowest = self._mistakes[-1].probability if len(self._mistakes) == self.num_examples else 0.0
+        for probability, i in zip(most_confident.values.tolist(), most_confident.indices.tolist(), strict=True):
+            if probability > lowest:
+                self._mistakes.append(Example(_sample(inputs, i), int(labels[i]), int(predicted[i]), probability))
+        self._mistakes.sort(key=lambda example: -example.probability)
+        del self._mistakes[self.num_examples :]
         if self._stage == "test" and len(self._hits) < min(self.num_examples, logits.shape[1]):
-            for label in labels[~wrong].unique().tolist():
+            for label in labels[~is_wrong].unique().tolist():
                 if label not in self._hits:
-                    i = int(torch.nonzero(~wrong & (labels == label))[0])
-                    self._hits[label] = Example(_row(inputs, i), label, label, float(probabilities[i]))
+                    i = int(torch.nonzero(~is_wrong & (labels == label))[0])
+                    self._hits[label] = Example(_sample(inputs, i), label, label, float(probabilities[i]))
 
-    def show(
-        self, trainer: Trainer, pl_module: LightningModule, stage: Stage, writer: PictureWriter, gathered: Any
-    ) -> None:
+    def show(self, trainer: Trainer, pl_module: Classifier, stage: Stage, writer: PictureWriter, gathered: Any) -> None:
         hits = [self._hits[label] for label in sorted(self._hits)][: self.num_examples]
-        names = pl_module.class_names
+        names, explain = pl_module.class_names, self.explain and stage == "test" and has_whole_model(trainer)
         for title, examples in (("mistakes", self._mistakes), ("hits", hits)):
             if not examples:
                 continue
-            explain = self.explain and stage == "test" and has_whole_model(trainer)
-            shares = [integrated_gradients(pl_module, one.inputs) if explain else None for one in examples]
+            attributions = (
+                [integrated_gradients(pl_module, example.inputs) for example in examples] if explain else None
+            )
             if isinstance(examples[0].inputs, Tensor) and examples[0].inputs.ndim == 4:
-                drawn = picture(examples, shares, names)
-                writer.add_image(f"pictures/{title}", drawn, trainer.global_step, dataformats="HWC")
+                picture = draw_examples(examples, attributions, names)
+                writer.add_image(f"pictures/{title}", picture, trainer.global_step, dataformats="HWC")
             else:
-                page = table(examples, shares, names, trainer.datamodule)  # type: ignore[attr-defined]
+                datamodule = trainer.datamodule  # type: ignore[attr-defined]
+                page = format_examples(examples, attributions, names, datamodule)
                 writer.add_text(f"examples/{title}", page, trainer.global_step)
 
 
-def _row(inputs: Any, i: int) -> Any:
-    """Of a batch, one sample as a batch, without its padding."""
+def _sample(inputs: Any, i: int) -> Any:
+    """A batch of the sample `i` alone, without padding."""
     if not isinstance(inputs, Mapping):
         return inputs[i : i + 1].clone()
     mask = inputs.get("attention_mask")
     length = inputs["input_ids"].shape[1] if mask is None else int(mask[i].sum())
-    return {name: one[i : i + 1, :length].clone() for name, one in inputs.items()}
+    return {name: values[i : i + 1, :length].clone() for name, values in inputs.items()}
 
 
-def picture(examples: Sequence[Example], shares: Sequence[Tensor | None], names: Sequence[str]) -> np.ndarray:
-    """A picture (H, W, 3): each image, beside it its shares, below it the true and the predicted class.
-
-    Args:
-        examples: With images (1, C, H, W).
-        shares: (C, H, W) of each, or null.
-        names: Of the classes.
-    """
-    attribution_inputs = shares[0] is not None
-    names, columns = drawable(names), min(COLUMNS if attribution_inputs else 2 * COLUMNS, len(examples))
-    width, height = (SIDE + 4 + SIDE if attribution_inputs else SIDE) + GAP, SIDE + CAPTION + GAP
-    rows = -(-len(examples) // columns)
-    image, pen = canvas(max(columns * width + GAP, CARD), rows * height + GAP + (20 if attribution_inputs else 0))
-    for place, (example, share) in enumerate(zip(examples, shares, strict=True)):
-        left, top = GAP + place % columns * width, GAP + place // columns * height
-        shown = _visible(example.inputs[0])
-        image.paste(_scaled(shown), (left, top))
-        if share is not None:
-            image.paste(_scaled(_overlay(shown, share)), (left + SIDE + 4, top))
-        room, right = width - GAP, example.label == example.predicted
-        sure = f"({100 * example.probability:.0f} %)"
-        said = shortened(names[example.predicted], room - font(TEXT).getlength(sure + " "), TEXT)
-        pen.text((left, top + SIDE + 3), f"{said} {sure}", BLUE if right else VERMILION, font(TEXT))
-        truth = "right" if right else shortened(f"is {names[example.label]}", room, TEXT)
-        pen.text((left, top + SIDE + 18), truth, BLACK, font(TEXT))
-    if attribution_inputs:
-        told = "orange: for the predicted class, blue: for the next one"
-        pen.text((GAP, rows * height + GAP - 2), told, GREY, font(TEXT))
-    return pixels(image)
-
-
-def table(examples: Sequence[Example], shares: Sequence[Tensor | None], names: Sequence[str], datamodule: Any) -> str:
-    """Markdown: a row for each example, its values with their shares, in bold the strongest.
-
-    There is one column alone: TensorBoard breaks the words of narrow ones into letters.
+def draw_examples(
+    examples: Sequence[Example], attributions: Sequence[Tensor] | None, names: Sequence[str]
+) -> np.ndarray:
+    """A picture (H, W, 3): each image, its attributions beside it, and predicted and true class below.
 
     Args:
-        examples: With token ids (1, T) or features (1, D).
-        shares: (T, E) or (D,) of each, or null.
-        names: Of the classes.
-        datamodule: Which knows its tokens, or the names of its features.
+        examples: Examples with images (1, C, H, W).
+        attributions: (C, H, W) for each example, or None.
+        names: K names.
     """
-    told = (
-        ""
-        if shares[0] is None
-        else "; shares in the decision: above 0 for the predicted class, below 0 for the next one, in bold the strongest"
-    )
-    lines = [f"| predicted, true, input{told} |", "|---|"]
-    for example, share in zip(examples, shares, strict=True):
-        values = _values(example.inputs, datamodule)
-        weights = None if share is None else share.sum(1) if share.ndim == 2 else share
-        said = f"{escaped(names[example.predicted])} ({100 * example.probability:.0f} %)"
-        truth = "right" if example.label == example.predicted else f"is {escaped(names[example.label])}"
+    names, is_explained = replace_undrawable(names), attributions is not None
+    num_columns = min(COLUMNS if is_explained else 2 * COLUMNS, len(examples))
+    num_rows = -(-len(examples) // num_columns)
+    width = SIDE + INNER_GAP + SIDE if is_explained else SIDE  # of an example
+    bottom = num_rows * (SIDE + CAPTION + GAP) + GAP
+    canvas = Canvas(max(num_columns * (width + GAP) + GAP, CARD), bottom + (20 if is_explained else 0))
+    for place, example in enumerate(examples):
+        row, column = divmod(place, num_columns)
+        left, top = GAP + column * (width + GAP), GAP + row * (SIDE + CAPTION + GAP)
+        pixels = _to_pixels(example.inputs[0])
+        canvas.image.paste(_scale(pixels), (left, top))
+        if attributions is not None:
+            canvas.image.paste(_scale(_colour(pixels, attributions[place])), (left + SIDE + INNER_GAP, top))
+        probability = f" ({100 * example.probability:.0f} %)"
+        predicted = shorten(names[example.predicted], width - text_width(probability)) + probability
+        truth = "correct" if example.is_correct else shorten(f"is {names[example.label]}", width)
+        canvas.write(left, top + SIDE + 3, predicted, BLUE if example.is_correct else VERMILION)
+        canvas.write(left, top + SIDE + 18, truth)
+    if is_explained:
+        canvas.write(GAP, bottom - 2, "orange: for the predicted class, blue: for the second", GREY)
+    return canvas.to_array()
+
+
+def format_examples(
+    examples: Sequence[Example], attributions: Sequence[Tensor] | None, names: Sequence[str], datamodule: Any
+) -> str:
+    """A table in Markdown with a row for each example. The strongest attributions are bold.
+
+    The table has a single column, because TensorBoard breaks words in narrow columns.
+
+    Args:
+        examples: Examples with token ids (1, T) or features (1, D).
+        attributions: (T, E) or (D,) for each example, or None.
+        names: K names.
+        datamodule: Knows the tokens, or the names of the features.
+    """
+    legend = "; positive attributions are for the predicted class, negative ones for the second most likely class"
+    lines = [f"| predicted, true, input{'' if attributions is None else legend} |", "|---|"]
+    for place, example in enumerate(examples):
+        values = _format_values(example.inputs, datamodule)
+        weights = None if attributions is None else attributions[place]
+        if weights is not None and weights.ndim == 2:
+            weights = weights.sum(1)  # of a token
         most = MOST_FEATURES if isinstance(example.inputs, Tensor) else len(values)
-        lines.append(f"| *{said}, {truth}:* {_weighed(values, weights, most)} |")
+        predicted = f"{escape(names[example.predicted])} ({100 * example.probability:.0f} %)"
+        truth = "correct" if example.is_correct else f"is {escape(names[example.label])}"
+        lines.append(f"| *{predicted}, {truth}:* {_join(values, weights, most)} |")
     return "\n".join(lines)
 
 
-def escaped(text: str) -> str:
-    """`text` as it is, in Markdown, on one line."""
-    text = " ".join(text.split())
-    return re.sub(r"([\\`*_{}\[\]()#+.!|~<>&-])", r"\\\1", text)
+def escape(text: str) -> str:
+    """The text on one line, with its special characters escaped for Markdown."""
+    return re.sub(r"([\\`*_{}\[\]()#+.!|~<>&-])", r"\\\1", " ".join(text.split()))
 
 
-def _values(inputs: Any, datamodule: Any) -> list[str]:
-    """What the values of a sample are, for people."""
+def _format_values(inputs: Any, datamodule: Any) -> list[str]:
+    """The values of a sample: features with their names, or tokens."""
     if isinstance(inputs, Tensor):
         features = inputs.flatten().tolist()
         names = datamodule.spec.feature_names or [f"feature {i}" for i in range(len(features))]
         return [f"{name} {value:.4g}" for name, value in zip(names, features, strict=True)]
     ids = inputs["input_ids"][0]
-    return datamodule.tokens(ids) if hasattr(datamodule, "tokens") else [str(one) for one in ids.tolist()]
+    return datamodule.tokens(ids) if hasattr(datamodule, "tokens") else [str(token) for token in ids.tolist()]
 
 
-def _weighed(values: list[str], weights: Tensor | None, most: int) -> str:
-    """All values with their shares, or `most` of them, those with the largest; without shares the first ones."""
+def _join(values: list[str], weights: Tensor | None, most: int) -> str:
+    """The `most` values with the largest weights, in their order, with their weights; without weights the first values."""
     if weights is None:
-        between = " · " if " " in values[0] else " "  # a feature is a name and a value
-        return between.join([*map(escaped, values[:most]), *(["…"] if len(values) > most else [])])
-    chosen = weights.abs().topk(min(most, len(values))).indices.sort().values.tolist()
-    strong = 0.5 * weights.abs().max()
-    shown = {i: f"{escaped(values[i])} {float(weights[i]):+.2f}" for i in chosen}
-    return " · ".join(f"**{one}**" if weights[i].abs() > strong else one for i, one in shown.items())
+        separator = " · " if " " in values[0] else " "  # a feature has a name and a value
+        return separator.join([*map(escape, values[:most]), *(["…"] if len(values) > most else [])])
+    parts = []
+    for i in weights.abs().topk(min(most, len(values))).indices.sort().values.tolist():
+        part = f"{escape(values[i])} {float(weights[i]):+.2f}"
+        parts.append(f"**{part}**" if weights[i].abs() > 0.5 * weights.abs().max() else part)
+    return " · ".join(parts)
 
 
-def _visible(image: Tensor) -> np.ndarray:
-    """(H, W, 3) of uint8: bytes as they are, other numbers from their least to their largest."""
+def _to_pixels(image: Tensor) -> np.ndarray:
+    """An image (C, H, W) as (H, W, 3) of uint8. Values of other types are scaled from their range to 0 to 255."""
     image = image.cpu()
     if image.dtype != torch.uint8:
         low, high = image.min(), image.max()
@@ -212,18 +210,18 @@ def _visible(image: Tensor) -> np.ndarray:
     return image.expand(3, -1, -1).permute(1, 2, 0).numpy()
 
 
-def _overlay(image: np.ndarray, share: Tensor) -> np.ndarray:
-    """The image in pale grey, in colour what speaks for the predicted class and what against it."""
-    weights = share.sum(0).cpu().numpy()  # (H, W)
+def _colour(pixels: np.ndarray, attributions: Tensor) -> np.ndarray:
+    """The image (H, W, 3) in pale grey, coloured by its attributions (C, H, W): orange for positive, blue for negative."""
+    weights = attributions.sum(0).cpu().numpy()  # (H, W)
     weights = np.clip(weights / max(float(np.quantile(np.abs(weights), 0.99)), 1e-12), -1, 1)[..., None]
-    ground = 255 - (255 - image.mean(2, keepdims=True)) * 0.35
+    grey = 255 - (255 - pixels.mean(2, keepdims=True)) * 0.35
     colour = np.where(weights > 0, np.array(VERMILION), np.array(BLUE))
-    return (ground + (colour - ground) * np.abs(weights)).astype(np.uint8)
+    return (grey + (colour - grey) * np.abs(weights)).astype(np.uint8)
 
 
-def _scaled(image: np.ndarray) -> Image.Image:
-    """To the side of a cell, with square pixels."""
-    found = Image.fromarray(image)
-    scale = SIDE / max(found.size)
-    size = tuple(max(1, round(scale * one)) for one in found.size)
-    return found.resize(size, Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS)  # type: ignore[arg-type]
+def _scale(pixels: np.ndarray) -> Image.Image:
+    """The image with `SIDE` as its longer side."""
+    image = Image.fromarray(pixels)
+    scale = SIDE / max(image.size)
+    width, height = (max(1, round(scale * length)) for length in image.size)
+    return image.resize((width, height), Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS)

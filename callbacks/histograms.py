@@ -1,18 +1,19 @@
-"""How weights and gradients are distributed, for TensorBoard's HISTOGRAMS; on request, because it is a lot to write."""
+"""The distributions of weights and gradients, for TensorBoard's HISTOGRAMS. Off by default, because they are large."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from engine.contracts import Classifier
 from engine.training.loggers import tensorboard_of
 
 
 class Histograms(Callback):
-    """`parameters/NAME` and `parameters/NAME.gradient` of all that is trained, gradients before they are clipped.
+    """`parameters/NAME` and `parameters/NAME.gradient` of all trained parameters, with gradients before clipping.
 
     Args:
-        every_n_steps: Optimizer steps between two of each.
+        every_n_steps: Optimizer steps between two histograms of a parameter.
     """
 
     def __init__(self, every_n_steps: Annotated[int, ">= 1"] = 200) -> None:
@@ -22,14 +23,15 @@ class Histograms(Callback):
         step, logger = trainer.global_step, tensorboard_of(trainer)
         if step % self.every_n_steps or not trainer.is_global_zero or logger is None:
             return
+        writer = logger.writer("train")
         with logger.clock.measure("logging"):
-            for name, one in pl_module.network.named_parameters():  # type: ignore[union-attr]
-                if one.requires_grad and _is_shown(one):
-                    logger.writer("train").add_histogram(f"parameters/{name}", one.detach().float(), step)
-                if one.grad is not None and _is_shown(one.grad):
-                    logger.writer("train").add_histogram(f"parameters/{name}.gradient", one.grad.float(), step)
+            for name, parameter in cast(Classifier, pl_module).network.named_parameters():
+                if parameter.requires_grad and _has_histogram(parameter):
+                    writer.add_histogram(f"parameters/{name}", parameter.detach().float(), step)
+                if parameter.grad is not None and _has_histogram(parameter.grad):
+                    writer.add_histogram(f"parameters/{name}.gradient", parameter.grad.float(), step)
 
 
-def _is_shown(values: Tensor) -> bool:
-    """TensorBoard refuses what is empty or not finite."""
-    return bool(values.numel()) and bool(values.isfinite().all())
+def _has_histogram(values: Tensor) -> bool:
+    """TensorBoard refuses tensors that are empty or not finite."""
+    return values.numel() > 0 and bool(values.isfinite().all())

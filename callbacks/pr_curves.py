@@ -3,51 +3,55 @@
 from typing import Annotated, Any
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Trainer
 from torch import Tensor
 from torchmetrics.classification import MulticlassPrecisionRecallCurve
 
 from callbacks.evaluation import EvaluationCallback, Stage
+from engine.contracts import Classifier
 from engine.training.loggers import PictureWriter
 
-# K classes, T thresholds
+# B batch, K classes, T thresholds
 
 THRESHOLDS = 127  # the most that TensorBoard shows
 
 
 class PRCurves(EvaluationCallback):
-    """`pr_curves/CLASS`: a class against all others.
+    """`pr_curves/CLASS`: precision and recall of each class against all other classes.
 
     Args:
         max_classes: Largest number of curves. If there are more classes, those with the lowest average precision are shown.
-        options: Those of `EvaluationCallback`.
+        options: Options of `EvaluationCallback`.
     """
+
+    needs_tensorboard = True
 
     def __init__(self, max_classes: Annotated[int, ">= 1"] = 20, **options: Any) -> None:
         super().__init__(**options)
         self.max_classes = max_classes
 
-    def begin(self, pl_module: LightningModule) -> None:
-        curves = MulticlassPrecisionRecallCurve(
-            pl_module.hparams["num_classes"], thresholds=THRESHOLDS, validate_args=False
-        )
+    def begin(self, pl_module: Classifier) -> None:
+        num_classes = len(pl_module.class_names)
+        curves = MulticlassPrecisionRecallCurve(num_classes, thresholds=THRESHOLDS, validate_args=False)
         self._curves = curves.to(pl_module.device)
 
-    def update(self, pl_module: LightningModule, inputs: Any, logits: Tensor, labels: Tensor) -> None:
-        self._curves.update(logits.softmax(1), labels)  # it may take logits for probabilities
+    def update(self, pl_module: Classifier, inputs: Any, logits: Tensor, labels: Tensor) -> None:
+        # the metric takes logits for probabilities if all of them happen to lie between 0 and 1
+        self._curves.update(logits.softmax(1), labels)
 
     def gather(self) -> Tensor:
         with self._curves.sync_context():
             return self._curves.confmat.cpu()  # (T, K, 2, 2): true x predicted
 
-    def show(
-        self, trainer: Trainer, pl_module: LightningModule, stage: Stage, writer: PictureWriter, gathered: Any
-    ) -> None:
-        (true_no, false_yes), (false_no, true_yes) = gathered.permute(2, 3, 1, 0)  # each (K, T)
-        precision = torch.where(true_yes + false_yes > 0, true_yes / (true_yes + false_yes).clamp(min=1), 1.0)
-        recall = true_yes / (true_yes + false_no).clamp(min=1)
-        areas = (-recall.diff(dim=1) * precision[:, :-1]).sum(1)  # (K,): recall falls as the threshold rises
-        names = pl_module.class_names
-        for i in areas.argsort(stable=True)[: self.max_classes].sort().values.tolist():
-            curve: list[Any] = [one[i].numpy() for one in (true_yes, false_yes, true_no, false_no, precision, recall)]
-            writer.add_pr_curve_raw(f"pr_curves/{names[i]}", *curve, global_step=trainer.global_step)  # type: ignore[misc]
+    def show(self, trainer: Trainer, pl_module: Classifier, stage: Stage, writer: PictureWriter, gathered: Any) -> None:
+        (true_negatives, false_positives), (false_negatives, true_positives) = gathered.permute(
+            2, 3, 1, 0
+        )  # each (K, T)
+        positives = true_positives + false_positives
+        precision = torch.where(positives > 0, true_positives / positives.clamp(min=1), 1.0)
+        recall = true_positives / (true_positives + false_negatives).clamp(min=1)
+        average_precision = (-recall.diff(dim=1) * precision[:, :-1]).sum(1)  # (K,): recall falls as thresholds rise
+        curves = (true_positives, false_positives, true_negatives, false_negatives, precision, recall)
+        for i in average_precision.argsort(stable=True)[: self.max_classes].sort().values.tolist():
+            values = [curve[i].numpy() for curve in curves]
+            writer.add_pr_curve_raw(f"pr_curves/{pl_module.class_names[i]}", *values, global_step=trainer.global_step)

@@ -1,7 +1,7 @@
-"""Progress as one line: live in a terminal, one per epoch and at most one every few seconds in a log.
+"""Progress as one line: redrawn in a terminal, and printed for at most one epoch every few seconds in a log file.
 
-Lightning's bar redraws and reads metrics back from the device at every refresh, which costs small models more than a
-training step. This one looks at the clock, and shows the metrics of the last finished epoch.
+Lightning's progress bar reads metrics from the device at every refresh. For a small model this takes longer than a training
+step. This line is redrawn a few times per second, and shows the metrics of the last complete epoch.
 """
 
 import os
@@ -15,98 +15,93 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from engine.runs.run_record import TITLE_WIDTH
 from engine.terminal import duration, print_line
 
-LIVE_SECONDS, LOG_SECONDS = 0.2, 5.0
-ESTIMATE_SECONDS = 3.0  # of training, before its end is foretold
+LIVE_SECONDS, LOG_SECONDS = 0.2, 5.0  # between two lines in a terminal and in a log file
+ESTIMATE_SECONDS = 3.0  # of training before its duration is estimated
+SHOWN_METRICS = ("train/loss", "train/accuracy", "val/loss", "val/accuracy")
 
 
 class ProgressLine(Callback):
-    """Epoch, step, the last epoch's metrics and the time, on standard output; no colours.
+    """Shows epoch, step, time and the metrics of the last complete epoch on standard output, without colours.
 
     Args:
-        live: Redraw one line, as in a terminal; null to find out.
+        live: Redraw one line, as in a terminal; null to do so if standard output is a terminal.
     """
 
     def __init__(self, live: bool | None = None) -> None:
         self.live = sys.stdout.isatty() and os.environ.get("TERM") != "dumb" if live is None else live
-        self._shown = self._started = 0.0
-        self._begun = 0.0  # share of the training that is done when this process starts
-        self._foretold = False
+        self._started = self._last_shown = 0.0
+        self._first_fraction = 0.0  # fraction of the training that was complete when this process started
+        self._has_estimated = False
         self._metrics = ""
-        self._width = 0
+        self._width = 0  # of the line that is redrawn
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._started = self._shown = time.monotonic()
-        self._begun = done_share(trainer) or 0.0
+        self._started = self._last_shown = time.monotonic()
+        self._first_fraction = complete_fraction(trainer) or 0.0
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         now = time.monotonic()
-        if not self._foretold and now - self._started > ESTIMATE_SECONDS:
-            self._foretell(trainer)
-        if self.live and now - self._shown > LIVE_SECONDS:
+        if not self._has_estimated and now - self._started > ESTIMATE_SECONDS:
+            self._has_estimated = True
+            if trainer.is_global_zero and (seconds := self._estimate_seconds(trainer)) is not None:
+                self._print(f"{'expected':<{TITLE_WIDTH}}about {duration(seconds)} of training")
+        if self.live and now - self._last_shown > LIVE_SECONDS:
             self._show(trainer, trainer.current_epoch + 1, f"  step {batch_idx + 1}/{trainer.num_training_batches}")
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        due = time.monotonic() - self._shown > (LIVE_SECONDS if self.live else LOG_SECONDS)
-        if trainer.current_epoch > 0 and (due or trainer.current_epoch == 1):
-            self._finished_epoch(trainer, trainer.current_epoch)
+        is_due = time.monotonic() - self._last_shown > (LIVE_SECONDS if self.live else LOG_SECONDS)
+        if trainer.current_epoch > 0 and (is_due or trainer.current_epoch == 1):
+            self._show_epoch(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._finished_epoch(trainer, trainer.current_epoch)
+        self._show_epoch(trainer)
         if self.live and trainer.is_global_zero:
             print_line("")
 
-    def _finished_epoch(self, trainer: Trainer, epochs: int) -> None:
-        """Shown when the next one starts: only then has every hook logged what it logs."""
+    def _show_epoch(self, trainer: Trainer) -> None:
+        """Show the epoch before. Called when the next one starts, because then all its metrics have been logged."""
         values = {name: float(value) for name, value in trainer.callback_metrics.items()}
-        order = ("train/loss", "train/accuracy", "val/loss", "val/accuracy")
-        self._metrics = "  ".join(f"{name} {values[name]:.4f}" for name in order if name in values)
-        self._show(trainer, epochs, "")
+        self._metrics = "  ".join(f"{name} {values[name]:.4f}" for name in SHOWN_METRICS if name in values)
+        self._show(trainer, trainer.current_epoch, "")
 
-    def _foretell(self, trainer: Trainer) -> None:
-        """Once, in a line that stays."""
-        self._foretold = True
-        if trainer.is_global_zero and (seconds := self._expected(trainer)) is not None:
-            self._say(f"{'expected':<{TITLE_WIDTH}}about {duration(seconds)} of training")
-
-    def _expected(self, trainer: Trainer) -> float | None:
-        """Seconds of this process's training, from its share that is done; null where none is or no end is known."""
-        done = done_share(trainer)
-        if done is None or done <= self._begun:
+    def _estimate_seconds(self, trainer: Trainer) -> float | None:
+        """Expected seconds of the training in this process; None if that is unknown."""
+        fraction = complete_fraction(trainer)
+        if fraction is None or fraction <= self._first_fraction:
             return None
-        return (time.monotonic() - self._started) * (1 - self._begun) / (done - self._begun)
+        return (time.monotonic() - self._started) * (1 - self._first_fraction) / (fraction - self._first_fraction)
 
     def _show(self, trainer: Trainer, epoch: int, step: str) -> None:
         if not trainer.is_global_zero:
             return
-        self._shown = time.monotonic()
+        self._last_shown = time.monotonic()
         epochs = "" if (trainer.max_epochs or -1) < 0 else f"/{trainer.max_epochs}"
-        seconds, expected = self._shown - self._started, self._expected(trainer) if step else None
-        left = (
-            "" if expected is None or seconds < ESTIMATE_SECONDS else f", {duration(max(0.0, expected - seconds))} left"
-        )
+        seconds, left = self._last_shown - self._started, ""
+        if step and seconds >= ESTIMATE_SECONDS and (expected := self._estimate_seconds(trainer)) is not None:
+            left = f", {duration(max(0.0, expected - seconds))} left"
         text = f"epoch {epoch}{epochs}{step}  {duration(seconds)}{left}  {self._metrics}"
         if self.live:
-            self._say(text, end="")
+            self._print(text, end="")
         else:
             print_line(text)
 
-    def _say(self, text: str, end: str = "\n") -> None:
-        """In the place of the live line, if there is one."""
+    def _print(self, text: str, end: str = "\n") -> None:
+        """Print a line over the line that is redrawn, if there is one."""
         if self.live:
-            room = shutil.get_terminal_size().columns - 1  # what is longer could not be written over
-            if len(text) > room:
-                text = text[: room + 2].rpartition("  ")[0][:room] or text[:room]  # whole figures alone
+            columns = shutil.get_terminal_size().columns - 1  # a line that wraps could not be redrawn
+            if len(text) > columns:
+                text = text[: columns + 2].rpartition("  ")[0][:columns] or text[:columns]  # only complete metrics
             padded, self._width = text.ljust(self._width), len(text) if not end else 0
-            text = "\r" + padded  # over what a longer line left
+            text = "\r" + padded  # the padding erases the rest of a longer line
         print_line(text, end=end)
 
 
-def done_share(trainer: Trainer) -> float | None:
-    """Of the whole training; null where no number of epochs or steps ends it."""
-    steps, batches = trainer.max_steps, trainer.num_training_batches
-    shares = [trainer.global_step / steps] if steps > 0 else []
-    if (trainer.max_epochs or -1) > 0 and isinstance(batches, int) and batches > 0:
-        shares.append(trainer.fit_loop.total_batch_idx / (batches * trainer.max_epochs))  # type: ignore[operator]
-    return max(shares, default=None)
+def complete_fraction(trainer: Trainer) -> float | None:
+    """The fraction of the training that is complete, 0 to 1; None if neither epochs nor steps limit it."""
+    batches, epochs = trainer.num_training_batches, trainer.max_epochs or -1
+    fractions = [trainer.global_step / trainer.max_steps] if trainer.max_steps > 0 else []
+    if epochs > 0 and isinstance(batches, int) and batches > 0:
+        fractions.append(trainer.fit_loop.total_batch_idx / (batches * epochs))
+    return max(fractions, default=None)

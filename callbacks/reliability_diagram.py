@@ -1,87 +1,119 @@
-"""Whether 90 % sure means right nine times of ten, as a picture in TensorBoard.
+"""Whether predictions with a probability of 90 % are correct nine times out of ten, as a picture.
 
-The diagram of Niculescu-Mizil and Caruana 2005 (https://doi.org/10.1145/1102351.1102430), and the expected calibration error
-of Guo et al. 2017 (https://arxiv.org/abs/1706.04599), over 15 bins.
+The reliability diagram of Niculescu-Mizil and Caruana 2005 (https://doi.org/10.1145/1102351.1102430), and the expected
+calibration error of Guo et al. 2017 (https://arxiv.org/abs/1706.04599) with 15 bins.
 """
 
 from typing import Any
 
 import numpy as np
-from lightning.pytorch import LightningModule, Trainer
+import torch
+from lightning.pytorch import Trainer
 from torch import Tensor
-from torchmetrics.classification import MulticlassCalibrationError
-from torchmetrics.utilities import dim_zero_cat
+from torchmetrics import Metric
 
 from callbacks.evaluation import EvaluationCallback, Stage
-from callbacks.parts.drawing import BLACK, BLUE, CARD, GREY, ORANGE, PALE, TEXT, canvas, font, pixels, upwards
+from callbacks.parts.drawing import (
+    BLACK,
+    BLUE,
+    CARD,
+    GREY,
+    ORANGE,
+    PALE,
+    TEXT,
+    draw_upwards,
+    font,
+    new_canvas,
+    to_array,
+)
+from engine.contracts import Classifier
 from engine.training.loggers import PictureWriter
 
-# N samples
+# B batch, K classes, H height, W width
 
 BINS = 15
-LEFT, TOP, SIDE, LOW = 46, 26, 280, 60  # pixels: margins, side of the diagram, height of the histogram below it
+# in pixels: margins, side of the diagram, height of the histogram below it
+LEFT, TOP, SIDE, HISTOGRAM = 46, 26, 280, 60
 
 
 class ReliabilityDiagram(EvaluationCallback):
-    """`pictures/reliability_diagram` under IMAGES: accuracy of the samples that got about the same probability, beside that
-    probability, and how many got it."""
+    """`pictures/reliability_diagram` under IMAGES: accuracy against probability.
 
-    def begin(self, pl_module: LightningModule) -> None:
-        num_classes = pl_module.hparams["num_classes"]
-        self._metric = MulticlassCalibrationError(num_classes, n_bins=BINS, validate_args=False).to(pl_module.device)
+    Samples are grouped by the probability of their predicted class. A bar shows the accuracy of a group. A histogram shows how
+    many samples each group has.
+    """
 
-    def update(self, pl_module: LightningModule, inputs: Any, logits: Tensor, labels: Tensor) -> None:
-        self._metric.update(logits.softmax(1), labels)  # it may take logits for probabilities
+    def begin(self, pl_module: Classifier) -> None:
+        self._bins = Bins().to(pl_module.device)
 
-    def gather(self) -> tuple[np.ndarray, np.ndarray, float]:
-        error = float(self._metric.compute())
-        with self._metric.sync_context():
-            lists = (self._metric.confidences, self._metric.accuracies)
-            confidences, hits = (dim_zero_cat(one).float().nan_to_num().cpu().numpy() for one in lists)
-        return confidences, hits, error
+    def update(self, pl_module: Classifier, inputs: Any, logits: Tensor, labels: Tensor) -> None:
+        self._bins.update(logits, labels)
 
-    def show(
-        self, trainer: Trainer, pl_module: LightningModule, stage: Stage, writer: PictureWriter, gathered: Any
-    ) -> None:
-        picture = draw(*gathered)
+    def gather(self) -> np.ndarray:
+        return self._bins.compute().cpu().numpy()
+
+    def show(self, trainer: Trainer, pl_module: Classifier, stage: Stage, writer: PictureWriter, gathered: Any) -> None:
+        picture = draw_diagram(*gathered)
         writer.add_image("pictures/reliability_diagram", picture, trainer.global_step, dataformats="HWC")
 
 
-def draw(confidences: np.ndarray, hits: np.ndarray, error: float) -> np.ndarray:
+class Bins(Metric):
+    """Sums over the samples of each bin: their number, the probabilities of the predicted classes, correct predictions."""
+
+    full_state_update = False
+    sums: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("sums", torch.zeros(3, BINS), dist_reduce_fx="sum")
+
+    def update(self, logits: Tensor, labels: Tensor) -> None:
+        """Add a batch: logits (B, K), labels (B,)."""
+        probabilities, predicted = logits.softmax(1).float().nan_to_num().max(1)  # (B,)
+        bins = (probabilities * BINS).long().clamp(max=BINS - 1)
+        values = torch.stack([torch.ones_like(probabilities), probabilities, (predicted == labels).float()])  # (3, B)
+        self.sums.index_add_(1, bins, values)
+
+    def compute(self) -> Tensor:
+        """The sums (3, BINS)."""
+        return self.sums
+
+
+def calibration_error(counts: np.ndarray, probabilities: np.ndarray, correct: np.ndarray) -> float:
+    """The expected calibration error, 0 to 1. The arguments (BINS,) are the sums of `Bins`."""
+    return float(np.abs(correct - probabilities).sum() / counts.sum())
+
+
+def draw_diagram(counts: np.ndarray, probabilities: np.ndarray, correct: np.ndarray) -> np.ndarray:
     """A picture (H, W, 3) of a reliability diagram.
 
     Args:
-        confidences: (N,) probability of the predicted class.
-        hits: (N,) 1 where it was the true one, else 0.
-        error: The expected calibration error.
+        counts: Number of samples (BINS,) in each bin.
+        probabilities: Sum (BINS,) of the probabilities of their predicted classes.
+        correct: Number (BINS,) of them that are predicted correctly.
     """
-    bins = np.minimum((confidences * BINS).astype(int), BINS - 1)
-    counts = np.bincount(bins, minlength=BINS)
-    sums = [np.bincount(bins, weights=one, minlength=BINS) / np.maximum(counts, 1) for one in (confidences, hits)]
-    image, pen = canvas(CARD, TOP + SIDE + LOW + 74)
-    bottom, width = TOP + SIDE, SIDE / BINS
-    floor = bottom + LOW + 14  # of the histogram
-    pen.text(
-        (LEFT + SIDE / 2, 6), f"expected calibration error {100 * error:.1f} %", BLACK, font(TEXT + 1), anchor="ma"
-    )
+    canvas = Canvas(CARD, TOP + SIDE + HISTOGRAM + 74)
+    right, bottom, middle, bin_width = LEFT + SIDE, TOP + SIDE, LEFT + SIDE / 2, SIDE / BINS
+    floor = bottom + HISTOGRAM + 14  # of the histogram
+    error = calibration_error(counts, probabilities, correct)
+    canvas.write(middle, 6, f"expected calibration error {100 * error:.1f} %", size=TEXT + 1, anchor="ma")
     for tick in range(0, 101, 20):
-        y, x = bottom - SIDE * tick / 100, LEFT + SIDE * tick / 100
-        pen.line((LEFT, y, LEFT + SIDE, y), PALE)
-        pen.text((LEFT - 6, y), str(tick), GREY, font(TEXT), anchor="rm")
-        pen.text((x, floor + 4), str(tick), GREY, font(TEXT), anchor="ma")
-    for i, (count, sure, right) in enumerate(zip(counts, *sums, strict=True)):
-        left, more = LEFT + i * width + 1, LEFT + (i + 1) * width - 2
-        if count:
-            low, high = sorted((bottom - SIDE * right, bottom - SIDE * sure))
-            pen.rectangle((left, bottom - SIDE * right, more, bottom), fill=BLUE)
-            pen.rectangle((left, low, more, high), outline=ORANGE, width=2)
-            pen.rectangle((left, floor - (LOW - 4) * count / counts.max(), more, floor), fill=GREY)
-    pen.line((LEFT, bottom, LEFT + SIDE, TOP), BLACK, 2)
-    pen.rectangle((LEFT, TOP, LEFT + SIDE, bottom), outline=GREY)
-    pen.line((LEFT, floor, LEFT + SIDE, floor), GREY)
-    upwards(image, "right, %", 10, TOP + SIDE / 2 + 24, TEXT)
-    upwards(image, "samples", 10, floor - 2, TEXT)
-    pen.text((LEFT + SIDE / 2, floor + 20), "probability of the predicted class, %", GREY, font(TEXT), anchor="ma")
-    told = "below the line: too sure of itself; orange: the gap"
-    pen.text((LEFT + SIDE / 2, floor + 38), told, GREY, font(TEXT), anchor="ma")
-    return pixels(image)
+        x, y = LEFT + SIDE * tick / 100, bottom - SIDE * tick / 100
+        canvas.pen.line((LEFT, y, right, y), PALE)
+        canvas.write(LEFT - 6, y, str(tick), GREY, anchor="rm")
+        canvas.write(x, floor + 4, str(tick), GREY, anchor="ma")
+    for i in np.flatnonzero(counts):
+        start, end = LEFT + i * bin_width + 1, LEFT + (i + 1) * bin_width - 2
+        accuracy, probability = bottom - SIDE * correct[i] / counts[i], bottom - SIDE * probabilities[i] / counts[i]
+        gap = (start, min(accuracy, probability), end, max(accuracy, probability))
+        canvas.pen.rectangle((start, accuracy, end, bottom), fill=BLUE)
+        canvas.pen.rectangle(gap, outline=ORANGE, width=2)
+        canvas.pen.rectangle((start, floor - (HISTOGRAM - 4) * counts[i] / counts.max(), end, floor), fill=GREY)
+    canvas.pen.line((LEFT, bottom, right, TOP), BLACK, 2)
+    canvas.pen.rectangle((LEFT, TOP, right, bottom), outline=GREY)
+    canvas.pen.line((LEFT, floor, right, floor), GREY)
+    canvas.write_upwards(10, TOP + SIDE / 2 + 36, "accuracy, %")
+    canvas.write_upwards(10, floor - 2, "samples")
+    canvas.write(middle, floor + 20, "probability of the predicted class, %", GREY, anchor="ma")
+    canvas.write(middle, floor + 38, "below the diagonal: overconfident; orange: the gap", GREY, anchor="ma")
+    return canvas.to_array()

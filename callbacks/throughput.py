@@ -1,29 +1,30 @@
-"""Samples a second, how much of the device they use, and its memory."""
+"""Samples per second, the fraction of the device's peak performance that they use, and memory."""
 
 import copy
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from engine.contracts import Classifier
+from engine.terminal import print_line
 from engine.training.hardware import MATRIX_SIDE, matmul_flops, peak_memory
 from engine.training.loggers import log_everywhere
 
-# B batch, T tokens
-
-LEAST_SECONDS = 10.0  # of training; the peak of a shorter one is not worth the time that measuring it takes
+LEAST_SECONDS = 10.0  # for a shorter training, the peak performance is not worth the time of measuring it
 
 
 class Throughput(Callback):
-    """`train/samples_per_second` in every epoch, the most memory so far as `train/memory_gigabytes` (of the GPU, else of
-    this process), and at the end of a training of more than ten seconds `train/peak_share`: floating-point operations a
-    second, as a share of those of a matrix product of the same precision.
+    """Logs `train/samples_per_second`, `train/memory_gigabytes` and `train/peak_share`.
 
-    Validations do not count. FLOPs are those of the last batch, for each sample or token of it.
+    Samples per second are those of an epoch, without its validations, over all devices. Memory is the highest use so far: of
+    the GPU, else of this process. `train/peak_share` is measured at the end of a training of at least ten seconds: the
+    floating-point operations per second of the training, divided by those of a large matrix product in the same precision.
+    The operations are counted for the last batch. An error in this measurement is printed.
 
     Attributes:
         run_metrics: "samples_per_second" of the training in this process, over all devices, and "peak_share" of one device.
@@ -32,16 +33,16 @@ class Throughput(Callback):
     def __init__(self) -> None:
         self.run_metrics: dict[str, float] = {}
         self._samples = self._units = 0
-        self._seconds = 0.0  # of whole epochs
-        self._begun = self._paused = 0.0  # of the epoch
-        self._before = 0  # samples of earlier epochs
+        self._seconds = 0.0  # of complete epochs
+        self._epoch_start = self._validation_start = 0.0
+        self._samples_before = 0  # the epoch
         self._inputs: Any = None  # of the last batch
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._begun = time.perf_counter()  # a run that goes on within an epoch does not start that again
+        self._epoch_start = time.perf_counter()  # a run that is resumed within an epoch has no on_train_epoch_start
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._begun, self._before = time.perf_counter(), self._samples
+        self._epoch_start, self._samples_before = time.perf_counter(), self._samples
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -51,67 +52,67 @@ class Throughput(Callback):
         self._units += num_units(batch[0])
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._paused = time.perf_counter()
+        self._validation_start = time.perf_counter()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._begun += time.perf_counter() - self._paused
+        self._epoch_start += time.perf_counter() - self._validation_start
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if pl_module.device.type == "cuda":
             torch.cuda.synchronize(pl_module.device)
-        seconds, samples = time.perf_counter() - self._begun, self._samples - self._before
-        if samples:  # none are where only the validation was left
-            self._seconds += seconds
-            self._log(trainer, "train/samples_per_second", samples * trainer.world_size / seconds)
-            if (most := peak_memory(pl_module.device)) is not None:
-                self._log(trainer, "train/memory_gigabytes", most / 1e9)
-            self.run_metrics["samples_per_second"] = round(self._samples * trainer.world_size / self._seconds, 1)
+        seconds, samples = time.perf_counter() - self._epoch_start, self._samples - self._samples_before
+        if not samples:  # a resumed run may have only the validation of an epoch left
+            return
+        self._seconds += seconds
+        metrics = {"train/samples_per_second": samples * trainer.world_size / seconds}
+        if (memory := peak_memory(pl_module.device)) is not None:
+            metrics["train/memory_gigabytes"] = memory / 1e9
+        log_everywhere(trainer, metrics)
+        self.run_metrics["samples_per_second"] = round(self._samples * trainer.world_size / self._seconds, 1)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._seconds < LEAST_SECONDS or pl_module.device.type not in MATRIX_SIDE or self._inputs is None:
+        inputs, self._inputs = self._inputs, None
+        if inputs is None or self._seconds < LEAST_SECONDS or pl_module.device.type not in MATRIX_SIDE:
             return
-        flops = flops_per_unit(pl_module, self._inputs)
-        if flops is not None:
-            achieved = flops * self._units / self._seconds
-            share = achieved / matmul_flops(pl_module.device, _dtype(str(trainer.precision)))
-            self._log(trainer, "train/peak_share", share)
-            self.run_metrics["peak_share"] = round(share, 4)
-        self._inputs = None
-
-    def _log(self, trainer: Trainer, name: str, value: float) -> None:
-        log_everywhere(trainer, {name: value})
+        try:
+            achieved = flops_per_unit(cast(Classifier, pl_module), inputs) * self._units / self._seconds
+            fraction = achieved / matmul_flops(pl_module.device, _matmul_dtype(str(trainer.precision)))
+        except Exception as error:  # such as too little memory, which must not cost the test
+            if trainer.is_global_zero:
+                reason = " ".join(str(error).split())
+                print_line(f"train/peak_share was not measured: {type(error).__name__}: {reason}")
+            return
+        log_everywhere(trainer, {"train/peak_share": fraction})
+        self.run_metrics["peak_share"] = round(fraction, 4)
 
 
 def num_units(inputs: Any) -> int:
-    """What the work grows with: tokens, padding included, or samples."""
+    """The number that the computation grows with: tokens including padding, or samples."""
     return inputs["input_ids"].numel() if isinstance(inputs, Mapping) else len(inputs)
 
 
-def flops_per_unit(module: LightningModule, inputs: Any) -> float | None:
-    """Floating-point operations of a training step for each unit of `inputs`, counted without doing them.
+def flops_per_unit(model: Classifier, inputs: Any) -> float:
+    """Floating-point operations of a training step, divided by `num_units(inputs)`.
 
-    Null where that cannot be done: a network may ask for values, which a tensor without data does not have.
+    They are counted on a copy of the network without data, so nothing is computed. This fails for a network whose operations
+    depend on values.
     """
-    try:
-        network = copy.deepcopy(module.network).to("meta")
-        assert isinstance(network, nn.Module)
-        shaped = (
-            {name: _shaped(one) for name, one in inputs.items()} if isinstance(inputs, Mapping) else _shaped(inputs)
-        )
-        with FlopCounterMode(display=False) as counter:
-            network.forward(shaped).sum().backward()
-    except Exception:  # a user's network may fail in any way, and a figure is not worth a run
-        return None
+    network = copy.deepcopy(model.network).to("meta")
+    is_mapping = isinstance(inputs, Mapping)
+    empty = {name: _empty_like(values) for name, values in inputs.items()} if is_mapping else _empty_like(inputs)
+    with FlopCounterMode(display=False) as counter:
+        network.forward(empty).sum().backward()
     return counter.get_total_flops() / num_units(inputs)
 
 
-def _dtype(precision: str) -> torch.dtype:
-    """Of the products of a training."""
+def _matmul_dtype(precision: str) -> torch.dtype:
+    """The data type of matrix products in a training with this precision."""
     if precision.startswith("bf16"):
         return torch.bfloat16
     return {"16": torch.float16, "64": torch.float64}.get(precision[:2], torch.float32)
 
 
-def _shaped(tensor: Tensor) -> Tensor:
-    dtype = tensor.dtype if tensor.dtype in (torch.int64, torch.bool) else torch.float32
-    return torch.empty_like(tensor, device="meta", dtype=dtype)
+def _empty_like(values: Tensor) -> Tensor:
+    """A tensor without data, as the network gets it."""
+    dtype = values.dtype if values.dtype in (torch.int64, torch.bool) else torch.float32
+    return torch.empty_like(values, device="meta", dtype=dtype)

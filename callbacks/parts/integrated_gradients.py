@@ -1,36 +1,42 @@
-"""What a decision owes to each part of an input: integrated gradients (Sundararajan et al. 2017, arxiv.org/abs/1703.01365).
+"""Integrated gradients: how much each input value contributes to a prediction.
 
-The decision is how far the predicted class's logit lies above the next one's. The shares add up to its difference between
-the sample and a baseline; of a linear model they are exactly weight times difference.
+The method of Sundararajan et al. 2017 (https://arxiv.org/abs/1703.01365). It explains the logit of the predicted class minus
+the logit of the second most likely class. The attributions add up to the difference of this value between the sample and a
+baseline. For a linear model, each attribution is exactly the weight times the difference of the input.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from engine.contracts import Classifier
+
 # S steps, K classes
 
-STEPS = 32  # of the path from the baseline to the sample
+STEPS = 32  # on the straight line from the baseline to the sample
 
 
-def integrated_gradients(model: Any, inputs: Any, steps: int = STEPS) -> Tensor:
-    """The share of each value of what `model.attribution_inputs(inputs)` gives for one sample, in its shape without the batch.
+def integrated_gradients(model: Classifier, inputs: Any, steps: int = STEPS) -> Tensor:
+    """The attributions of one sample, in the shape of `model.attribution_inputs(inputs)[0]` without the batch dimension.
 
     Args:
-        model: A `LitClassifier` in evaluation mode. Its parameters' gradients are left alone.
-        inputs: Of one sample, in a batch of its own: a tensor, or a mapping of tensors.
-        steps: S, at whose middles the gradient is taken; all go through the network as one batch.
+        model: A classifier in evaluation mode. The gradients of its parameters do not change.
+        inputs: A batch of one sample: a tensor or a mapping of tensors.
+        steps: S. The gradient is computed in the middle of each step, and all steps go through the network as one batch.
     """
     with torch.inference_mode(False), torch.enable_grad():
-        # tensors that were made in inference mode cannot be differentiated by; their copies can
-        given = {name: one.clone() for name, one in inputs.items()} if isinstance(inputs, dict) else inputs.clone()
+        # autograd cannot use tensors that were created in inference mode, but it can use copies of them
+        copied = (
+            {name: values.clone() for name, values in inputs.items()} if isinstance(inputs, Mapping) else inputs.clone()
+        )
         with torch.no_grad():
-            sample, baseline, logits_of = model.attribution_inputs(given)
-            first, second = logits_of(sample)[0].topk(2).indices.tolist()
-        middles = (torch.arange(steps, device=sample.device) + 0.5) / steps  # (S,)
-        path = baseline + middles.view(-1, *[1] * (sample.ndim - 1)).to(sample.dtype) * (sample - baseline)
+            sample, baseline, compute_logits = model.attribution_inputs(copied)
+            first, second = compute_logits(sample)[0].topk(2).indices.tolist()
+        fractions = (torch.arange(steps, device=sample.device) + 0.5) / steps  # (S,)
+        path = baseline + fractions.view(-1, *[1] * (sample.ndim - 1)).to(sample.dtype) * (sample - baseline)
         path = path.detach().requires_grad_()
-        logits = logits_of(path).float()  # (S, K)
+        logits = compute_logits(path).float()  # (S, K)
         (gradients,) = torch.autograd.grad((logits[:, first] - logits[:, second]).sum(), path)
         return ((sample - baseline)[0] * gradients.mean(0)).float()
