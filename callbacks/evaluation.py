@@ -26,9 +26,9 @@ PAUSE_FACTOR = 100  # so that a callback takes at most about 1 % of the time of 
 class EvaluationCallback(Callback):
     """Looks at the batches of an evaluation, and writes pictures, texts or scalars about it.
 
-    A subclass overrides `begin`, `update`, `gather` and `show`. They are called for the test, and for a validation if `is_due`.
-    They are not called if no logger of the run can show the result, or if the evaluation step of the model does not return
-    logits.
+    A subclass overrides `begin`, `update`, `gather` and `show`. They are called in the test, and in validations that are due
+    (`is_due`). They are not called if no logger of the run can show the result. They need an evaluation step that returns
+    logits (B, K), as that of `LitClassifier` does.
 
     An error in these methods is printed, and the run continues without the picture. With several processes an error before
     `show` ends the run, because the other processes would wait for this one.

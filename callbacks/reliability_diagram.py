@@ -13,19 +13,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from callbacks.evaluation import EvaluationCallback, Stage
-from callbacks.parts.drawing import (
-    BLACK,
-    BLUE,
-    CARD,
-    GREY,
-    ORANGE,
-    PALE,
-    TEXT,
-    draw_upwards,
-    font,
-    new_canvas,
-    to_array,
-)
+from callbacks.parts.drawing import BLACK, BLUE, CARD, GREY, ORANGE, PALE, TEXT, Canvas
 from engine.contracts import Classifier
 from engine.training.loggers import PictureWriter
 
@@ -39,8 +27,8 @@ LEFT, TOP, SIDE, HISTOGRAM = 46, 26, 280, 60
 class ReliabilityDiagram(EvaluationCallback):
     """`pictures/reliability_diagram` under IMAGES: accuracy against probability.
 
-    Samples are grouped by the probability of their predicted class. A bar shows the accuracy of a group. A histogram shows how
-    many samples each group has.
+    Samples are grouped by the probability of their predicted class. A bar shows the accuracy of a group. A histogram shows
+    the number of samples in each group.
     """
 
     def begin(self, pl_module: Classifier) -> None:
