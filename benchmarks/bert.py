@@ -80,7 +80,7 @@ def ours(model: str, data: Path, cache: str, seed: int) -> tuple[float, float]:
     loader = datamodule.train_dataloader()
     lengths = loader.inputs.lengths
     batches = [lengths[rows] for rows in loader.batch_sampler]
-    padded = sum(len(one) * int(loader.inputs.rounded(one.max())) for one in batches)
+    padded = sum(len(one) * int(loader.inputs.padded(one.max())) for one in batches)
     return clock.rate, 1 - int(lengths.sum()) / padded
 
 

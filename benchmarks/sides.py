@@ -19,7 +19,7 @@ from torch import Generator, Tensor, nn
 from benchmarks.measure import BenchmarkError
 from callbacks.throughput import flops_per_unit, matmul_flops
 from datamodules.classification import ClassificationDataModule
-from datamodules.parts.batches import AugmentContext, mixed_seeds
+from datamodules.parts.batches import AugmentContext, derive_seeds
 from engine.config.config import Config, load_config
 from engine.runs.run_record import RunRecord
 from engine.training.clock import Clock
@@ -159,7 +159,7 @@ def bare(
         ticks.epochs.append(_now())
         network.train()
         order.set_epoch(epoch)
-        seeds = mixed_seeds(len(order), order.seed, epoch, rank)
+        seeds = derive_seeds(len(order), order.seed, epoch, rank)
         batches = [one for one in order if isinstance(one, Tensor)]
         at_once = torch.cat(batches).to(experiment.device)
         for i, rows in enumerate(at_once.split([len(one) for one in batches])):

@@ -1,7 +1,7 @@
 """CIFAR-10 and CIFAR-100: 50,000 + 10,000 colour images of 32x32 (Krizhevsky 2009).
 
-Source and format: https://www.cs.toronto.edu/~kriz/cifar.html. The binary version is read; the Python version is pickled
-code, and loading it would run whatever is in it.
+Source and format: https://www.cs.toronto.edu/~kriz/cifar.html. The binary version is used, because the Python version is
+pickled, and loading it would run any code in it.
 """
 
 from collections.abc import Sequence
@@ -16,9 +16,10 @@ from torch import Tensor
 from datamodules.classification import ClassificationDataModule, DataError, DataSpec, Labelled
 from datamodules.parts.augment import alternating_flip, random_crop, random_flip
 from datamodules.parts.batches import AugmentContext
-from datamodules.parts.download import RemoteFile, extract, fetch, locked
+from datamodules.parts.download import RemoteFile, extract, fetch, lock_folder
 
 SHAPE, PIXEL_BYTES = (3, 32, 32), 3072
+TEST_RECORDS = 10_000
 MIRRORS = ("https://www.cs.toronto.edu/~kriz/", "https://cave.cs.toronto.edu/kriz/")
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 CIFAR100 = tuple(
@@ -34,13 +35,13 @@ CIFAR100 = tuple(
 
 @dataclass(frozen=True)
 class Variant:
-    """Archive and files of one of the two sets; a record is `label_bytes` (the last one counts) and the pixels."""
+    """One of the two datasets. A record has `label_bytes` bytes, of which the last is the label, and then the pixels."""
 
     archive: RemoteFile
     folder: str
     train: tuple[str, ...]
     test: tuple[str, ...]
-    records: int  # in each file of `train`
+    records: int  # records in each file of `train`
     label_bytes: int
     class_names: tuple[str, ...]
 
@@ -65,24 +66,24 @@ VARIANTS = {
         ("train.bin",),
         ("test.bin",),
         50_000,
-        2,  # coarse, then fine
+        2,  # the coarse label and the fine label
         CIFAR100,
     ),
 }
-TEST_RECORDS = 10_000
 
 
 class CIFAR(ClassificationDataModule):
     """Colour images of 32x32 in 10 classes, or with variant=cifar100 in 100.
 
     Args:
-        root: Folder that holds cifar-10-batches-bin (cifar-100-binary) or the archive; what is not there is downloaded.
-        variant: Which of the two sets.
+        root: Folder that has the folder cifar-10-batches-bin (cifar-100-binary) or the archive. A missing archive is
+            downloaded.
+        variant: Which of the two datasets.
         augment_images: Shift training images and mirror half of them.
-        padding: Pixels by which an image is shifted at most; 4 since He et al. 2015 (https://arxiv.org/abs/1512.03385).
-        flip: Mirror each image with probability one half, or in every second epoch, which shows it all of its views sooner.
-        mirrors: Addresses of the archive to try before the built-in ones.
-        options: Those of `ClassificationDataModule`.
+        padding: Largest shift in pixels. 4 is usual since He et al. 2015 (https://arxiv.org/abs/1512.03385).
+        flip: Mirror each image with probability 0.5 (random) or in every second epoch (alternating).
+        mirrors: Base URLs of the archive, tried before the built-in ones.
+        options: Options of `ClassificationDataModule`.
     """
 
     modality = "image"
@@ -108,13 +109,12 @@ class CIFAR(ClassificationDataModule):
         return DataSpec(self.modality, SHAPE, self.source.class_names)
 
     def prepare_data(self) -> None:
-        sizes = self._sizes()
-        if all((self.folder / name).is_file() for name in sizes):
+        if self._is_complete():
             return
         fetch([self.source.archive], self.root, self.mirrors)
-        with locked(self.root):
-            if not all((self.folder / name).is_file() for name in sizes):
-                extract(self.root / self.source.archive.name, sizes, self.folder)
+        with lock_folder(self.root):
+            if not self._is_complete():  # another process may have unpacked it meanwhile
+                extract(self.root / self.source.archive.name, self._sizes(), self.folder)
 
     def load(self) -> tuple[Labelled, Labelled]:
         return self._read(self.source.train), self._read(self.source.test)
@@ -122,27 +122,31 @@ class CIFAR(ClassificationDataModule):
     def augment(self, inputs: Tensor, context: AugmentContext) -> Tensor:
         if not self.augment_images:
             return inputs
-        moved = random_crop(inputs, self.padding, context.generator)
+        shifted = random_crop(inputs, self.padding, context.generator)
         if self.flip == "alternating":
-            return alternating_flip(moved, context)
-        return random_flip(moved, context.generator)
+            return alternating_flip(shifted, context)
+        return random_flip(shifted, context.generator)
+
+    def _is_complete(self) -> bool:
+        return all((self.folder / name).is_file() for name in self._sizes())
 
     def _sizes(self) -> dict[str, int]:
+        """Size in bytes of each file."""
         record = self.source.label_bytes + PIXEL_BYTES
         train = dict.fromkeys(self.source.train, record * self.source.records)
         return train | dict.fromkeys(self.source.test, record * TEST_RECORDS)
 
     def _read(self, names: Sequence[str]) -> Labelled:
         sizes, record = self._sizes(), self.source.label_bytes + PIXEL_BYTES
-        parts = []
+        files = []
         for name in names:
             path = self.folder / name
             if not path.is_file():
                 raise DataError(f"data.root: {name} is not in {self.folder}")
-            part = np.fromfile(path, np.uint8)
-            if part.nbytes != sizes[name]:
-                raise DataError(f"{path}: {part.nbytes:,} bytes; expected {sizes[name]:,}, records of {record}")
-            parts.append(part.reshape(-1, record))
-        records = torch.from_numpy(np.concatenate(parts))
+            content = np.fromfile(path, np.uint8)
+            if content.nbytes != sizes[name]:
+                raise DataError(f"{path}: {content.nbytes:,} bytes; expected {sizes[name]:,}, records of {record}")
+            files.append(content.reshape(-1, record))
+        records = torch.from_numpy(np.concatenate(files))
         pixels = records[:, self.source.label_bytes :].reshape(-1, *SHAPE)
         return pixels, records[:, self.source.label_bytes - 1].clone()

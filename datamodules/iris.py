@@ -1,7 +1,8 @@
 """Iris: 150 flowers, 4 lengths, 3 species (Fisher 1936, https://doi.org/10.1111/j.1469-1809.1936.tb02137.x).
 
-``iris.csv`` holds the corrected values that scikit-learn ships; the copy in the UCI archive differs from Fisher's paper in
-rows 35 and 38 (https://archive.ics.uci.edu/dataset/53/iris). There is no official test set, so a part is cut off.
+``iris.csv`` has the corrected values that scikit-learn ships. The copy in the UCI archive differs from Fisher's paper in
+rows 35 and 38 (https://archive.ics.uci.edu/dataset/53/iris). There is no official test set, so a fraction of the rows is the
+test set.
 """
 
 import csv
@@ -17,11 +18,11 @@ MEASUREMENTS = ("sepal length", "sepal width", "petal length", "petal width")
 
 
 class Iris(ClassificationDataModule):
-    """150 flowers in 3 species, 4 measurements in centimetres; ships with the project.
+    """150 flowers of 3 species with 4 measurements in centimetres. The data is part of the project.
 
     Args:
-        test_fraction: Share of each species that is kept for the test, by `split_seed`.
-        options: Those of `ClassificationDataModule`.
+        test_fraction: Fraction of each species that is used for the test, chosen by `split_seed`.
+        options: Options of `ClassificationDataModule`.
     """
 
     modality = "features"
@@ -39,5 +40,5 @@ class Iris(ClassificationDataModule):
             rows = list(csv.DictReader(file))
         labels = torch.tensor([SPECIES.index(row.pop("species")) for row in rows])
         inputs = torch.tensor([[float(value) for value in row.values()] for row in rows])
-        train, test = stratified_split(labels, self.test_fraction, self.split_seed)
+        train, test = stratified_split(labels, self.test_fraction, self.split_seed, "data.test_fraction")
         return (inputs[train], labels[train]), (inputs[test], labels[test])

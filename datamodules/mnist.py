@@ -1,6 +1,6 @@
-"""MNIST and its drop-in Fashion-MNIST: 60,000 + 10,000 grey images of 28x28 in 10 classes.
+"""MNIST and Fashion-MNIST: 60,000 + 10,000 grey images of 28x28 in 10 classes.
 
-MNIST: LeCun, Cortes, Burges, http://yann.lecun.com/exdb/mnist/ (the file format is described there).
+MNIST: LeCun, Cortes, Burges, http://yann.lecun.com/exdb/mnist/ (this page describes the file format).
 Fashion-MNIST: Xiao, Rasul, Vollgraf 2017, https://github.com/zalandoresearch/fashion-mnist.
 """
 
@@ -22,13 +22,15 @@ from datamodules.parts.batches import AugmentContext
 from datamodules.parts.download import RemoteFile, fetch
 
 SIDE, TRAIN_SIZE, TEST_SIZE = 28, 60_000, 10_000
-DEGREES, SHIFT_FRACTION, SCALE_FRACTION = 10.0, 0.07, 0.1  # of a digit: a little, as between two hands
-PADDING = 2  # pixels that an article of clothing is shifted by at most
+DEGREES, SHIFT_FRACTION, SCALE_FRACTION = 10.0, 0.07, 0.1  # small changes, as between the digits of two people
+PADDING = 2  # largest shift of a piece of clothing in pixels
+TRAIN_IMAGES, TRAIN_LABELS = "train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz"
+TEST_IMAGES, TEST_LABELS = "t10k-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.gz"
 
 
 @dataclass(frozen=True)
 class Variant:
-    """Files and names of one of the two sets; the order of `files` is train images, train labels, test images, labels."""
+    """One of the two datasets. `files` are the training images and labels, then the test images and labels."""
 
     folder: str
     class_names: tuple[str, ...]
@@ -42,22 +44,10 @@ VARIANTS = {
         tuple("0123456789"),
         ("https://ossci-datasets.s3.amazonaws.com/mnist/", "https://storage.googleapis.com/cvdf-datasets/mnist/"),
         (
-            RemoteFile(
-                "train-images-idx3-ubyte.gz",
-                9_912_422,
-                "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609",
-            ),
-            RemoteFile(
-                "train-labels-idx1-ubyte.gz", 28_881, "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c"
-            ),
-            RemoteFile(
-                "t10k-images-idx3-ubyte.gz",
-                1_648_877,
-                "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6",
-            ),
-            RemoteFile(
-                "t10k-labels-idx1-ubyte.gz", 4_542, "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6"
-            ),
+            RemoteFile(TRAIN_IMAGES, 9_912_422, "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609"),
+            RemoteFile(TRAIN_LABELS, 28_881, "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c"),
+            RemoteFile(TEST_IMAGES, 1_648_877, "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6"),
+            RemoteFile(TEST_LABELS, 4_542, "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6"),
         ),
     ),
     "fashion": Variant(
@@ -68,37 +58,25 @@ VARIANTS = {
             "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
         ),
         (
-            RemoteFile(
-                "train-images-idx3-ubyte.gz",
-                26_421_880,
-                "3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84",
-            ),
-            RemoteFile(
-                "train-labels-idx1-ubyte.gz", 29_515, "a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845"
-            ),
-            RemoteFile(
-                "t10k-images-idx3-ubyte.gz",
-                4_422_102,
-                "346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073",
-            ),
-            RemoteFile(
-                "t10k-labels-idx1-ubyte.gz", 5_148, "67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5"
-            ),
+            RemoteFile(TRAIN_IMAGES, 26_421_880, "3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84"),
+            RemoteFile(TRAIN_LABELS, 29_515, "a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845"),
+            RemoteFile(TEST_IMAGES, 4_422_102, "346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073"),
+            RemoteFile(TEST_LABELS, 5_148, "67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5"),
         ),
     ),
 }
 
 
 class MNIST(ClassificationDataModule):
-    """Handwritten digits, or with variant=fashion articles of clothing: grey images of 28x28 in 10 classes.
+    """Handwritten digits or, with variant=fashion, articles of clothing: grey images of 28x28 in 10 classes.
 
     Args:
-        root: Folder of the files, gz or raw, in it or in MNIST/raw below it (for fashion, FashionMNIST/raw); what is not
-            there is downloaded.
-        variant: Which of the two sets.
-        augment_images: Rotate, shift and scale training digits a little; shift and mirror clothing.
-        mirrors: Addresses of the files to try before the built-in ones.
-        options: Those of `ClassificationDataModule`.
+        root: Folder that has the files, packed or not, or has them in MNIST/raw (FashionMNIST/raw). Missing files are
+            downloaded.
+        variant: Which of the two datasets.
+        augment_images: Rotate, shift and scale training images of digits; shift and mirror those of clothing.
+        mirrors: Base URLs of the files, tried before the built-in ones.
+        options: Options of `ClassificationDataModule`.
     """
 
     modality = "image"
@@ -115,7 +93,7 @@ class MNIST(ClassificationDataModule):
         self.variant, self.augment_images = variant, augment_images
         self.source = VARIANTS[variant]
         self.folder = Path(root) / self.source.folder / "raw"
-        self.places = (self.folder, Path(root), Path(root) / self.source.folder)
+        self.search_folders = (self.folder, Path(root), Path(root) / self.source.folder)
         self.mirrors = (*mirrors, *self.source.mirrors)
 
     @property
@@ -128,45 +106,51 @@ class MNIST(ClassificationDataModule):
             fetch(missing, self.folder, self.mirrors)
 
     def load(self) -> tuple[Labelled, Labelled]:
-        paths = [self._find(file.name) for file in self.source.files]
-        if None in paths:
-            raise DataError(f"data.root: {self.source.files[paths.index(None)].name} is not in {self.folder}")
-        sizes = (TRAIN_SIZE, TRAIN_SIZE, TEST_SIZE, TEST_SIZE)
-        shapes = ((SIDE, SIDE), (), (SIDE, SIDE), ())
-        arrays = [read_idx(path, (n, *shape)) for path, n, shape in zip(paths, sizes, shapes, strict=True) if path]
-        return (arrays[0].unsqueeze(1), arrays[1]), (arrays[2].unsqueeze(1), arrays[3])
+        train_images, train_labels, test_images, test_labels = self.source.files
+        return self._read(train_images, train_labels, TRAIN_SIZE), self._read(test_images, test_labels, TEST_SIZE)
 
     def augment(self, inputs: Tensor, context: AugmentContext) -> Tensor:
         if not self.augment_images:
             return inputs
-        if self.variant == "fashion":  # articles stand upright, and may face either way
+        if self.variant == "fashion":  # clothing is always upright, and it may face left or right
             return random_flip(random_crop(inputs, PADDING, context.generator), context.generator)
         return random_affine(inputs, DEGREES, SHIFT_FRACTION, SCALE_FRACTION, context.generator)
 
     def _find(self, name: str) -> Path | None:
-        """The file, packed or not, in the first place that has it."""
-        candidates = (place / one for place in self.places for one in (name, name.removesuffix(".gz")))
+        """The file, packed or not, in the first folder that has it."""
+        names = (name, name.removesuffix(".gz"))
+        candidates = (folder / candidate for folder in self.search_folders for candidate in names)
         return next((path for path in candidates if path.is_file()), None)
+
+    def _read(self, image_file: RemoteFile, label_file: RemoteFile, count: int) -> Labelled:
+        """`count` images (N, 1, 28, 28) and their labels (N,)."""
+        tensors = []
+        for file, shape in ((image_file, (count, SIDE, SIDE)), (label_file, (count,))):
+            path = self._find(file.name)
+            if path is None:
+                raise DataError(f"data.root: {file.name} is not in {self.folder}")
+            tensors.append(read_idx(path, shape))
+        images, labels = tensors
+        return images.unsqueeze(1), labels
 
 
 def read_idx(path: Path, shape: tuple[int, ...]) -> Tensor:
-    """The bytes of an IDX file, gz or raw, as a uint8 tensor of `shape`.
+    """The bytes of an IDX file, packed by gzip or not, as a uint8 tensor of `shape`.
 
     Raises:
-        DataError: if the file is broken, of another type or of another shape.
+        DataError: if the file is broken or has other content.
     """
     try:
         content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{path}: cannot be read ({error}); delete it, and it is downloaded again") from None
-    header = 4 + 4 * len(shape)  # magic number: two zeros, 8 for unsigned bytes, the number of axes; then their lengths
+        raise DataError(f"{path}: cannot be read ({error}); delete it to download it again") from None
+    header = 4 + 4 * len(shape)  # magic number (0, 0, 8 for unsigned bytes, number of axes), then the size of each axis
     if len(content) < header or content[:4] != bytes([0, 0, 8, len(shape)]):
-        raise DataError(
-            f"{path}: magic number {content[:4].hex() or 'missing'}; an IDX file has 000008{len(shape):02x}"
-        )
-    found = tuple(np.frombuffer(content, ">i4", len(shape), offset=4).tolist())
-    if found != shape:
-        raise DataError(f"{path}: holds {found}; expected {shape}")
+        found = content[:4].hex() or "missing"
+        raise DataError(f"{path}: magic number {found}; an IDX file has 000008{len(shape):02x}")
+    sizes = tuple(np.frombuffer(content, ">i4", len(shape), offset=4).tolist())
+    if sizes != shape:
+        raise DataError(f"{path}: has the shape {sizes}; expected {shape}")
     if len(content) != header + math.prod(shape):
-        raise DataError(f"{path}: {len(content) - header:,} bytes of data; its header promises {math.prod(shape):,}")
+        raise DataError(f"{path}: {len(content) - header:,} bytes of data; its header says {math.prod(shape):,}")
     return torch.from_numpy(np.frombuffer(content, np.uint8, offset=header).reshape(shape).copy())

@@ -1,6 +1,6 @@
-"""Texts with labels: your own files, or a data set of the Hugging Face hub.
+"""Texts with labels, from files of the user or from a dataset of the Hugging Face hub.
 
-Tokenized once; what was tokenized is kept under a key of the texts and the tokenizer, and mapped into memory.
+Texts are tokenized once. The token ids are cached under a key of the texts and the tokenizer, and memory-mapped.
 """
 
 import re
@@ -12,55 +12,55 @@ import torch
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
-from datamodules.classification import ClassificationDataModule, DataError, DataSpec, Labelled, Split, hold_out
+from datamodules.classification import ClassificationDataModule, DataError, DataSpec, Labelled, Split, stratified_split
 from datamodules.parts.batches import EpochOrder
-from datamodules.parts.cache import damaged, kept
-from datamodules.parts.download import locked
+from datamodules.parts.cache import load_or_create
+from datamodules.parts.download import lock_folder
 from datamodules.parts.text_files import Columns, LabelledTexts, read_file, read_hub
-from datamodules.parts.tokenizer import encode, pretrained_tokenizer, trained_tokenizer
+from datamodules.parts.tokenizer import encode, pretrained_tokenizer, train_tokenizer
 from datamodules.parts.tokens import GPU_MULTIPLE, LengthOrder, TokenRows, round_up
-from engine.contracts import OptionError
+from engine.contracts import OptionError, listed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 rank_zero_print = rank_zero_only(print)
-MANY_UNKNOWN = 0.05  # share of unknown tokens that a user is told of
+MANY_UNKNOWN = 0.05  # fraction of unknown tokens from which on the user is warned
 
 
 class Text(ClassificationDataModule):
-    """Texts, or pairs of texts, from CSV, TSV or JSON Lines files (UTF-8, with a header), or from the hub.
+    """Texts, or pairs of texts, from CSV, TSV or JSON Lines files (UTF-8, with a header) or from the hub.
 
-    Batches hold rows of like length, so that there is next to no padding. Labels are words or whole numbers.
+    The rows of a batch have similar lengths, so there is little padding. Labels are words or whole numbers.
 
     Args:
-        train: File of the training set; with `dataset`, the name of its split.
-        val: Likewise of the validation set; null to cut it from the training set.
-        test: Likewise of the test set; null to cut it from the training set.
+        train: File with the training set or, with `dataset`, the name of its split.
+        val: File or split with the validation set; null to split it off the training set.
+        test: File or split with the test set; null to split it off the training set.
         text_column: Name of the column with the text.
         text_pair_column: Name of the column with the second text of a pair; null for single texts.
         label_column: Name of the column with the label.
-        dataset: Name of a data set on the Hugging Face hub, as in stanfordnlp/sst2; null for files.
-        dataset_subset: Name of its subset, where it has several.
+        dataset: Name of a dataset on the Hugging Face hub, such as stanfordnlp/sst2; null for files.
+        dataset_subset: Name of its subset, if it has several.
         dataset_revision: Its commit, tag or branch; null for the newest.
-        tokenizer: Folder or hub name of the pretrained model whose tokenizer is used (write ${model.pretrained}); null for
-            a WordPiece vocabulary made from the training texts alone.
+        tokenizer: Folder or hub name of the pretrained model whose tokenizer is used (write ${model.pretrained}); null to
+            train a WordPiece tokenizer on the training texts.
         tokenizer_revision: Its commit, tag or branch on the hub; null for the newest.
-        vocab_size: Tokens of a vocabulary that is made (more, if there are more characters); a pretrained one has its own.
-        lowercase: Make no difference between capitals and small letters; a pretrained tokenizer decides for itself.
-        max_length: Most tokens of a row; the rest of a longer one is cut off.
-        max_tokens: Most tokens of a training batch and device, padding included. Each batch is one step, so a row among few
-            long ones counts more than one among many short ones.
-        eval_max_tokens: Likewise of a validation or test batch.
-        batch_size: Most rows of a training batch and device.
-        eval_batch_size: Likewise of a validation or test batch.
-        pad_to_multiple_of: Batches are padded to a multiple of so many tokens; null for 8 on GPUs, whose matrix units want
-            it, and 1 elsewhere, which wastes least.
-        val_fraction: Share of the training set that is held out for validation, where `val` is null.
-        test_fraction: Share of the training set that is held out for the test, where `test` is null.
-        split_seed: Of both.
-        cache: Folder of what was tokenized; it can be deleted at any time.
-        seed: Of the order; `train.py` hands over the experiment's.
+        vocab_size: Number of tokens of a trained tokenizer. It is exceeded if there are more characters.
+        lowercase: Convert texts to lower case. A pretrained tokenizer has its own setting.
+        max_length: Largest number of tokens in a row. Longer rows are truncated.
+        max_tokens: Largest number of tokens in a training batch per device, with padding. Each batch is one step, so a row
+            in a batch of few long rows weighs more than a row in a batch of many short ones.
+        eval_max_tokens: Largest number of tokens in a validation or test batch per device.
+        batch_size: Largest number of rows in a training batch per device.
+        eval_batch_size: Largest number of rows in a validation or test batch per device.
+        pad_to_multiple_of: Batches are padded to a multiple of this number of tokens; null for 8 on GPUs, which their matrix
+            units need, and 1 elsewhere.
+        val_fraction: Fraction of the training set that is used for validation if `val` is null.
+        test_fraction: Fraction of the training set that is used for the test if `test` is null.
+        split_seed: Seed of both splits.
+        cache: Folder for tokenized texts. It can be deleted at any time.
+        seed: Seed of the order. `train.py` passes the seed of the experiment.
     """
 
     modality = "tokens"
@@ -95,7 +95,7 @@ class Text(ClassificationDataModule):
     ) -> None:
         super().__init__(batch_size, eval_batch_size, val_fraction, split_seed, normalize=False, seed=seed)
         given: dict[Split, str | None] = {"train": train, "val": val, "test": test}
-        self.sources = {part: source for part, source in given.items() if source is not None}
+        self.sources = {split: source for split, source in given.items() if source is not None}
         self.columns = Columns(text_column, text_pair_column, label_column)
         self.dataset, self.dataset_subset, self.dataset_revision = dataset, dataset_subset, dataset_revision
         self.pretrained, self.revision = tokenizer, tokenizer_revision
@@ -104,144 +104,146 @@ class Text(ClassificationDataModule):
         self.test_fraction, self.cache = test_fraction, Path(cache).expanduser()
         places = {source if dataset else str(Path(source).expanduser().resolve()) for source in self.sources.values()}
         if len(places) < len(self.sources):
-            raise OptionError(
-                "data.train: is also the file of another split; use different files for training and evaluation"
-            )
+            hint = "use different files for training and evaluation"
+            raise OptionError(f"data.train: is also the file of another split; {hint}")
         if label_column in (text_column, text_pair_column):
-            raise OptionError(
-                f"data.label_column: {label_column} is a column of text, too; a model would read the answer"
-            )
-        for key, most in (("data.max_tokens", max_tokens), ("data.eval_max_tokens", eval_max_tokens)):
-            if most < self._room:
-                hint = f"data.max_length={max_length} needs {self._room}; raise the one or lower the other"
-                raise OptionError(f"{key}: {most} is too little for one row; {hint}")
+            hint = "the model would read the answer"
+            raise OptionError(f"data.label_column: {label_column} is also a column of text; {hint}")
+        for key, limit in (("data.max_tokens", max_tokens), ("data.eval_max_tokens", eval_max_tokens)):
+            if limit < self._longest:
+                problem = f"{limit} is too small for a row: data.max_length={max_length} needs {self._longest} tokens"
+                raise OptionError(f"{key}: {problem}; raise it or lower data.max_length")
         self.class_names: tuple[str, ...] = ()
         self._prepared: dict[Split, Labelled] = {}
 
     @property
     def spec(self) -> DataSpec:
-        """Classes and tokens; the files are read and tokenized for it."""
+        """Classes and tokens. They are known only after the files have been read and tokenized, so this does it."""
         self.prepare_data()
-        size, pad_id = len(self.tokenizer), int(self.tokenizer.pad_token_id)
-        return DataSpec(self.modality, (), self.class_names, size, pad_id, self._room)
+        vocab_size, pad_id = len(self.tokenizer), int(self.tokenizer.pad_token_id)
+        return DataSpec(self.modality, (), self.class_names, vocab_size, pad_id, self._longest)
 
     @property
-    def _room(self) -> int:
-        """`max_length` with its padding."""
+    def _longest(self) -> int:
+        """`max_length` with padding."""
         return round_up(self.max_length, self.multiple or GPU_MULTIPLE)
 
     def prepare_data(self) -> None:
-        """Read, check, split and tokenize, once."""
+        """Read, check, split and tokenize the texts, once."""
         if self._prepared:
             return
-        texts = {part: self._read(part, source) for part, source in self.sources.items()}
+        texts = {split: self._read(split, source) for split, source in self.sources.items()}
         self.class_names = _class_names(texts["train"])
-        labels = {part: self._numbered(one) for part, one in texts.items()}
-        rows = {part: (part, torch.arange(len(one))) for part, one in texts.items()}  # of which source, and which ones
-        cuts: tuple[tuple[Split, float], ...] = (("test", self.test_fraction), ("val", self.val_fraction))
-        for part, fraction in cuts:
-            if part not in texts:
-                there = rows["train"][1]
-                kept, held_out = hold_out(labels["train"][there], f"data.{part}_fraction", fraction, self.split_seed)
-                rows["train"], rows[part] = ("train", there[kept]), ("train", there[held_out])
-        with locked(self.cache, "data.cache"):
+        labels = {split: self._encode_labels(labelled) for split, labelled in texts.items()}
+        rows = {split: (split, torch.arange(len(labelled))) for split, labelled in texts.items()}  # source, its rows
+        fractions: dict[Split, float] = {"test": self.test_fraction, "val": self.val_fraction}
+        for split, fraction in fractions.items():
+            if split not in texts:
+                training, key = rows["train"][1], f"data.{split}_fraction"
+                first, second = stratified_split(labels["train"][training], fraction, self.split_seed, key)
+                rows["train"], rows[split] = ("train", training[first]), ("train", training[second])
+        with lock_folder(self.cache, "data.cache"):
             self.tokenizer = self._make_tokenizer(texts["train"], rows["train"][1])
-            tokens = {part: self._tokenized(one) for part, one in texts.items()}
-        self._prepared = {part: (tokens[one].select(there), labels[one][there]) for part, (one, there) in rows.items()}
-        self._tell_what_is_lost(self._prepared["train"][0])
+            tokens = {split: self._tokenize(labelled) for split, labelled in texts.items()}
+        self._prepared = {
+            split: (tokens[source].select(chosen), labels[source][chosen]) for split, (source, chosen) in rows.items()
+        }
+        self._report_losses(self._prepared["train"][0])
 
     def splits(self) -> dict[Split, Labelled]:
-        """Training, validation and test, whatever files they come from."""
+        """The three splits, from the files or split off the training file."""
         self.prepare_data()
         return self._prepared
 
     def order(self, inputs: TokenRows, batch_size: int, shuffle: bool, rank: int, world_size: int) -> EpochOrder:
-        """Rows of like length in one batch."""
-        most = self.max_tokens if shuffle else self.eval_max_tokens
-        lengths = inputs.rounded(inputs.lengths)
-        return LengthOrder(lengths, batch_size, most, shuffle, self.seed, rank, world_size)
+        """Batches of rows of similar length."""
+        max_tokens = self.max_tokens if shuffle else self.eval_max_tokens
+        lengths = inputs.padded(inputs.lengths)
+        return LengthOrder(lengths, batch_size, max_tokens, shuffle, self.seed, rank, world_size)
 
     def save(self, folder: Path) -> None:
-        """The tokenizer, as ``tokenizer/``: `transformers.AutoTokenizer.from_pretrained` reads it."""
+        """Write the tokenizer to ``tokenizer/``, from which `transformers.AutoTokenizer.from_pretrained` can load it."""
         self.tokenizer.model_max_length = self.max_length
         self.tokenizer.save_pretrained(folder / "tokenizer")
 
     def tokens(self, ids: Tensor) -> list[str]:
-        """Of one row of ids (T,), for people."""
-        return [str(self.tokenizer.convert_ids_to_tokens(one)) for one in ids.tolist()]
+        """The tokens of a row of ids (T,), as text."""
+        return [str(self.tokenizer.convert_ids_to_tokens(token)) for token in ids.tolist()]
 
     def _read(self, split: Split, source: str) -> LabelledTexts:
         if self.dataset is None:
             return read_file(f"data.{split}", Path(source).expanduser(), self.columns)
         return read_hub(self.dataset, self.dataset_subset, self.dataset_revision, f"data.{split}", source, self.columns)
 
-    def _numbered(self, texts: LabelledTexts) -> Tensor:
-        """Labels (N,) as numbers; DataError if one does not occur in training."""
+    def _encode_labels(self, texts: LabelledTexts) -> Tensor:
+        """Labels (N,) as numbers.
+
+        Raises:
+            DataError: if a label does not occur in the training set.
+        """
         numbers = {name: i for i, name in enumerate(self.class_names)}
         for place, label in zip(texts.places, texts.labels, strict=True):
             if label not in numbers:
-                known = ", ".join(self.class_names[:20])
+                known = listed(self.class_names, most=20)
                 raise DataError(f"{place}: label {label!r} does not occur in the training set, which has {known}")
         return torch.tensor([numbers[label] for label in texts.labels])
 
-    def _tell_what_is_lost(self, rows: TokenRows) -> None:
-        """Texts that were cut, and words that the tokenizer does not know: both are easily missed, and cost accuracy."""
-        full = int((rows.lengths >= self.max_length).sum())
+    def _report_losses(self, rows: TokenRows) -> None:
+        """Print how many texts were truncated, and whether many tokens are unknown. Both cost accuracy unnoticed."""
+        num_full = int((rows.lengths >= self.max_length).sum())
         unknown = float((rows.ids == self.tokenizer.unk_token_id).float().mean())
-        if full:
+        if num_full:
+            limit = f"data.max_length={self.max_length}"
             rank_zero_print(
-                f"data: {full:,} of {len(rows):,} training texts fill data.max_length={self.max_length}; more was cut off"
+                f"data: {num_full:,} of {len(rows):,} training texts have {limit} tokens or were truncated to it"
             )
         if unknown > MANY_UNKNOWN:
             rank_zero_print(
-                f"data: {100 * unknown:.0f} % of all tokens are unknown to the tokenizer; is it for another language?"
+                f"data: {unknown:.0%} of all tokens are unknown to the tokenizer; is it for another language?"
             )
 
     def _make_tokenizer(self, texts: LabelledTexts, rows: Tensor) -> "PreTrainedTokenizerBase":
-        """The pretrained one, or one made from `rows` of the training texts."""
+        """The pretrained tokenizer, or one that is trained on `rows` of the training texts."""
         if self.pretrained is not None:
             return pretrained_tokenizer(self.pretrained, self.revision)
-        training = [one[i] for one in (texts.texts, texts.seconds) if one for i in rows.tolist()]
+        training = [column[i] for column in (texts.texts, texts.second_texts) if column for i in rows.tolist()]
 
-        def make(folder: Path) -> None:
-            trained_tokenizer(training, self.vocab_size, self.lowercase).save_pretrained(folder)
+        def create(folder: Path) -> None:
+            train_tokenizer(training, self.vocab_size, self.lowercase).save_pretrained(folder)
 
-        made = kept(self.cache, "tokenizer", (self.vocab_size, self.lowercase, *training), make)
-        try:
-            return pretrained_tokenizer(str(made), None)
-        except DataError as error:
-            raise damaged(made, error) from None
+        def load(folder: Path) -> "PreTrainedTokenizerBase":
+            return pretrained_tokenizer(str(folder), None)
 
-    def _tokenized(self, texts: LabelledTexts) -> TokenRows:
-        """All rows of a source, their ids mapped into memory."""
+        return load_or_create(self.cache, "tokenizer", (self.vocab_size, self.lowercase, *training), create, load)
 
-        def make(folder: Path) -> None:
-            for name, array in encode(self.tokenizer, texts.texts, texts.seconds, self.max_length).items():
+    def _tokenize(self, texts: LabelledTexts) -> TokenRows:
+        """All rows of a source, with their ids memory-mapped."""
+
+        def create(folder: Path) -> None:
+            for name, array in encode(self.tokenizer, texts.texts, texts.second_texts, self.max_length).items():
                 np.save(folder / f"{name}.npy", array)
 
-        vocabulary = self.tokenizer.backend_tokenizer.to_str()
-        key = (vocabulary, self.max_length, len(texts.seconds), *texts.texts, *texts.seconds)
-        folder = kept(self.cache, "tokens", key, make)
-        try:
+        def load(folder: Path) -> TokenRows:
             arrays = {path.stem: np.load(path, mmap_mode="c") for path in folder.glob("*.npy")}
-            found = {name: torch.from_numpy(array) for name, array in arrays.items()}
-            starts = found["lengths"].cumsum(0) - found["lengths"]
-            if len(starts) != len(texts) or int(found["lengths"].sum()) != len(found["ids"]):
-                raise ValueError("its lengths do not fit")
-        except (OSError, ValueError, KeyError, EOFError) as error:
-            raise damaged(folder, error) from None
-        pad_id = int(self.tokenizer.pad_token_id)
-        return TokenRows(found["ids"], starts, found["lengths"], found.get("second_starts"), pad_id, self.multiple)
+            tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+            ids, lengths, pad_id = tensors["ids"], tensors["lengths"], int(self.tokenizer.pad_token_id)
+            if len(lengths) != len(texts) or int(lengths.sum()) != len(ids):
+                raise ValueError("its lengths do not match its token ids")
+            starts = lengths.cumsum(0) - lengths
+            return TokenRows(ids, starts, lengths, tensors.get("second_starts"), pad_id, self.multiple)
+
+        vocabulary = self.tokenizer.backend_tokenizer.to_str()
+        key = (vocabulary, self.max_length, len(texts.second_texts), *texts.texts, *texts.second_texts)
+        return load_or_create(self.cache, "tokens", key, create, load)
 
 
 def _class_names(texts: LabelledTexts) -> tuple[str, ...]:
-    """The labels that occur, numbers in their order, words in the alphabet's."""
-    found = set(texts.labels)
-    if len(found) < 2:
+    """The labels that occur, in numerical order if all are whole numbers, else in alphabetical order."""
+    names = set(texts.labels)
+    if len(names) < 2:
         raise DataError(f"{texts.source}: every row has the label {texts.labels[0]!r}; two classes are needed")
-    if len(found) > len(texts) / 2 and len(texts) > 4:
-        raise DataError(
-            f"data.label_column: {len(found)} different labels in {len(texts)} rows; is it the right column?"
-        )
-    numbers = all(re.fullmatch(r"-?\d{1,18}", label) for label in found)
-    return tuple(sorted(found, key=lambda label: (int(label) if numbers else 0, label)))
+    if len(names) > len(texts) / 2 and len(texts) > 4:
+        problem = f"{len(names)} different labels in {len(texts)} rows"
+        raise DataError(f"data.label_column: {problem}; is it the right column?")
+    are_numbers = all(re.fullmatch(r"-?\d{1,18}", name) for name in names)
+    return tuple(sorted(names, key=lambda name: (int(name) if are_numbers else 0, name)))

@@ -1,4 +1,7 @@
-"""What the rooms of the project promise each other. Imports neither torch nor Lightning, so that errors are answered fast."""
+"""Types that the folders of the project share: data, batches, check results and errors.
+
+This module imports neither torch nor Lightning, so that errors in a config are reported fast.
+"""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -7,6 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeAlias,
 if TYPE_CHECKING:
     from torch import Tensor, device, nn
 
+COMMAND_LINE = "command line"  # the place of a mistake, instead of file and line
+
 # N samples, B batch, C channels, H height, W width, D features, K classes
 Modality = Literal["features", "image", "tokens"]
 Split = Literal["train", "val", "test"]
@@ -14,11 +19,18 @@ Batch: TypeAlias = "tuple[Any, Tensor]"  # inputs: a tensor or a dict of tensors
 
 
 class UserError(ValueError):
-    """A mistake of the user: shown as one line, without a traceback, with exit code 2."""
+    """A mistake of the user. The command prints one line without a traceback and returns exit code 2."""
 
 
 class ConfigError(UserError):
-    """A mistake in a config or on the command line: ``WHERE: KEY: problem; hint``."""
+    """A mistake in a config or on the command line, with the message ``WHERE: KEY: problem; hint``.
+
+    Args:
+        where: File and line, or "command line"; may be empty.
+        key: The dotted key; may be empty.
+        problem: What is wrong.
+        hint: How to fix it; may be empty.
+    """
 
     def __init__(self, where: str, key: str, problem: str, hint: str = "") -> None:
         problem = problem.rstrip(" .!") if hint else problem
@@ -27,11 +39,11 @@ class ConfigError(UserError):
 
 
 class OptionError(UserError):
-    """A component refuses one of its options: ``KEY: problem``, or a problem of the whole section."""
+    """A component does not accept an option. The message is ``KEY: problem``, or only the problem."""
 
 
 class DataError(UserError):
-    """Data files that are missing or broken, or options that do not fit the data."""
+    """A data file is missing or broken, or an option does not fit the data."""
 
 
 class BrokenCheckpointError(UserError):
@@ -43,8 +55,8 @@ class CheckResult(NamedTuple):
 
     Attributes:
         level: "ok", "note", "warning" or "WRONG".
-        title: What was checked.
-        text: What was found and, unless it is fine, how to fix it.
+        title: Name of the check.
+        text: The finding and, if something is wrong, how to fix it.
     """
 
     level: Literal["ok", "note", "warning", "WRONG"]
@@ -54,16 +66,16 @@ class CheckResult(NamedTuple):
 
 @dataclass(frozen=True)
 class DataSpec:
-    """What a datamodule promises and what a model is built from. It does not need the data in memory.
+    """The description of a dataset. A datamodule provides it, and a model is built from it.
 
     Attributes:
         modality: "features" (D,), "image" (C, H, W) or "tokens".
-        input_shape: Shape of one input without the batch dimension; () for tokens, whose number varies.
+        input_shape: Shape of one input without the batch dimension; () for tokens, because their number varies.
         class_names: K names, in the order of the labels.
-        vocab_size: For tokens: ids go from 0 to vocab_size - 1.
-        pad_id: For tokens: the id that fills up short rows.
+        vocab_size: For tokens: ids are 0 to vocab_size - 1.
+        pad_id: For tokens: the id that pads short rows.
         max_length: For tokens: the largest number of tokens in a row.
-        feature_names: For features: D names. Empty if features have no names.
+        feature_names: For features: D names; empty if features have no names.
     """
 
     modality: Modality
@@ -79,7 +91,7 @@ class DataSpec:
         return len(self.class_names)
 
     def model_arguments(self) -> dict[str, Any]:
-        """The arguments that a model's constructor gets from the data. The last three exist only for tokens."""
+        """Return the arguments of a model's constructor that depend on the data. The last three are only for tokens."""
         arguments: dict[str, Any] = {"input_shape": list(self.input_shape), "num_classes": self.num_classes}
         arguments["class_names"] = list(self.class_names)
         if self.modality == "tokens":
@@ -88,7 +100,7 @@ class DataSpec:
 
 
 class Classifier(Protocol):
-    """What callbacks and checks ask of a classifier, besides what a LightningModule has. `LitClassifier` fulfils it."""
+    """The interface of a classifier for callbacks and checks, in addition to `LightningModule`. See `LitClassifier`."""
 
     network: "nn.Module"
     hparams: Any
@@ -98,24 +110,24 @@ class Classifier(Protocol):
 
     @property
     def class_names(self) -> list[str]:
-        """K names; the numbers of the classes if the data has no names."""
+        """K names, or the numbers of the classes if the data has no names."""
 
     def normalized(self, inputs: "Tensor") -> "Tensor":
-        """Inputs (B, *input_shape) as the network gets them."""
+        """Return normalized inputs (B, *input_shape), as the network gets them."""
 
     def features(self, inputs: Any) -> "Tensor | None":
-        """The input (B, F) of the last linear layer."""
+        """Return the input (B, F) of the last linear layer; None if the network does not end with a linear layer."""
 
     def attribution_inputs(self, inputs: Any) -> "tuple[Tensor, Tensor, Callable[[Tensor], Tensor]]":
-        """A sample, its baseline, and the function from such inputs to logits (B, K)."""
+        """Return a sample (1, ...), a baseline, and a function from such inputs to logits (B, K)."""
 
     def __call__(self, inputs: Any) -> "Tensor":
-        """Logits (B, K)."""
+        """Return logits (B, K)."""
 
 
 @runtime_checkable
 class TokenTable(Protocol):
-    """Rows of token ids of different lengths. `datamodules.parts.tokens.TokenRows` fulfils it."""
+    """Rows of token ids with different lengths. `datamodules.parts.tokens.TokenRows` implements it."""
 
     ids: "Tensor"
     starts: "Tensor"
@@ -126,18 +138,23 @@ class TokenTable(Protocol):
 
 
 def first_rows(inputs: Any, count: int) -> Any:
-    """The first `count` samples of a batch of inputs: a tensor, or a mapping of tensors."""
+    """Return the first `count` samples of a batch of inputs (a tensor, or a mapping of tensors)."""
     if isinstance(inputs, Mapping):
         return {name: values[:count] for name, values in inputs.items()}
     return inputs[:count]
 
 
 def listed(names: "list[str] | tuple[str, ...]", most: int = 5) -> str:
-    """The first `most` names, and how many more there are."""
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
+    """Join the first `most` names, and add the number of the others."""
+    others = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + others
+
+
+def one_line(error: BaseException) -> str:
+    """Return the message of an error in one line of at most 200 characters, or its type if it has no message."""
+    return " ".join(str(getattr(error, "reason", None) or error).split())[:200] or type(error).__name__
 
 
 def is_lower_better(metric: str) -> bool:
-    """Whether the lowest value of a metric is the best, judged by its name."""
+    """Return whether the lowest value of a metric is the best, judged by its name."""
     return any(word in metric for word in ("loss", "error", "seconds"))

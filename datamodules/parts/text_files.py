@@ -1,6 +1,6 @@
-"""Texts and labels from CSV, TSV and JSON Lines files, or from a data set of the Hugging Face hub.
+"""Read texts and labels from CSV, TSV and JSON Lines files, or from a dataset of the Hugging Face hub.
 
-A row that cannot be used is an error that names its line: a row that was passed over in silence would be missed by nobody.
+A row that cannot be used is an error that names its line. If such rows were skipped, nobody would notice.
 """
 
 import csv
@@ -13,30 +13,29 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from datamodules.parts.download import reason
 from engine.contracts import DataError
-from engine.hub import is_hub_reachable
+from engine.hub import describe_hub_error, is_hub_reachable
 
 SUFFIXES = (".csv", ".tsv", ".jsonl")
-LONGEST_FIELD = 1 << 27  # characters; Python's own limit is shorter than a book
+MAX_CHARACTERS = 1 << 27  # of a field; the limit of Python's csv module is shorter than a book
 
 
 @dataclass
 class LabelledTexts:
-    """Rows of one source.
+    """The rows of a file or of a split of a dataset.
 
     Attributes:
-        source: As the user would name it.
-        places: Where each row is: ``FILE:LINE``.
-        texts: The texts, or the first ones of pairs.
-        seconds: The second ones of pairs; empty for single texts.
-        labels: As written.
+        source: Its name, for messages.
+        places: ``FILE:LINE`` of each row.
+        texts: Texts, or first texts of pairs.
+        second_texts: Second texts of pairs; empty for single texts.
+        labels: Labels as they are written.
     """
 
     source: str
     places: list[str] = field(default_factory=list)
     texts: list[str] = field(default_factory=list)
-    seconds: list[str] = field(default_factory=list)
+    second_texts: list[str] = field(default_factory=list)
     labels: list[str] = field(default_factory=list)
 
     def __len__(self) -> int:
@@ -45,36 +44,36 @@ class LabelledTexts:
 
 @dataclass(frozen=True)
 class Columns:
-    """The names of the columns; `second` is null for single texts."""
+    """The names of the columns. `second_text` is None for single texts."""
 
     text: str
-    second: str | None
+    second_text: str | None
     label: str
 
 
 def read_file(key: str, path: Path, columns: Columns) -> LabelledTexts:
-    """All rows of a UTF-8 file; its suffix tells the format.
+    """Read all rows of a UTF-8 file. The suffix determines the format.
 
-    CSV may quote fields (RFC 4180); a TSV never does: a quotation mark is a character like any other.
+    Fields of CSV may be quoted (RFC 4180). In TSV a quotation mark is an ordinary character.
 
     Args:
-        key: Of the config, that names the file.
+        key: Config key that names the file.
         path: A .csv, .tsv or .jsonl file.
-        columns: Which columns are wanted; others may be there.
+        columns: Columns that are read. Others are ignored.
 
     Raises:
         DataError: with file and line.
     """
-    if path.suffix.lower() not in SUFFIXES:
-        kinds = ".csv, .tsv or .jsonl (one object a line)"
-        raise DataError(f"{key}: {path} is not read; give a file of {kinds}, or null to cut it from data.train")
+    suffix = path.suffix.lower()
+    if suffix not in SUFFIXES:
+        hint = "give a .csv, .tsv or .jsonl file (one object per line), or null to split it off data.train"
+        raise DataError(f"{key}: the format of {path} is unknown; {hint}")
     rows = LabelledTexts(str(path))
-    content = _content(key, path)
+    content = _read_utf8(key, path)
     if not content.strip():
         raise DataError(f"{key}: {path} is empty")
-    records = _json_lines(path, content) if path.suffix.lower() == ".jsonl" else _table(path, content)
-    for place, record in records:
-        _add(rows, place, record, columns)
+    for place, record in _read_json_lines(path, content) if suffix == ".jsonl" else _read_table(path, content):
+        _append(rows, place, record, columns)
     if not len(rows):
         raise DataError(f"{key}: {path} has a header and no rows")
     return rows
@@ -83,53 +82,52 @@ def read_file(key: str, path: Path, columns: Columns) -> LabelledTexts:
 def read_hub(
     name: str, subset: str | None, revision: str | None, key: str, split: str, columns: Columns
 ) -> LabelledTexts:
-    """All rows of one split of a data set of the hub; a label that is a number gets its name there.
+    """Read all rows of a split of a dataset on the hub. Labels that are numbers are replaced by their names.
 
     Args:
-        name: Of the data set, as in ``stanfordnlp/sst2``.
-        subset: Of it, where it has several.
-        revision: Commit, tag or branch; null for the newest.
-        key: Of the config, that names the split.
-        split: As in ``train``.
-        columns: Which columns are wanted.
+        name: Name of the dataset, such as ``stanfordnlp/sst2``.
+        subset: Name of its subset, if it has several.
+        revision: Commit, tag or branch; None for the newest.
+        key: Config key that names the split.
+        split: Name of the split, such as ``train``.
+        columns: Columns that are read.
 
     Raises:
-        DataError: if `datasets` is not installed, the hub cannot be reached, or a row is not usable.
+        DataError: if `datasets` is not installed, the hub cannot be reached, or a row cannot be used.
     """
     try:
         import datasets
     except ImportError:
-        raise DataError(
-            "data.dataset: needs the package datasets; run: pip install -e '.[bert]' -c constraints.txt"
-        ) from None
-    answers = is_hub_reachable()
-    datasets.config.HF_HUB_OFFLINE = not answers  # it has a copy of the switch
+        hint = "run: pip install -e '.[bert]' -c constraints.txt"
+        raise DataError(f"data.dataset: needs the package datasets; {hint}") from None
+    datasets.config.HF_HUB_OFFLINE = not is_hub_reachable()  # it has its own copy of the switch
     try:
         table = datasets.load_dataset(name, subset, split=split, revision=revision)
-        wanted = [one for one in (columns.text, columns.second, columns.label) if one in table.column_names]
-        table = table.select_columns(wanted or table.column_names)  # others may need a package to be decoded
-    except Exception as error:  # the library raises whatever its network, file and parser layers do
-        why = reason(error) if answers else "the hub does not answer"
+        names = [
+            column for column in (columns.text, columns.second_text, columns.label) if column in table.column_names
+        ]
+        table = table.select_columns(names or table.column_names)  # others may need a package to be decoded
+    except Exception as error:  # the library raises whatever its network, file and parser layers raise
+        hint = f"check the name and the network, or set data.dataset=null and {key}=FILE with {', '.join(SUFFIXES)}"
         raise DataError(
-            f"data.dataset: {name} (split {split}) cannot be loaded ({why}); check the name and"
-            f" the network, or set data.dataset=null and {key}=FILE with {', '.join(SUFFIXES)}"
+            f"data.dataset: {name} (split {split}) cannot be loaded ({describe_hub_error(error)}); {hint}"
         ) from None
-    label = table.features.get(columns.label)
+    label_type = table.features.get(columns.label)
     rows = LabelledTexts(f"{name} ({split})")
     for number, record in enumerate(table, 1):
-        if isinstance(label, datasets.ClassLabel) and isinstance(code := record[columns.label], int):
-            record[columns.label] = label.names[code] if code >= 0 else None
-        _add(rows, f"{rows.source} row {number}", record, columns)
+        if isinstance(label_type, datasets.ClassLabel) and isinstance(label := record[columns.label], int):
+            record[columns.label] = label_type.names[label] if label >= 0 else None
+        _append(rows, f"{rows.source} row {number}", record, columns)
     if not len(rows):
         raise DataError(f"{key}: {rows.source} has no rows")
     return rows
 
 
-def _content(key: str, path: Path) -> str:
+def _read_utf8(key: str, path: Path) -> str:
     try:
         content = path.read_bytes()
     except FileNotFoundError:
-        raise DataError(f"{key}: {path} does not exist; give your own {', '.join(SUFFIXES)} file") from None
+        raise DataError(f"{key}: {path} does not exist; give a {', '.join(SUFFIXES)} file") from None
     except OSError as error:
         raise DataError(f"{key}: {path} cannot be read ({error.strerror})") from None
     try:
@@ -139,14 +137,14 @@ def _content(key: str, path: Path) -> str:
         raise DataError(f"{path}:{line}: is not UTF-8 text (byte {error.start}); save the file as UTF-8") from None
 
 
-def _table(path: Path, content: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The rows of a CSV or TSV, by the names of its header."""
-    tabs = path.suffix.lower() == ".tsv"
-    csv.field_size_limit(LONGEST_FIELD)
+def _read_table(path: Path, content: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The place and the fields of each row of a CSV or TSV file."""
+    is_tsv = path.suffix.lower() == ".tsv"
+    csv.field_size_limit(MAX_CHARACTERS)
     reader = csv.reader(
-        io.StringIO(content, newline=""),  # its lines end where a file's do, not at every character like U+2028
-        delimiter="\t" if tabs else ",",
-        quoting=csv.QUOTE_NONE if tabs else csv.QUOTE_MINIMAL,
+        io.StringIO(content, newline=""),  # lines end as in a file, and not at every character such as U+2028
+        delimiter="\t" if is_tsv else ",",
+        quoting=csv.QUOTE_NONE if is_tsv else csv.QUOTE_MINIMAL,
         strict=True,
     )
     header: list[str] | None = None
@@ -158,61 +156,63 @@ def _table(path: Path, content: str) -> Iterator[tuple[str, dict[str, Any]]]:
                 continue  # an empty line
             if header is None:
                 header = [name.strip() for name in values]
-                if twice := sorted({name for name in header if header.count(name) > 1}):
-                    raise DataError(f"{path}:{line}: the header has {twice[0]!r} twice")
+                if repeated := sorted({name for name in header if header.count(name) > 1}):
+                    raise DataError(f"{path}:{line}: the header has {repeated[0]!r} twice")
                 continue
             if len(values) != len(header):
                 raise DataError(f"{path}:{line}: {len(values)} columns; the header has {len(header)}")
             yield f"{path}:{line}", dict(zip(header, values, strict=True))
     except csv.Error as error:
-        hint = "; a quotation mark that opens a field must be closed" if not tabs else ""
+        hint = "" if is_tsv else "; a quotation mark that opens a field must be closed"
         raise DataError(f"{path}:{first}: cannot be read ({error}){hint}") from None
 
 
-def _json_lines(path: Path, content: str) -> Iterator[tuple[str, dict[str, Any]]]:
+def _read_json_lines(path: Path, content: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The place and the fields of each row."""
     for line, text in enumerate(content.split("\n"), 1):
         if not text.strip():
             continue
         try:
             record = json.loads(text)
         except (ValueError, RecursionError) as error:
-            raise DataError(f"{path}:{line}: is not JSON ({error}); one object a line is read") from None
+            raise DataError(f"{path}:{line}: is not JSON ({error}); write one object per line") from None
         if not isinstance(record, dict):
-            raise DataError(f'{path}:{line}: is not an object, as in {{"text": ..., "label": ...}}')
+            raise DataError(f'{path}:{line}: is not an object such as {{"text": ..., "label": ...}}')
         yield f"{path}:{line}", record
 
 
-def _add(rows: LabelledTexts, place: str, record: dict[str, Any], columns: Columns) -> None:
-    """Append one row.
+def _append(rows: LabelledTexts, place: str, record: dict[str, Any], columns: Columns) -> None:
+    """Append a row.
 
     Raises:
-        DataError: if it lacks a column, a text or a label.
+        DataError: if a column, a text or the label is missing.
     """
-    wanted = {"text_column": columns.text, "text_pair_column": columns.second, "label_column": columns.label}
-    for key, name in wanted.items():
+    keys = {"text_column": columns.text, "text_pair_column": columns.second_text, "label_column": columns.label}
+    for key, name in keys.items():
         if name is not None and name not in record:
             close = difflib.get_close_matches(name, record, 1)
             hint = f"did you mean {close[0]}?" if close else f"it has {', '.join(map(str, record))}"
             if len(record) == 1 and re.search("[,;\t]", next(iter(record))):
                 hint = f"its header is one column, {next(iter(record))!r}; .csv is split at commas, .tsv at tabs"
             raise DataError(f"data.{key}: {place} has no column {name!r}; {hint}")
-    for name in (columns.text, columns.second):
+    for name in (columns.text, columns.second_text):
         if name is None:
             continue
         if record[name] is None or not str(record[name]).strip():
             raise DataError(f"{place}: no text in column {name!r}")
         if not isinstance(record[name], str):
-            raise DataError(f"{place}: {record[name]!r} in column {name!r} is no text; put it in quotes")
+            raise DataError(f"{place}: {record[name]!r} in column {name!r} is not a text; put it in quotes")
     label = record[columns.label]
     if label is None or not str(label).strip():
         raise DataError(f"{place}: no label in column {columns.label!r}")
     if not isinstance(label, str | int):
-        raise DataError(f"{place}: {label!r} in column {columns.label!r} is no label; write a word or a whole number")
-    for value in (record[columns.text], record[columns.second or columns.text], str(label)):
-        if any("\ud800" <= character <= "\udfff" for character in value):  # JSON can write one half of a character
-            raise DataError(f"{place}: holds half of a surrogate pair; write the whole character")
+        hint = "write a word or a whole number"
+        raise DataError(f"{place}: {label!r} in column {columns.label!r} is not a label; {hint}")
+    for value in (record[columns.text], record[columns.second_text or columns.text], str(label)):
+        if any("\ud800" <= character <= "\udfff" for character in value):  # JSON can contain half of a character
+            raise DataError(f"{place}: has half of a surrogate pair; write the whole character")
     rows.places.append(place)
     rows.texts.append(record[columns.text])
-    if columns.second is not None:
-        rows.seconds.append(record[columns.second])
+    if columns.second_text is not None:
+        rows.second_texts.append(record[columns.second_text])
     rows.labels.append(str(label).strip())

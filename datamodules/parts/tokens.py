@@ -1,7 +1,7 @@
-"""Rows of token ids of unequal length: one flat array, and batches of rows that are alike in length.
+"""Rows of token ids of different lengths in one flat array, and batches of rows of similar length.
 
-Padding every batch to its longest row wastes most of the work on text, where lengths differ tenfold; rows of like length
-in one batch waste next to none (Krell et al. 2021, https://arxiv.org/abs/2107.02027, count up to 89 % of padding).
+Padding every batch to its longest row wastes most of the work on text, whose lengths differ tenfold (Krell et al. 2021,
+https://arxiv.org/abs/2107.02027, count up to 89 % of padding). Batches of rows of similar length need little padding.
 """
 
 from collections.abc import Iterator
@@ -10,28 +10,28 @@ from typing import TypeVar
 import torch
 from torch import Generator, Tensor
 
-from datamodules.parts.batches import EpochOrder, mixed_seed, to_device
+from datamodules.parts.batches import EpochOrder, derive_seed, to_device
 
 # N rows, B batch, T tokens in the longest row of a batch, rounded up
 
 Lengths = TypeVar("Lengths", int, Tensor)
 
-GPU_MULTIPLE = 8  # of the matrix units in half precision
+GPU_MULTIPLE = 8  # matrix units need lengths that are multiples of 8 in half precision
 
 
 class TokenRows:
-    """Rows of one flat array of token ids, which may be a file that is mapped into memory.
+    """Rows of token ids in one flat array, which may be a memory-mapped file.
 
-    ``rows[indices]`` is a batch: ``input_ids`` (B, T) of int64, ``attention_mask`` (B, T) of bool where there is padding,
-    and for pairs of texts ``token_type_ids`` (B, T), 1 in the second text.
+    ``rows[indices]`` is a batch: ``input_ids`` (B, T) of int64, ``attention_mask`` (B, T) of bool if there is padding, and
+    for pairs of texts ``token_type_ids`` (B, T), which are 1 in the second text.
 
     Args:
-        ids: Of all rows, int32, one row after another.
-        starts: (N,) where each row begins in `ids`.
-        lengths: (N,) tokens in each row.
-        second_starts: (N,) where in each row the second text of a pair begins; null for single texts.
-        pad_id: Fills up the shorter rows of a batch.
-        multiple: T is rounded up to a multiple of it; null for `GPU_MULTIPLE` on a GPU, else 1.
+        ids: Token ids of all rows as int32, one row after another.
+        starts: (N,) index in `ids` of the first token of each row.
+        lengths: (N,) number of tokens in each row.
+        second_starts: (N,) index in each row of the first token of the second text; None for single texts.
+        pad_id: Token id that fills up the shorter rows of a batch.
+        multiple: T is rounded up to a multiple of it; None for `GPU_MULTIPLE` on a GPU and 1 elsewhere.
     """
 
     def __init__(
@@ -51,56 +51,56 @@ class TokenRows:
 
     def __getitem__(self, indices: Tensor) -> dict[str, Tensor]:
         device = self.ids.device
-        column = torch.arange(int(self.rounded(self.lengths[indices].max())))  # (T,)
+        column = torch.arange(int(self.padded(self.lengths[indices].max())))  # (T,)
         mask = column < self.lengths[indices, None]  # (B, T)
-        places = torch.where(mask, self.starts[indices, None] + column, 0)
-        batch = {"input_ids": self.ids[to_device(places, device)].long()}
+        positions = torch.where(mask, self.starts[indices, None] + column, 0)
+        batch = {"input_ids": self.ids[to_device(positions, device)].long()}
         if not mask.all():
             batch["attention_mask"] = to_device(mask, device)
             batch["input_ids"].masked_fill_(~batch["attention_mask"], self.pad_id)
         if self.second_starts is not None:
-            second = (column >= self.second_starts[indices, None]) & mask
-            batch["token_type_ids"] = to_device(second.long(), device)
+            is_second = (column >= self.second_starts[indices, None]) & mask
+            batch["token_type_ids"] = to_device(is_second.long(), device)
         return batch
 
     def select(self, indices: Tensor) -> "TokenRows":
-        """Some of the rows; their ids stay where they are."""
+        """Some of the rows. They share the array of ids."""
         second_starts = None if self.second_starts is None else self.second_starts[indices]
-        return self._with(self.ids, self.starts[indices], self.lengths[indices], second_starts)
+        return TokenRows(
+            self.ids, self.starts[indices], self.lengths[indices], second_starts, self.pad_id, self.multiple
+        )
 
     def to(self, device: torch.device) -> "TokenRows":
-        """The same with the ids on `device`; lengths stay with the host, which cuts batches by them."""
-        return self._with(self.ids.to(device), self.starts, self.lengths, self.second_starts)
+        """The same rows with their ids on `device`. The other tensors stay on the CPU, where batches are put together."""
+        return TokenRows(self.ids.to(device), self.starts, self.lengths, self.second_starts, self.pad_id, self.multiple)
 
-    def rounded(self, lengths: Tensor) -> Tensor:
-        """`lengths` as they are in a batch of their own."""
+    def padded(self, lengths: Tensor) -> Tensor:
+        """The numbers of tokens that rows of these lengths take in a batch."""
         return round_up(lengths, self.multiple or (GPU_MULTIPLE if self.ids.is_cuda else 1))
 
     def tensors(self) -> list[Tensor]:
-        """All that decides what the rows are."""
-        given = (self.ids, self.starts, self.lengths, self.second_starts)
-        return [one for one in given if one is not None]
-
-    def _with(self, ids: Tensor, starts: Tensor, lengths: Tensor, second_starts: Tensor | None) -> "TokenRows":
-        return TokenRows(ids, starts, lengths, second_starts, self.pad_id, self.multiple)
+        """The tensors that determine the rows."""
+        return [self.ids, self.starts, self.lengths, *([] if self.second_starts is None else [self.second_starts])]
 
 
 class LengthOrder(EpochOrder):
-    """Batches of rows of like length, at most `max_tokens` tokens and `batch_size` rows each.
+    """The order of rows in an epoch, as batches of rows of similar length.
 
-    Rows are sorted by length, those of one length in random order, and cut into batches, which come in random order: both
-    functions of (seed, epoch). Of `world_size` processes each takes an equal share of every such cut, so that all make
-    equally many steps; in training the rows that cannot be shared out (fewer than there are processes) are left out, other
-    ones in every epoch. In evaluation no row is left out or repeated, and the order of the batches is always the same random
-    one, so that the first few stand for all.
+    Rows are sorted by length, in random order within a length, and cut into batches. The batches come in random order. In
+    training both orders are functions of (seed, epoch). In evaluation the order of the batches is always the same random
+    order, so that the first few batches are a fair sample.
+
+    Several processes divide each cut among them, so that they make the same number of steps. In training, the rows that
+    cannot be divided (fewer than `world_size`) are left out, other rows in every epoch. In evaluation every row is used
+    exactly once.
 
     Args:
-        lengths: (N,) tokens of each row, rounded up as they will be in a batch.
-        batch_size: Most rows in a batch of one process.
-        max_tokens: Most tokens in a batch of one process, padding included; a longer row is a batch of its own.
-        shuffle: In training.
-        seed: Of the order.
-        rank: Of this process.
+        lengths: (N,) number of tokens in each row, rounded up as in a batch.
+        batch_size: Largest number of rows in a batch of one process.
+        max_tokens: Largest number of tokens in a batch of one process, with padding. A longer row is a batch by itself.
+        shuffle: Whether the batches are for training.
+        seed: Seed of the order.
+        rank: Number of this process.
         world_size: Number of processes.
     """
 
@@ -117,12 +117,10 @@ class LengthOrder(EpochOrder):
         super().__init__(len(lengths), batch_size, shuffle, seed, rank, world_size)
         self.lengths, self.max_tokens = lengths, max_tokens
         ordered = lengths.sort().values
-        self.left_out = slice(0, 0)
-        if shuffle and (
-            rest := len(lengths) % world_size
-        ):  # of the most frequent length, which has most to choose from
-            first = min(int(torch.searchsorted(ordered, ordered.mode().values)), len(lengths) - rest)
-            self.left_out = slice(first, first + rest)
+        rest = len(lengths) % world_size if shuffle else 0
+        # rows of the most frequent length are left out, because most rows can take their place in other epochs
+        first = min(int(torch.searchsorted(ordered, ordered.mode().values)), len(lengths) - rest) if rest else 0
+        self.left_out = slice(first, first + rest)
         self.edges = self._cut(_without(ordered, self.left_out).tolist())
 
     def __len__(self) -> int:
@@ -130,7 +128,7 @@ class LengthOrder(EpochOrder):
 
     def __iter__(self) -> Iterator[Tensor]:
         """Indices (B,) of each batch."""
-        generator = Generator().manual_seed(mixed_seed(self.seed, self.epoch) if self.shuffle else 0)
+        generator = Generator().manual_seed(derive_seed(self.seed, self.epoch) if self.shuffle else 0)
         count = self.num_samples
         order = torch.randperm(count, generator=generator) if self.shuffle else torch.arange(count)
         order = _without(order[self.lengths[order].sort(stable=True).indices], self.left_out)
@@ -138,24 +136,24 @@ class LengthOrder(EpochOrder):
             yield order[self.edges[i] : self.edges[i + 1]][self.rank :: self.world_size]
 
     def _cut(self, ordered: list[int]) -> list[int]:
-        """Where the batches of all processes together begin and end in rows of ascending length."""
+        """The edges between the batches of all processes together, in rows of ascending length."""
         edges, count, rows = [0], len(ordered), 0
         for end in range(self.world_size, count + self.world_size, self.world_size):
-            rows += 1  # of each process, were the batch to end here
+            rows += 1  # of each process, if the batch ends here
             longest = ordered[min(end, count) - 1]
             if rows > 1 and (rows > self.batch_size or rows * longest > self.max_tokens):
                 edges.append(end - self.world_size)
                 rows = 1
-        if len(edges) > 1 and count - edges[-1] < self.world_size:  # a batch for every process, or for none
+        if len(edges) > 1 and count - edges[-1] < self.world_size:  # too few rows for a batch on every process
             if edges[-1] - edges[-2] > self.world_size:
-                edges[-1] = count - self.world_size  # the last rows are the longest: they go alone
+                edges[-1] = count - self.world_size  # separately from the others, because they are the longest
             else:
                 edges.pop()
         return [*edges, count] if count else edges
 
 
 def round_up(lengths: Lengths, multiple: int) -> Lengths:
-    """The next multiple of `multiple`, of one number or of each of a tensor."""
+    """The next multiple of `multiple`, for a number or for each number of a tensor."""
     return -(-lengths // multiple) * multiple
 
 

@@ -9,7 +9,7 @@ from torch import Generator
 from datamodules.classification import stratified_split
 from datamodules.iris import Iris
 from datamodules.parts.augment import random_affine, random_crop, random_flip
-from datamodules.parts.batches import EpochOrder, TensorBatches, mixed_seed, to_device
+from datamodules.parts.batches import EpochOrder, TensorBatches, derive_seed, to_device
 
 
 def epoch(order: EpochOrder) -> list[list[int]]:
@@ -62,7 +62,7 @@ def test_a_last_batch_of_one_is_left_out_of_training_only():
 
 
 def test_fewer_samples_than_processes_cannot_be_evaluated():
-    with pytest.raises(ValueError, match="2 samples cannot be shared by 3 processes"):
+    with pytest.raises(ValueError, match="2 samples cannot be divided among 3 processes"):
         EpochOrder(2, 4, shuffle=False, world_size=3)
 
 
@@ -76,8 +76,8 @@ def test_batches_pair_inputs_with_their_labels_and_augment_each_differently():
     assert all(torch.equal(a, b) for (a, _), (b, _) in zip(seen, [(i - n, n) for i, n in batches], strict=True))
 
 
-def test_mixed_seed_separates_neighbours():
-    seeds = {mixed_seed(*numbers) for numbers in [(0, 0), (0, 1), (1, 0), (0,), (1,), (0, 0, 0), (2**32 - 1, 7)]}
+def test_derive_seed_separates_neighbours():
+    seeds = {derive_seed(*numbers) for numbers in [(0, 0), (0, 1), (1, 0), (0,), (1,), (0, 0, 0), (2**32 - 1, 7)]}
     assert len(seeds) == 7
     assert all(0 <= seed < 2**63 for seed in seeds)
 
@@ -147,7 +147,7 @@ def test_data_that_does_not_fit_stays_with_the_host():
     device = torch.device("meta")
     kept = {}
     for budget in (None, 0.0, 1.0, 1800 / 1e9):
-        datamodule = Iris(resident_gigabytes=budget)
+        datamodule = Iris(gpu_memory_gigabytes=budget)
         datamodule.setup()
         datamodule.trainer = Namespace(global_rank=0, world_size=1, strategy=Namespace(root_device=device))
         loaders = [datamodule._batches(part, 10, shuffle=False) for part in ("train", "val", "test")]

@@ -63,13 +63,13 @@ def test_digits_are_turned_and_clothing_is_mirrored(small_data):
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        (lambda content: content[:-1], "78,399 bytes of data; its header promises 78,400"),
-        (lambda content: content + b"x", "78,401 bytes of data; its header promises 78,400"),
+        (lambda content: content[:-1], "78,399 bytes of data; its header says 78,400"),
+        (lambda content: content + b"x", "78,401 bytes of data; its header says 78,400"),
         (lambda content: b"\x00\x00\x08\x01" + content[4:], "magic number 00000801; an IDX file has 00000803"),
         (lambda content: b"", "magic number missing; an IDX file has 00000803"),
         (
             lambda content: content[:4] + (99).to_bytes(4, "big") + content[8:],
-            "holds (99, 28, 28); expected (100, 28, 28)",
+            "has the shape (99, 28, 28); expected (100, 28, 28)",
         ),
     ],
 )
@@ -162,8 +162,8 @@ def own(count: int, shape: tuple[int, ...] = (2,), labels: int = 2):
         (own(20, (3,)), own(4), "training set: inputs of shape (3,); the spec says (2,)"),
         (own(20), own(4, (2, 1)), "test set: inputs of shape (2, 1); the spec says (2,)"),
         (own(20), own(4, labels=3), "test set: label 2 in row 2; labels go from 0 to 1"),
-        ((own(20)[0], own(19)[1]), own(4), "training set: 20 inputs and 19 labels; there must be one label each"),
-        (own(20), own(0), "test set: 0 inputs and 0 labels; there must be one label each"),
+        ((own(20)[0], own(19)[1]), own(4), "training set: 20 inputs and 19 labels; every input needs one label"),
+        (own(20), own(0), "test set: 0 inputs and 0 labels; every input needs one label"),
         (
             (torch.tensor([[1.0, 2.0]] * 5 + [[1.0, math.nan]] * 5), own(10)[1]),
             own(4),
@@ -179,7 +179,7 @@ def own(count: int, shape: tuple[int, ...] = (2,), labels: int = 2):
             (torch.tensor([[1.0, math.inf]]), own(1)[1]),
             "test set: row 0 has a value",
         ),  # large values are not infinite
-        (own(2), own(4), "data.val_fraction: 0.1 of 2 samples leaves 2 and 0; choose another"),
+        (own(2), own(4), "data.val_fraction: 0.1 of 2 samples leaves sets of 2 and 0; choose another fraction"),
     ],
 )
 def test_own_data_that_does_not_fit_its_spec(train, test, expected):

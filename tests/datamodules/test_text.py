@@ -10,7 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from datamodules import text as text_module
-from datamodules.parts.tokenizer import trained_tokenizer
+from datamodules.parts.tokenizer import train_tokenizer
 from datamodules.parts.tokens import LengthOrder, TokenRows
 from datamodules.text import Text
 from engine.config.signatures import PROJECT
@@ -157,22 +157,20 @@ def test_parts_come_from_files_of_their_own_or_are_cut_from_the_training_file(fo
 
 
 def test_what_is_trained_on_is_not_tested_on(folder):
-    with pytest.raises(ValueError, match="what is trained on cannot be tested on"):
+    with pytest.raises(ValueError, match="use different files for training and evaluation"):
         make(folder, test=str(folder / "train.tsv"))
-    with pytest.raises(ValueError, match="what is trained on cannot be tested on"):
+    with pytest.raises(ValueError, match="use different files for training and evaluation"):
         make(folder, test=str(folder / "cache/../train.tsv"))
 
 
 @pytest.mark.parametrize("key", ["max_tokens", "eval_max_tokens"])
 def test_a_row_must_fit_into_a_batch(folder, key):
-    with pytest.raises(
-        ValueError, match=rf"data\.{key}: 100 is too little for one row; data\.max_length=100 needs 104"
-    ):
+    with pytest.raises(ValueError, match=rf"data\.{key}: 100 is too small for a row: data\.max_length=100 needs 104"):
         make(folder, **{"max_length": 100, key: 100})
 
 
 def test_the_answer_is_not_among_the_texts(folder):
-    with pytest.raises(ValueError, match=r"data\.label_column: label is a column of text, too"):
+    with pytest.raises(ValueError, match=r"data\.label_column: label is also a column of text"):
         make(folder, text_pair_column="label")
 
 
@@ -180,7 +178,7 @@ def test_what_is_cut_off_or_unknown_is_said(folder, capsys):
     make(folder)
     assert capsys.readouterr().out == ""
     make(folder, max_length=6)
-    assert "216 of 243 training texts fill data.max_length=6; more was cut off" in capsys.readouterr().out
+    assert "216 of 243 training texts have data.max_length=6 tokens or were truncated to it" in capsys.readouterr().out
     (folder / "zh.tsv").write_text("text\tlabel\n" + "很好的电影\tgood\n很坏的电影\tbad\n" * 20, encoding="utf-8")
     make(folder, train=str(folder / "zh.tsv"), tokenizer=str(MINILM))
     assert "% of all tokens are unknown to the tokenizer; is it for another language?" in capsys.readouterr().out
@@ -211,7 +209,9 @@ def test_a_column_of_numbers_is_not_one_of_labels(tmp_path):
 
 def test_too_few_rows_to_hold_any_out(tmp_path):
     (tmp_path / "train.tsv").write_text("text\tlabel\na\tx\nb\ty\n", encoding="utf-8")
-    with pytest.raises(DataError, match=r"data\.test_fraction: 0\.1 of 2 samples leaves 2 and 0; choose another"):
+    with pytest.raises(
+        DataError, match=r"data\.test_fraction: 0\.1 of 2 samples leaves sets of 2 and 0; choose another fraction"
+    ):
         make(tmp_path)
 
 
@@ -230,19 +230,19 @@ def test_the_vocabulary_comes_from_the_training_part_alone(tmp_path):
 def test_the_same_texts_always_give_the_same_vocabulary():
     """The library's own trainer breaks ties by the order of a hash table."""
     script = (
-        "from tests.files import texts; from datamodules.parts.tokenizer import trained_tokenizer;"
-        "print(trained_tokenizer([one for one, _ in texts(300)], 150, True).backend_tokenizer.to_str())"
+        "from tests.files import texts; from datamodules.parts.tokenizer import train_tokenizer;"
+        "print(train_tokenizer([one for one, _ in texts(300)], 150, True).backend_tokenizer.to_str())"
     )
     runs = [
         subprocess.run([sys.executable, "-c", script], cwd=PROJECT, capture_output=True, text=True, check=True).stdout
         for _ in range(2)
     ]
-    again = trained_tokenizer([one for one, _ in texts(300)], 150, True).backend_tokenizer.to_str()
+    again = train_tokenizer([one for one, _ in texts(300)], 150, True).backend_tokenizer.to_str()
     assert runs[0] == runs[1] == again + "\n"
 
 
 def test_chinese_is_read_character_by_character_and_accents_are_kept():
-    tokenizer = trained_tokenizer(["很好的电影", "很坏的电影", "Déjà vu"], 200, True)
+    tokenizer = train_tokenizer(["很好的电影", "很坏的电影", "Déjà vu"], 200, True)
     assert tokenizer.tokenize("电影很好") == ["电", "影", "很", "好"]
     assert "".join(tokenizer.tokenize("DÉJÀ")).replace("##", "") == "déjà"
     assert tokenizer.decode(tokenizer("vu")["input_ids"], skip_special_tokens=True) == "vu"
@@ -269,12 +269,12 @@ def test_a_damaged_cache_is_one_line(folder):
     make(folder)
     (path,) = folder.glob("cache/tokens-*/ids.npy")
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(DataError, match=r"data\.cache: .*/tokens-.* is damaged \(.*\); delete it, and it is made anew"):
+    with pytest.raises(DataError, match=r"data\.cache: .*/tokens-.* is damaged \(.*\); delete it to create it again"):
         make(folder)
     (path,) = folder.glob("cache/tokenizer-*/tokenizer.json")
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(
-        DataError, match=r"data\.cache: .*/tokenizer-.* is damaged \(.*\); delete it, and it is made anew"
+        DataError, match=r"data\.cache: .*/tokenizer-.* is damaged \(.*\); delete it to create it again"
     ):
         make(folder)
 

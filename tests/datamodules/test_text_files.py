@@ -47,7 +47,7 @@ def test_json_lines_with_numbers_as_labels(tmp_path):
 
 def test_pairs_and_a_byte_order_mark(tmp_path):
     rows = read(tmp_path, "a.CSV", b"\xef\xbb\xbftext,second,label\na,b,c\n", PAIRS)
-    assert (rows.texts, rows.seconds, rows.labels) == (["a"], ["b"], ["c"])
+    assert (rows.texts, rows.second_texts, rows.labels) == (["a"], ["b"], ["c"])
 
 
 @pytest.mark.parametrize(
@@ -56,7 +56,7 @@ def test_pairs_and_a_byte_order_mark(tmp_path):
         ("a.csv", "", "data.train: a.csv is empty"),
         ("a.csv", " \n\n", "data.train: a.csv is empty"),
         ("a.csv", "text,label\n", "data.train: a.csv has a header and no rows"),
-        ("a.txt", "text,label\n", "data.train: a.txt is not read; give a file of .csv, .tsv or .jsonl (one"),
+        ("a.txt", "text,label\n", "data.train: the format of a.txt is unknown; give a .csv, .tsv or .jsonl file (one"),
         ("a.csv", "txt,label\na,b\n", "data.text_column: a.csv:2 has no column 'text'; did you mean txt?"),
         ("a.csv", "sentence,label\na,b\n", "data.text_column: a.csv:2 has no column 'text'; it has sentence, label"),
         ("a.tsv", "text,label\na,b\n", "data.text_column: a.tsv:2 has no column 'text'; its header is one column, 'text,la"),
@@ -65,12 +65,12 @@ def test_pairs_and_a_byte_order_mark(tmp_path):
         ("a.csv", "text,label\na,b\nc\n", "a.csv:3: 1 columns; the header has 2"),
         ("a.csv", "text,label\na,b,c\n", "a.csv:2: 3 columns; the header has 2"),
         ("a.csv", "text,label\n,\n", "a.csv:2: no text in column 'text'"),
-        ("a.jsonl", '{"text": 1917, "label": 1}', "a.jsonl:1: 1917 in column 'text' is no text; put it in quotes"),
-        ("a.jsonl", '{"text": "hi \\ud83d", "label": 1}', "a.jsonl:1: holds half of a surrogate pair; write the whole"),
+        ("a.jsonl", '{"text": 1917, "label": 1}', "a.jsonl:1: 1917 in column 'text' is not a text; put it in quotes"),
+        ("a.jsonl", '{"text": "hi \\ud83d", "label": 1}', "a.jsonl:1: has half of a surrogate pair; write the whole"),
         ("a.csv", "text,label\n  ,b\n", "a.csv:2: no text in column 'text'"),
         ("a.csv", "text,label\na,b\nc,\n", "a.csv:3: no label in column 'label'"),
         ("a.jsonl", '{"text": null, "label": 1}', "a.jsonl:1: no text in column 'text'"),
-        ("a.jsonl", '{"text": "a", "label": 0.5}', "a.jsonl:1: 0.5 in column 'label' is no label; write a word or a "),
+        ("a.jsonl", '{"text": "a", "label": 0.5}', "a.jsonl:1: 0.5 in column 'label' is not a label; write a word or a "),
         ("a.jsonl", '{"text": "a", "label": 1}\n{"text"', "a.jsonl:2: is not JSON (Expecting ':' delimiter"),
         ("a.jsonl", "[1]", "a.jsonl:1: is not an object"),
         ("a.csv", 'text,label\na,b\n"c,d\n', "a.csv:3: cannot be read (unexpected end of data); a quotation mark that"),
@@ -87,9 +87,7 @@ def test_a_pair_without_its_second_text(tmp_path):
 
 
 def test_files_that_are_not_there(tmp_path):
-    with pytest.raises(
-        DataError, match=r"data\.test: .*/no\.csv does not exist; give your own \.csv, \.tsv, \.jsonl file"
-    ):
+    with pytest.raises(DataError, match=r"data\.test: .*/no\.csv does not exist; give a \.csv, \.tsv, \.jsonl file"):
         read_file("data.test", tmp_path / "no.csv", COLUMNS)
     (tmp_path / "folder.csv").mkdir()
     with pytest.raises(DataError, match=r"data\.test: .*/folder\.csv cannot be read \(Is a directory\)"):
