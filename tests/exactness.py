@@ -1,5 +1,6 @@
-"""Two runs that should be one: everything that they leave is compared, bit by bit."""
+"""Compares everything that two runs leave behind, bit by bit. Stops a run with a signal at a chosen batch."""
 
+import csv
 import json
 import signal
 from collections.abc import Callable, Iterator
@@ -14,84 +15,94 @@ from torch import Tensor
 
 import train
 from engine.training.epoch_loop import EpochLoop
-from engine.training.loggers import event_files
+from engine.training.loggers import CSV_FILE, event_files
 
 CLOCK = {
     "seconds", "train_seconds", "samples_per_second", "speed/samples_per_second", "peak_share", "speed/peak_share",
-    "speed/memory_gigabytes", "events", "time_elapsed",
-}  # fmt: skip # what no two runs share
+    "speed/memory_gigabytes", "log_sizes", "time_elapsed",
+}  # fmt: skip # values that depend on time, or on names of files
 
 
-def differences(one: Path, other: Path) -> list[str]:
-    """Where the ends of two runs differ: checkpoints, figures, points of curves."""
+def differences(left: Path, right: Path) -> list[str]:
+    """The differences between the folders of two runs: checkpoints, metrics, points of curves."""
     found = []
     for name in ("last", "best"):
-        paths = [folder / f"checkpoints/{name}.ckpt" for folder in (one, other)]
+        paths = [folder / f"checkpoints/{name}.ckpt" for folder in (left, right)]
         states = [torch.load(path, weights_only=True) if path.exists() else None for path in paths]
         found += different(*states, name)
-    figures = [json.loads((folder / "metrics.json").read_text(encoding="utf-8")) for folder in (one, other)]
-    found += different(*figures, "metrics.json")
-    return [*found, *different(points(one), points(other), "events")]
+    metrics = [json.loads((folder / "metrics.json").read_text(encoding="utf-8")) for folder in (left, right)]
+    found += different(*metrics, "metrics.json")
+    found += different(rows(left), rows(right), CSV_FILE)
+    return [*found, *different(points(left), points(right), "events")]
 
 
 def points(folder: Path) -> dict[str, list[tuple[int, float]]]:
-    """Every scalar in the event files as they lie there, in the order of writing, without TensorBoard's own cleaning."""
+    """Every scalar in the event files, in the order of writing, also points that TensorBoard would discard."""
     found: dict[str, list[tuple[int, float]]] = {}
     for path in sorted(event_files(folder), key=lambda path: path.stat().st_mtime_ns):
         for event in EventFileLoader(str(path)).Load():
             for value in event.summary.value:
-                if value.tensor.float_val and not value.tag.startswith("pr_curves/"):  # when is the clock's
+                if value.tensor.float_val and not value.tag.startswith("pr_curves/"):  # their steps depend on time
                     tag = str((path.parent / value.tag).relative_to(folder))
                     found.setdefault(tag, []).append((event.step, value.tensor.float_val[0]))
     return found
 
 
-def different(one: Any, other: Any, place: str) -> Iterator[str]:
-    if isinstance(one, dict) and isinstance(other, dict):
-        for key in sorted({*one, *other} - CLOCK, key=str):
-            if key in one and key in other:
-                yield from different(one[key], other[key], f"{place}.{key}")
+def rows(folder: Path) -> list[list[str]]:
+    """The rows of the run's CSV file, except for values that depend on time."""
+    if not (folder / CSV_FILE).exists():
+        return []
+    with (folder / CSV_FILE).open(encoding="utf-8", newline="") as file:
+        return [row for row in csv.reader(file) if row[1].partition("/")[2] not in CLOCK]
+
+
+def different(left: Any, right: Any, place: str) -> Iterator[str]:
+    """The places where two nested values differ. NaN equals NaN."""
+    if isinstance(left, dict) and isinstance(right, dict):
+        for key in sorted({*left, *right} - CLOCK, key=str):
+            if key in left and key in right:
+                yield from different(left[key], right[key], f"{place}.{key}")
             else:
-                yield f"{place}.{key} is in one only"
-    elif isinstance(one, list | tuple) and isinstance(other, list | tuple):
-        if len(one) != len(other):
-            yield f"{place}: {len(one)} and {len(other)} values"
-        for i, pair in enumerate(zip(one, other, strict=False)):
+                yield f"{place}.{key} is on one side only"
+    elif isinstance(left, list | tuple) and isinstance(right, list | tuple):
+        if len(left) != len(right):
+            yield f"{place}: {len(left)} and {len(right)} values"
+        for i, pair in enumerate(zip(left, right, strict=False)):
             yield from different(*pair, f"{place}[{i}]")
-    elif isinstance(one, Tensor) and isinstance(other, Tensor):
-        if one.dtype != other.dtype or not torch.equal(one, other):
+    elif isinstance(left, Tensor) and isinstance(right, Tensor):
+        if left.dtype != right.dtype or not torch.equal(left, right):
             yield f"{place}: tensors differ"
-    elif type(one) is not type(other) or (one != other and one == one):
-        yield f"{place}: {one} and {other}"
+    elif type(left) is not type(right) or (left != right and left == left):
+        yield f"{place}: {left} and {right}"
 
 
 @contextmanager
 def signalled(
     monkeypatch: pytest.MonkeyPatch, when: Callable[[Any], bool], signum: int = signal.SIGTERM
 ) -> Iterator[None]:
-    """Send this process a signal before the first batch (training or validation) whose trainer fulfils `when`."""
+    """Send this process a signal before the first batch of training or evaluation for which `when(trainer)` is true."""
     from lightning.pytorch.loops import _EvaluationLoop
 
     sent = []
 
-    def watching(method: Callable) -> Callable:
-        def watched(self: Any, *args: Any, **kwargs: Any) -> Any:
+    def sends_signal(method: Callable) -> Callable:
+        def call(self: Any, *args: Any, **kwargs: Any) -> Any:
             if not sent and when(self.trainer):
                 sent.append(signum)
                 signal.raise_signal(signum)
             return method(self, *args, **kwargs)
 
-        return watched
+        return call
 
     with monkeypatch.context() as patch:
-        patch.setattr(EpochLoop, "advance", watching(EpochLoop.advance))
-        patch.setattr(_EvaluationLoop, "_evaluation_step", watching(_EvaluationLoop._evaluation_step))
+        patch.setattr(EpochLoop, "advance", sends_signal(EpochLoop.advance))
+        patch.setattr(_EvaluationLoop, "_evaluation_step", sends_signal(_EvaluationLoop._evaluation_step))
         yield
-    assert sent, "it ended before the signal was due"
+    assert sent, "the run ended before the signal was due"
 
 
 def start(root: Path, *argv: str) -> tuple[int, Path]:
-    """Train in this process; the exit code and the run's folder."""
+    """Train in this process. Returns the exit code and the run's folder."""
     code = train.main([*argv, f"run.root={root}"])
     (folder,) = root.glob("*/*")
     return code, folder

@@ -1,4 +1,4 @@
-"""Training in this process, and reading what it leaves."""
+"""Trains in this process, and reads the files of a run."""
 
 import json
 from pathlib import Path
@@ -12,14 +12,14 @@ IRIS = "configs/iris_mlp.yaml"
 
 
 def run(root: Path, *argv: str) -> Path:
-    """Train in this process; the run's folder comes back."""
+    """Train in this process. Returns the run's folder."""
     assert train.main([*argv, f"run.root={root}"]) == 0
     (folder,) = root.glob("*/*")
     return folder
 
 
 def events(folder: Path, stage: str = "train") -> EventAccumulator:
-    """What TensorBoard reads of a run's training, validation or test."""
+    """The events of a run's training, validation or test, as TensorBoard reads them."""
     (path,) = (folder / STAGES[stage]).glob("events.out.tfevents.*")
     accumulator = EventAccumulator(str(path), size_guidance={"scalars": 0, "images": 0, "tensors": 0, "histograms": 0})
     return accumulator.Reload()
@@ -28,8 +28,9 @@ def events(folder: Path, stage: str = "train") -> EventAccumulator:
 def curve(folder: Path, name: str) -> list[float]:
     """The values of a metric that was logged under `name`, as in ``val/loss``."""
     stage, tag = stage_and_tag(name)
-    return [one.value for one in events(folder, stage).Scalars(tag)]
+    return [point.value for point in events(folder, stage).Scalars(tag)]
 
 
 def figures(folder: Path) -> dict:
+    """The content of ``metrics.json``."""
     return json.loads((folder / "metrics.json").read_text(encoding="utf-8"))

@@ -1,8 +1,10 @@
-"""A checkpoint's file: written whole or not at all, and loaded only if it is what was written.
+"""The file of a checkpoint: written completely or not at all, and loaded only if its checksum matches.
 
-It is the zip file that `torch.save` makes, readable by `torch.load` as ever, with its SHA-256 as the archive's comment. A
-file beside it could be from before or after a crash; a comment cannot. Torch itself checks nothing: sixteen flipped bytes
-in a tensor load without a word (https://github.com/pytorch/pytorch/issues/126952). Looking at a file needs no torch.
+It is the zip file that `torch.save` writes, with its SHA-256 as the comment of the archive. So `torch.load` can read it, and
+after a crash the checksum cannot be older or newer than the checkpoint. `torch.load` itself checks nothing: it loads flipped
+bytes without an error (https://github.com/pytorch/pytorch/issues/126952).
+
+Torch is imported only where it is needed, because `train.py` verifies a checkpoint before it imports torch.
 """
 
 import hashlib
@@ -14,50 +16,48 @@ from pickle import UnpicklingError
 from typing import Any, BinaryIO
 from zipfile import BadZipFile, ZipFile
 
+from engine.contracts import BrokenCheckpointError
+
 _MARK = b"sha256:"
-_COMMENT = len(_MARK) + 64  # bytes at the end of the file: the mark and the hexadecimal digest
-_CHUNK = 2**20
-
-
-class BrokenCheckpointError(ValueError):
-    """A file that is no whole checkpoint of this project's: the message names it and says what is wrong."""
+_COMMENT_SIZE = len(_MARK) + 64  # bytes at the end of the file: the mark and the hexadecimal digest
+_CHUNK_SIZE = 2**20  # bytes
 
 
 def write(checkpoint: dict[str, Any], path: Path) -> None:
-    """Write `checkpoint` so that `path` is at any moment the old file or the new one, whole.
+    """Write `checkpoint` so that `path` is always either the complete old file or the complete new file.
 
-    It is written beside its target, synced to the disk and renamed; a temporary folder may be on another disk.
+    The file is written under another name in the same folder, synced to the disk and then renamed.
 
     Raises:
-        OSError: if it cannot be written; what was there before is still there.
+        OSError: if it cannot be written; the old file is kept.
     """
     import torch
 
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part")
-    hashed = None
+    hashing = None
     try:
         with part.open("w+b") as file:
-            hashed = _Hashed(file)
-            torch.save(checkpoint, hashed)  # type: ignore[arg-type]
-            comment = _MARK + hashed.digest.hexdigest().encode()
+            hashing = _HashingFile(file)
+            torch.save(checkpoint, hashing)  # type: ignore[arg-type]
+            comment = _MARK + hashing.digest.hexdigest().encode()
             file.seek(-2, os.SEEK_END)  # a zip file ends with the length of its comment
             file.write(len(comment).to_bytes(2, "little") + comment)
             file.flush()
             os.fsync(file.fileno())
         os.replace(part, path)
         _sync_folder(path.parent)
-    except RuntimeError as error:  # torch's, in the place of what went wrong while it wrote
-        raise (hashed and hashed.error) or error from None
+    except RuntimeError as error:  # torch raises it in place of an error of the file
+        raise (hashing and hashing.error) or error from None
     finally:
         part.unlink(missing_ok=True)
 
 
 def read(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
-    """The checkpoint in `path`, verified; nothing but tensors and plain values can be in it.
+    """Verify and load the checkpoint in `path`. Only tensors and plain values are loaded.
 
     Raises:
-        BrokenCheckpointError: if it is missing, damaged, or no checkpoint of this project's.
+        BrokenCheckpointError: if the file is missing or damaged, or not a checkpoint.
     """
     import torch
 
@@ -66,13 +66,17 @@ def read(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
         with plain_values_only(path):
             checkpoint: dict[str, Any] = torch.load(path, map_location, weights_only=True)
     except (RuntimeError, EOFError, LookupError, TypeError, AttributeError):
-        raise BrokenCheckpointError(f"{path} is no checkpoint") from None
+        raise BrokenCheckpointError(f"{path} is not a checkpoint") from None
     return checkpoint
 
 
 @contextmanager
 def plain_values_only(path: Path) -> Iterator[None]:
-    """Say in a line what torch says in twenty, and without its advice to load pickled code."""
+    """Replace torch's long error about pickled objects, which advises to load them, by one line.
+
+    Raises:
+        BrokenCheckpointError: if the file holds pickled objects.
+    """
     try:
         yield
     except UnpicklingError:
@@ -80,66 +84,68 @@ def plain_values_only(path: Path) -> Iterator[None]:
 
 
 def verify(path: Path, ours: bool = False) -> None:
-    """See that `path` holds what was written to it; of a file that another trainer wrote, that its parts do.
+    """Check that a checkpoint is undamaged, without loading it.
 
     Args:
-        path: Of a checkpoint.
-        ours: Refuse those of other trainers.
+        path: File of the checkpoint.
+        ours: Whether to refuse checkpoints that this project did not write. They have no checksum of the whole file, so the
+            checksum of each archive member is checked.
 
     Raises:
-        BrokenCheckpointError: if not.
+        BrokenCheckpointError: if the file is missing, damaged or refused.
     """
     try:
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
-            if size <= _COMMENT:
+            if size <= _COMMENT_SIZE:
                 raise BrokenCheckpointError(f"{path} is {'empty' if size == 0 else 'cut off'}")
             if file.read(4) != b"PK\x03\x04":
-                raise BrokenCheckpointError(f"{path} is no checkpoint")
-            file.seek(size - _COMMENT)
+                raise BrokenCheckpointError(f"{path} is not a checkpoint")
+            file.seek(size - _COMMENT_SIZE)
             comment = file.read()
             if comment.startswith(_MARK):
                 file.seek(0)
-                _verify_whole(path, file, size, comment)
+                _verify_digest(path, file, size, comment)
             elif ours:
-                raise BrokenCheckpointError(f"{path} is cut off, or no checkpoint of a run (it has no checksum)")
+                raise BrokenCheckpointError(f"{path} is cut off, or not a checkpoint of a run (it has no checksum)")
             else:
-                _verify_parts(path)
+                _verify_members(path)
     except OSError as error:
         raise BrokenCheckpointError(f"{path} cannot be read ({error.strerror})") from None
 
 
-def _verify_whole(path: Path, file: BinaryIO, size: int, comment: bytes) -> None:
-    digest, left = hashlib.sha256(), size - _COMMENT - 2
+def _verify_digest(path: Path, file: BinaryIO, size: int, comment: bytes) -> None:
+    """Compare the digest of the file with the comment at its end."""
+    digest, left = hashlib.sha256(), size - _COMMENT_SIZE - 2
     while left:
-        chunk = file.read(min(left, _CHUNK))
+        chunk = file.read(min(left, _CHUNK_SIZE))
         digest.update(chunk)
         left -= len(chunk)
-    digest.update(b"\0\0")  # the comment's length, as it was when the digest was taken
-    if file.read(2) != _COMMENT.to_bytes(2, "little") or comment != _MARK + digest.hexdigest().encode():
+    digest.update(b"\0\0")  # the length of the comment when the digest was computed
+    if file.read(2) != _COMMENT_SIZE.to_bytes(2, "little") or comment != _MARK + digest.hexdigest().encode():
         raise BrokenCheckpointError(f"{path} is damaged: its content does not match its checksum")
 
 
-def _verify_parts(path: Path) -> None:
-    """A zip file has a checksum of each part, though none of the whole."""
+def _verify_members(path: Path) -> None:
+    """Check the checksum that a zip file has of each member."""
     try:
         with ZipFile(path) as archive:
-            broken = "its comment" if archive.comment else archive.testzip()  # a comment is our checksum, or was
+            broken = "its comment" if archive.comment else archive.testzip()  # a comment is a damaged checksum of ours
     except (BadZipFile, OSError, ValueError, NotImplementedError):
-        raise BrokenCheckpointError(f"{path} is cut off, or no checkpoint") from None
+        raise BrokenCheckpointError(f"{path} is cut off, or not a checkpoint") from None
     if broken is not None:
         raise BrokenCheckpointError(f"{path} is damaged in {broken}")
 
 
 def newest(folder: Path, fall_back: bool) -> Path | None:
-    """The checkpoint that the run in `folder` goes on from; null if it has written none yet.
+    """The checkpoint to resume the run in `folder` from; None if the run has not written a checkpoint.
 
     Args:
-        folder: Of a run.
-        fall_back: Where the last is broken, take the best.
+        folder: Folder of the run.
+        fall_back: Whether to take ``best.ckpt`` if ``last.ckpt`` is broken.
 
     Raises:
-        BrokenCheckpointError: if the last, or with `fall_back` the best too, is broken.
+        BrokenCheckpointError: if ``last.ckpt`` is broken and ``best.ckpt`` is not taken, or broken too.
     """
     found = [path for name in ("last", "best") if (path := folder / f"checkpoints/{name}.ckpt").is_file()]
     broken: BrokenCheckpointError | None = None
@@ -150,15 +156,15 @@ def newest(folder: Path, fall_back: bool) -> Path | None:
             broken = broken or error
             continue
         if broken and not fall_back:
-            raise BrokenCheckpointError(f"{broken}; {path} is whole: go on from it by --resume {path}")
+            raise BrokenCheckpointError(f"{broken}; {path} is undamaged: resume from it with --resume {path}")
         return path
     if broken:
         raise broken
     return None
 
 
-class _Hashed:
-    """A file as `torch.save` writes to it, with the digest of what went through, and the first thing that went wrong."""
+class _HashingFile:
+    """The file that `torch.save` writes to. It keeps the digest of all data, and the first error."""
 
     def __init__(self, file: BinaryIO) -> None:
         self.digest = hashlib.sha256()
@@ -167,18 +173,18 @@ class _Hashed:
 
     def write(self, data: bytes) -> int:
         try:
-            return self._put(data)
+            return self._hash_and_write(data)
         except BaseException as error:
             self.error = self.error or error
             raise
 
-    def _put(self, data: bytes) -> int:
+    def _hash_and_write(self, data: bytes) -> int:
         self.digest.update(data)
         return self._file.write(data)
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make the renaming last; Windows cannot, and need not."""
+    """Make a renaming permanent, except on Windows, which cannot sync a folder."""
     if os.name == "posix":
         descriptor = os.open(folder, os.O_RDONLY)
         try:

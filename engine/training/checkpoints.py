@@ -1,7 +1,7 @@
-"""Which checkpoints a run keeps, when it writes them, and how it resumes from one, equal to the bit.
+"""The checkpoints of a run: when they are written, and how a run resumes from a checkpoint, equal to the bit.
 
-`best.ckpt` is the best validation, `last.ckpt` is where to resume. Lightning's ModelCheckpoint takes a model of NaN for the
-best, and its `last` is not always the last.
+`best.ckpt` is the checkpoint with the best validation, `last.ckpt` is the one to resume from. Lightning's ModelCheckpoint
+can choose a model whose metric is NaN as the best, and its `last` is not always the last.
 """
 
 import errno
@@ -9,6 +9,7 @@ import math
 import os
 import shutil
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,26 +25,25 @@ from engine.terminal import print_line
 from engine.training import checkpoint_file
 from engine.training.clock import Clock
 from engine.training.consensus import ProcessConsensus
-from engine.training.epoch_loop import EpochLoop, loop_state, restore_rng_and_metric_state, rng_and_metric_state
+from engine.training.epoch_loop import EpochLoop, restore_rng_and_metric_state, rng_and_metric_state
 from engine.training.exits import REFUSED, RunEnded, Stopped
-from engine.training.loggers import event_files, tensorboard_of
+from engine.training.loggers import log_files, tensorboard_of
 from engine.training.signals import Signals
 
-EPOCH_SECONDS = 2.0  # epochs shorter than this do not each write a checkpoint: that would cost more than repeating them
-LEAST_FREE = 3  # checkpoints for which there must be room: the best, the last, and the one that is being written
-PARTS = {"state_dict", "loops", "optimizer_states", "lr_schedulers", "position"}  # a run cannot be resumed without them
+EPOCH_SECONDS = 2.0  # shorter epochs do not each write a checkpoint, because it would take longer than to repeat them
+NUM_CHECKPOINTS = 3  # that must fit on the disk: the best, the last, and the one that is being written
+KEYS = {"state_dict", "loops", "optimizer_states", "lr_schedulers", "position"}  # of every checkpoint of a run
 
 
 class VerifiedCheckpoints(CheckpointIO):
-    """Lightning's Trainer writes and reads checkpoints through `checkpoint_file`: atomically, with a checksum, and without
-    loading pickled code."""
+    """Makes Lightning's Trainer use `checkpoint_file`: atomic writing, a checksum, and no loading of pickled code."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         checkpoint_file.write(_on_host(checkpoint), Path(path))
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = True) -> dict[str, Any]:
         checkpoint = checkpoint_file.read(Path(path), map_location or (lambda storage, location: storage))
-        if not isinstance(checkpoint, dict) or not checkpoint.keys() >= PARTS:
+        if not isinstance(checkpoint, dict) or not checkpoint.keys() >= KEYS:
             raise BrokenCheckpointError(f"{path} is not a checkpoint of a run of this project")
         return checkpoint
 
@@ -52,7 +52,9 @@ class VerifiedCheckpoints(CheckpointIO):
 
 
 class Checkpoints(Callback):
-    """Writes `best.ckpt` and `last.ckpt`, stops the run if a signal asks for it, and restores what Lightning does not.
+    """Writes `best.ckpt` and `last.ckpt`, stops the run after a signal, and restores the state that Lightning does not save.
+
+    The trainer needs an `EpochLoop`.
 
     Args:
         folder: Folder of the run.
@@ -64,6 +66,9 @@ class Checkpoints(Callback):
         checkpoint_every_minutes: Minutes between two checkpoints within an epoch; None for none.
         enabled: Whether to write checkpoints.
         timeout_minutes: How long one process waits for another.
+
+    Attributes:
+        best: Best value of `monitor` so far; None before the first validation.
     """
 
     def __init__(
@@ -82,10 +87,11 @@ class Checkpoints(Callback):
         self.every_steps, self.every_minutes = checkpoint_every_steps, checkpoint_every_minutes
         self.consensus, self.clock = ProcessConsensus(timeout_minutes), clock
         self.best: float | None = None
-        self._old_events = set(event_files(folder))
+        self._old_logs = set(log_files(folder))  # of earlier processes
         self._saved_at, self._saved_step = -math.inf, -1
+        # where training was: at the checkpoint that is restored or written, and when the validation began
         self._restored: dict[str, Any] | None = None
-        self._position: dict[str, Any] | None = None  # of the checkpoint that is being written
+        self._written: dict[str, Any] | None = None
         self._before_validation: dict[str, Any] | None = None
         self._has_room = False
 
@@ -94,25 +100,28 @@ class Checkpoints(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._restored is not None:  # also if nothing is left to train
-            self._cut_events(trainer, self._restored["events"], self._restored["step"])
+            self._truncate_logs(trainer, self._restored["log_sizes"], self._restored["step"])
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.signals.deferred = True  # before this, a process may wait for others and must be able to end
+        self.signals.deferred = True  # before this, a process may wait for others, and a signal must end it at once
+        _epoch_loop(trainer).before_batch = partial(self.before_batch, trainer)
         if self._restored is None:
-            self._cut_events(trainer, {}, 0)
+            self._truncate_logs(trainer, {}, 0)
             return
         if trainer.is_global_zero:
             print_line(f"resuming in {_place(trainer, trainer.fit_loop.batch_idx + 1)}")
         restore_rng_and_metric_state(trainer, self._restored["processes"][trainer.global_rank])
         self._saved_at, self._saved_step, self._restored = time.monotonic(), trainer.global_step, None
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        if batch_idx % trainer.accumulate_grad_batches == 0:  # a checkpoint cannot hold half-accumulated gradients
-            signum, due = self._wanted(trainer, batch_idx)
-            if signum or due:
-                self._save(trainer, "last", self._current_position(trainer))
-            if signum:
-                raise Stopped(signum, _place(trainer, batch_idx))
+    def before_batch(self, trainer: Trainer, batch_idx: int) -> None:
+        """Write a checkpoint if it is due, and stop the run after a signal. `EpochLoop` calls this before every batch."""
+        if batch_idx % trainer.accumulate_grad_batches:
+            return  # a checkpoint does not hold gradients
+        signum, is_due = self._requests(trainer, batch_idx)
+        if signum or is_due:
+            self._save(trainer, "last", self._current_position(trainer))
+        if signum:
+            raise Stopped(signum, _place(trainer, batch_idx))
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         training = trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking
@@ -155,8 +164,8 @@ class Checkpoints(Callback):
         self.best = state_dict["best"]
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        if self._position is not None:
-            position = dict(self._position)
+        if self._written is not None:
+            position = dict(self._written)
             checkpoint["loops"]["fit_loop"] = position.pop("loops")
             checkpoint["position"] = position
 
@@ -165,38 +174,36 @@ class Checkpoints(Callback):
             self._restored = checkpoint["position"]
             if not self._restored["exact"]:
                 raise RunEnded("error: --resume: a run cannot be resumed from this checkpoint; take last.ckpt", REFUSED)
-            loop = trainer.fit_loop.epoch_loop
-            assert isinstance(loop, EpochLoop)
-            loop.validation_due = self._restored["validation_due"]
+            _epoch_loop(trainer).validation_due = self._restored["validation_due"]
             self._restored["step"] = checkpoint["global_step"]
-            trainer.should_stop = self._restored["should_stop"]  # at the end `fit` restores, and trains nothing
-        else:  # Lightning would replace the averaged weights, whose validation was the best, by the trained ones
+            trainer.should_stop = self._restored["should_stop"]  # a trained run only repeats its test
+        else:  # with weight averaging, test the averaged weights, which were validated, and not the trained ones
             checkpoint.pop("current_model_state", None)
 
-    def _wanted(self, trainer: Trainer, batch_idx: int) -> tuple[int, bool]:
-        """The signal to obey before this batch (0 for none), and whether a checkpoint is due."""
-        step, begins = trainer.global_step, batch_idx == 0
-        due = bool(not begins and self.every_steps and step % self.every_steps == 0 and step > self._saved_step)
-        batch = trainer.fit_loop.total_batch_idx
-        if self.consensus.can_skip(batch) and not begins:
-            return 0, due  # all processes know this without asking
+    def _requests(self, trainer: Trainer, batch_idx: int) -> tuple[int, bool]:
+        """The signal that stops the run before this batch (0 for none), and whether a checkpoint is due."""
+        step, is_first = trainer.global_step, batch_idx == 0
+        is_due = bool(not is_first and self.every_steps and step % self.every_steps == 0 and step > self._saved_step)
+        batch = trainer.fit_loop.total_batch_idx + 1
+        if self.consensus.can_skip(batch) and not is_first:
+            return 0, is_due  # the same in all processes
         seconds = time.monotonic() - self._saved_at
-        if begins:  # the first one, before any step, shows that the folder can be written to
-            due = seconds >= EPOCH_SECONDS
+        if is_first:  # the first checkpoint, before any step, shows that the folder is writable
+            is_due = seconds >= EPOCH_SECONDS
         elif self.every_minutes:
-            due = due or seconds >= 60 * self.every_minutes
-        return self.consensus.agree_at_batch(batch, self.signals.received, due)
+            is_due = is_due or seconds >= 60 * self.every_minutes
+        return self.consensus.agree_at_batch(batch, self.signals.received, is_due)
 
     def _current_position(self, trainer: Trainer) -> dict[str, Any]:
-        loops = loop_state(trainer)
-        done = loops["epoch_loop.batch_progress"]["current"]["completed"]
-        accumulated = done % trainer.accumulate_grad_batches == 0 or done == trainer.num_training_batches
+        """Where training is: all that a checkpoint holds besides Lightning's own content."""
+        num_batches = trainer.fit_loop.batch_idx + 1
+        accumulated = num_batches % trainer.accumulate_grad_batches == 0 or num_batches == trainer.num_training_batches
         averages = any(isinstance(callback, WeightAveraging) for callback in trainer.callbacks)  # type: ignore[attr-defined]
         ended = 0 <= trainer.max_steps <= trainer.global_step
         return {
-            "loops": loops,
+            "loops": trainer.fit_loop.state_dict(),
             "process": rng_and_metric_state(trainer),
-            "events": self._event_sizes(trainer),
+            "log_sizes": self._log_sizes(trainer),
             "validation_due": trainer.validating,
             "should_stop": trainer.should_stop,
             # a validation cannot be repeated with half-accumulated gradients, with averaged weights in the place of the
@@ -214,35 +221,41 @@ class Checkpoints(Callback):
         processes = [process] * trainer.world_size
         if self.consensus.group is not None:
             torch.distributed.all_gather_object(processes, process, self.consensus.group)
-        self._position = position | {"processes": processes}
+        self._written = position | {"processes": processes}
         path = self.folder / f"checkpoints/{name}.ckpt"
         trainer.save_checkpoint(path, weights_only=False)
-        self._position = None
+        self._written = None
         if name == "last":
             self._saved_at, self._saved_step = time.monotonic(), trainer.global_step
         if trainer.is_global_zero and not self._has_room:
             _check_room(path)
             self._has_room = True
 
-    def _event_sizes(self, trainer: Trainer) -> dict[str, int]:
-        """The sizes of TensorBoard's files."""
+    def _log_sizes(self, trainer: Trainer) -> dict[str, int]:
+        """The sizes in bytes of the files that loggers append to."""
         for logger in trainer.loggers:
             logger.save()
-        return {str(path.relative_to(self.folder)): path.stat().st_size for path in event_files(self.folder)}
+        return {str(path.relative_to(self.folder)): path.stat().st_size for path in log_files(self.folder)}
 
-    def _cut_events(self, trainer: Trainer, sizes: dict[str, int], step: int) -> None:
-        """Remove what was logged after the checkpoint of `step`, because it will be logged again."""
+    def _truncate_logs(self, trainer: Trainer, sizes: dict[str, int], step: int) -> None:
+        """Remove the points that were logged after the checkpoint of `step`, because they will be logged again."""
         if not trainer.is_global_zero:
             return
-        if self._old_events and (logger := tensorboard_of(trainer)) is not None:
+        if self._old_logs and (logger := tensorboard_of(trainer)) is not None:
             logger.restart_at(step)
-        for path in self._old_events:
+        for path in self._old_logs:
             size = sizes.get(str(path.relative_to(self.folder)), 0)
             if size == 0:
                 path.unlink(missing_ok=True)
             elif path.stat().st_size > size:
                 os.truncate(path, size)
-        self._old_events = set()
+        self._old_logs = set()
+
+
+def _epoch_loop(trainer: Trainer) -> EpochLoop:
+    loop = trainer.fit_loop.epoch_loop
+    assert isinstance(loop, EpochLoop), "call install_loop first"
+    return loop
 
 
 def _place(trainer: Trainer, batch_idx: int) -> str:
@@ -252,9 +265,9 @@ def _place(trainer: Trainer, batch_idx: int) -> str:
 
 
 def _check_room(path: Path) -> None:
-    """Refuse to train for hours on a disk that has no room for the result."""
+    """Raise an error before training if the disk has no room for the checkpoints."""
     size, free = path.stat().st_size, shutil.disk_usage(path.parent).free
-    if free < (LEAST_FREE - 1) * size:
+    if free < (NUM_CHECKPOINTS - 1) * size:
         message = f"a checkpoint has {size / 1e6:.0f} MB, and the disk of {path.parent} has {free / 1e6:.0f} MB left"
         raise OSError(errno.ENOSPC, message)
 

@@ -26,7 +26,7 @@ ADVICE: dict[Activity, tuple[float, str]] = {
     ),
     "logging": (0.1, "raise trainer.log_every_n_steps"),
 }
-LEAST_SECONDS = 10.0  # shorter trainings get no advice
+MIN_SECONDS = 10.0  # shorter trainings get no advice
 
 
 class Clock:
@@ -87,23 +87,23 @@ class Clock:
         self.end("test")
 
     def summary(self) -> list[str]:
-        """Lines for the user: where the time of this process went and, if an activity takes too much, which key reduces it."""
+        """Lines for the user: where the time of this process went, and which key reduces an activity that takes too much."""
         training = sum(self.seconds[name] for name in TRAINING)
-        shares = {name: self.seconds[name] / training for name in TRAINING if training >= 0.05}
-        shown = ", ".join(f"{name} {share:.0%}" for name, share in shares.items() if share >= 0.005)
+        fractions = {name: self.seconds[name] / training for name in TRAINING if training >= 0.05}
+        shown = ", ".join(f"{name} {fraction:.0%}" for name, fraction in fractions.items() if fraction >= 0.005)
         start, test = self.seconds["start"], self.seconds["test"]
         lines = [f"start {start:.1f} s, training {training:.1f} s{f' ({shown})' if shown else ''}, test {test:.1f} s"]
-        if training >= LEAST_SECONDS:
+        if training >= MIN_SECONDS:
             lines += [
-                f"{shares[name]:.0%} of the training went into {name}: {hint}"
-                for name, (most, hint) in ADVICE.items()
-                if shares[name] > most
+                f"{fractions[name]:.0%} of the training went into {name}: {hint}"
+                for name, (limit, hint) in ADVICE.items()
+                if fractions[name] > limit
             ]
         return lines
 
 
 def process_seconds() -> float:
-    """Seconds since this process was started; if the system does not say, seconds since this module was imported."""
+    """Seconds since this process was started, on Linux; elsewhere since this module was imported."""
     try:
         ticks = int(Path("/proc/self/stat").read_text(encoding="ascii").rpartition(")")[2].split()[19])
         return time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")

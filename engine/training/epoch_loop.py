@@ -1,12 +1,12 @@
-"""The training loop: the batches of an epoch, each by a fast step, and resumption in mid-epoch.
+"""The loop over the batches of an epoch: exact resumption in mid-epoch, and a fast training step.
 
-Lightning's loop guesses from its counters at which hook a checkpoint was saved, and skips a validation that was due or counts
-a step twice. Here checkpoints are saved at two places only, between two training batches and before a validation, with every
-counter complete, so nothing has to be guessed.
+Lightning's loop guesses from its counters at which hook a checkpoint was written. It can skip a validation that was due, or
+count a step twice. This project writes checkpoints at two places only: before a training batch is loaded, and before a
+validation. All counters are complete there, so the loop continues without guessing.
 
-At some twenty points of every step Lightning calls a hook of each callback and of the model, most of them empty, each under a
-profiler's context. For a small model that takes longer than the step. `FastStep` leaves out hooks that nobody overrides.
-Everything else happens as in Lightning's loop and in its order, so that weights and counters end equal to the bit.
+In every training step Lightning calls about twenty hooks of each callback and of the model, each in a profiler context. Most
+hooks are empty. For a small model these calls take longer than the step itself. `FastStep` calls only the hooks that are
+overridden. It does everything else as Lightning does, in the same order, so weights and counters are equal to the bit.
 """
 
 import random
@@ -18,7 +18,6 @@ import lightning
 import numpy as np
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.loops.fetchers import _DataFetcher, _DataLoaderIterDataFetcher
 from lightning.pytorch.loops.optimization.automatic import Closure, ClosureResult
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 from lightning.pytorch.plugins.precision import DoublePrecision, HalfPrecision, MixedPrecision, Precision
@@ -37,27 +36,31 @@ HOOKS = (
     "on_train_batch_start", "on_before_zero_grad", "on_before_backward", "on_after_backward", "on_before_optimizer_step",
     "on_train_batch_end",
 )  # fmt: skip
-TRANSFERS = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
-# a model that overrides one of these is trained by Lightning's own step
-STEPS = (
+ACCELERATORS = ("cuda", "mps", "xpu")  # devices with a random number generator, torch.cuda.get_rng_state and so on
+TRANSFER_HOOKS = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
+# a model that overrides one of these methods is trained by Lightning's own step
+STEP_METHODS = (
     "optimizer_step", "backward", "optimizer_zero_grad", "configure_gradient_clipping", "lr_scheduler_step",
-    "on_train_batch_start", *TRANSFERS,
+    "on_train_batch_start", *TRANSFER_HOOKS,
 )  # fmt: skip
 
 
 class EpochLoop(_TrainingEpochLoop):
-    """Lightning's loop over the batches of an epoch, which can start in the middle of one.
+    """Lightning's loop over the batches of an epoch, which can start in the middle of an epoch.
 
     Attributes:
-        validation_due: Validate before the first batch, because the run was stopped between training and validation.
+        before_batch: Called with the index of the next batch in the epoch, before that batch is loaded.
+        validation_due: Whether to validate before the next batch, because the checkpoint was written before a validation.
+        epoch_start: Random states when the iterators of ordinary DataLoaders were created. They determine the order of the
+            samples. None if the loaders restore their position themselves.
         fast_step: Trains the batches; None if Lightning's own step does.
-        epoch_start_rng: Random state when the iterator of an ordinary DataLoader was created, which decides its order.
         clock: Measures the time that loading data takes.
     """
 
+    before_batch: Callable[[int], None] = staticmethod(lambda batch_idx: None)
     validation_due = False
+    epoch_start: dict[str, Any] | None = None
     fast_step: "FastStep | None" = None
-    epoch_start_rng: dict[str, Any] | None = None
     clock: Clock
 
     @property
@@ -66,47 +69,61 @@ class EpochLoop(_TrainingEpochLoop):
 
     def reset(self) -> None:
         if self.restarting:
-            self.restarting = False  # the counters are right as they are
-            self.trainer.fit_loop._restarting = False  # its setter would not, if max_steps ends the run
+            self.restarting = False  # the counters in the checkpoint are complete
+            self.trainer.fit_loop._restarting = False  # with max_steps, the public setter would set it to True
         else:
             super().reset()
         self.fast_step = FastStep(self.trainer) if supports_fast_step(self.trainer) else None
 
-    def on_run_start(self, data_fetcher: _DataFetcher) -> None:
-        if all(_resumes_itself(loader) for loader in data_fetcher.combined_loader.flattened):
+    def on_run_start(self, data_fetcher: Any) -> None:
+        loaders = data_fetcher.combined_loader.flattened
+        is_resuming = self.trainer.fit_loop.is_resuming
+        if is_resuming and self.trainer.is_global_zero:
+            for reason in _inexact_reasons(loaders, data_fetcher.length):
+                print_line(f"resuming may not be exact: {reason}")
+        if all(_restores_position(loader) for loader in loaders):
             super().on_run_start(data_fetcher)
             return
-        done, now = self.batch_progress.current.ready, rng_state()
-        if done and self.epoch_start_rng is not None:
-            set_rng_state(self.epoch_start_rng)
-        else:
-            self.epoch_start_rng = now
-        iter(data_fetcher)
-        if done:
-            self._skip(data_fetcher, done)
-            set_rng_state(now)
+        if not (
+            is_resuming and self.batch_progress.is_last_batch
+        ):  # otherwise only the validation of this epoch is left
+            self._start_iterators(data_fetcher, loaders, self.epoch_start if is_resuming else None)
         data_fetcher._start_profiler, data_fetcher._stop_profiler = self._on_before_fetch, self._on_after_fetch
 
-    def _skip(self, data_fetcher: _DataFetcher, done: int) -> None:
-        """Load the batches that the run has trained on, and drop them."""
-        loaders = data_fetcher.combined_loader.flattened
-        changes = any(getattr(loader, "persistent_workers", False) for loader in loaders)
-        note = "; random numbers of persistent workers are not repeated" if changes else ""
-        if self.trainer.is_global_zero:
-            print_line(f"the DataLoader skips the first {done:,} batches of this epoch{note}")
-        for _ in range(done):
-            next(data_fetcher)
+    def _start_iterators(self, data_fetcher: Any, loaders: list[Any], resumed: dict[str, Any] | None) -> None:
+        """Create the iterators of ordinary DataLoaders, and skip the batches that the run has trained on.
 
-    def advance(self, data_fetcher: _DataFetcher) -> None:
-        if self.validation_due:
-            self.validation_due = False  # the loop goes on to `on_advance_end`, which validates
-        elif self.fast_step is None:
-            super().advance(data_fetcher)
+        Lightning creates the iterators of the first epoch before the random states can be recorded or restored. So they are
+        created again here.
+        """
+        current, generators = rng_state(), _generators(loaders)
+        if resumed is None:
+            self.epoch_start = {"rng": current, "generators": [generator.get_state() for generator in generators]}
         else:
-            self.val_loop.restarting = False
-            batch, *_ = next(data_fetcher)
-            self.batch_progress.is_last_batch = data_fetcher.done
-            self.fast_step.run(batch, self.batch_idx + 1)
+            set_rng_state(resumed["rng"])
+            for generator, state in zip(generators, resumed["generators"], strict=True):
+                generator.set_state(state)
+        iter(data_fetcher)
+        if done := self.batch_progress.current.ready:
+            if self.trainer.is_global_zero:
+                print_line(f"loading and skipping the first {done:,} batches of this epoch")
+            for _ in range(done):
+                next(data_fetcher)
+        if resumed is not None:
+            set_rng_state(current)
+
+    def advance(self, data_fetcher: Any) -> None:
+        if self.validation_due:
+            self.validation_due = False  # the next method that Lightning calls is `on_advance_end`, which validates
+            return
+        self.before_batch(self.batch_progress.current.ready)
+        if self.fast_step is None:
+            super().advance(data_fetcher)
+            return
+        self.val_loop.restarting = False
+        batch, *_ = next(data_fetcher)
+        self.batch_progress.is_last_batch = data_fetcher.done
+        self.fast_step.run(batch, self.batch_idx + 1)
 
     def _on_before_fetch(self) -> None:
         super()._on_before_fetch()
@@ -121,10 +138,12 @@ class EpochLoop(_TrainingEpochLoop):
 
 
 def install_loop(trainer: Trainer, timeout_minutes: float, clock: Clock | None = None) -> None:
-    """Give `trainer` an `EpochLoop`, and set what its arguments do not reach.
+    """Replace the epoch loop of `trainer` by an `EpochLoop`, and set what the arguments of `Trainer` cannot set.
+
+    Lightning's signal handlers are switched off, because `engine.training.signals` handles signals.
 
     Args:
-        trainer: Before its fit. Its own signal handlers are switched off, because `engine.training.signals` has others.
+        trainer: Before its fit.
         timeout_minutes: Timeout of collective operations of several processes. Lightning's is 30 minutes.
         clock: Measures the time that loading data takes.
     """
@@ -143,8 +162,9 @@ def supports_fast_step(trainer: Trainer) -> bool:
     return (
         lightning.__version__ in FAST_STEP_VERSIONS
         and module.automatic_optimization
-        and not any(is_overridden(name, module) for name in STEPS)
-        and not (datamodule is not None and any(is_overridden(name, datamodule) for name in TRANSFERS))
+        and not any(is_overridden(name, module) for name in STEP_METHODS)
+        and not (datamodule is not None and any(is_overridden(name, datamodule) for name in TRANSFER_HOOKS))
+        and not is_param_in_hook_signature(module.training_step, "dataloader_iter", explicit=True)
         and trainer.accumulate_grad_batches == 1
         and len(trainer.optimizers) == 1
         and type(trainer.profiler) is PassThroughProfiler  # type: ignore[attr-defined]
@@ -152,12 +172,11 @@ def supports_fast_step(trainer: Trainer) -> bool:
         and getattr(plugin, "scaler", None) is None
         and type(strategy) in (SingleDeviceStrategy, DDPStrategy)
         and getattr(strategy, "_model_averager", None) is None
-        and not isinstance(trainer.fit_loop._data_fetcher, _DataLoaderIterDataFetcher)
     )
 
 
 class FastStep:
-    """Trains on one batch after another, if `supports_fast_step`."""
+    """Trains on single batches as Lightning does, without calling empty hooks. See `supports_fast_step` for its limits."""
 
     def __init__(self, trainer: Trainer) -> None:
         self.trainer, self.loop, self.module = trainer, trainer.fit_loop.epoch_loop, trainer.lightning_module
@@ -168,28 +187,29 @@ class FastStep:
         self.output: Any = None
 
     def run(self, batch: Any, batch_idx: int) -> None:
-        """Train on a batch. Of the loop's counters, those of batches and of optimizer steps are kept."""
+        """Train on a batch. Only the counters of batches and of optimizer steps are updated."""
         loop, connector = self.loop, self.trainer._logger_connector
+        progress = loop.batch_progress
         if not _is_on_device(batch, self.device):
             batch = self.strategy.batch_to_device(batch)
         batch = self.trainer.precision_plugin.convert_input(batch)
-        loop.batch_progress.increment_ready()
+        progress.increment_ready()
         connector.on_batch_start(batch)
         self._call("on_train_batch_start", batch, batch_idx)
-        loop.batch_progress.increment_started()
+        progress.increment_started()
         counts = loop.automatic_optimization.optim_progress.optimizer
         counts.step.increment_ready()
         self.optimizer.step(lambda: self._loss(batch, batch_idx))
         counts.step.increment_completed()
-        loop.batch_progress.increment_processed()
-        if loop.trainer.lr_scheduler_configs:
+        progress.increment_processed()
+        if self.trainer.lr_scheduler_configs:
             loop.update_lr_schedulers("step", update_plateau_schedulers=False)
-            if loop._num_ready_batches_reached():
+            if progress.is_last_batch or progress.current.ready == self.trainer.num_training_batches:
                 loop.update_lr_schedulers("epoch", update_plateau_schedulers=False)
         self._call("on_train_batch_end", self.output, batch, batch_idx)
         self.output = None  # a validation may need the memory
         connector.on_batch_end()
-        loop.batch_progress.increment_completed()
+        progress.increment_completed()
         connector.update_train_step_metrics()
 
     def _loss(self, batch: Any, batch_idx: int) -> Any:
@@ -218,7 +238,7 @@ class FastStep:
         return loss
 
     def _checked_output(self, output: Any) -> tuple[Tensor | None, dict[str, Any]]:
-        """The loss, and what else a training step returned. Lightning refuses other results."""
+        """The loss and the other values that a training step returned. Lightning raises an error for a wrong type."""
         if type(output) is Tensor:
             return output, {}
         if output is None:
@@ -230,32 +250,24 @@ class FastStep:
 
     def _call(self, name: str, *arguments: Any) -> None:
         if hooks := self.hooks[name]:
-            self.module._current_fx_name = name  # `self.log` looks at it
+            self.module._current_fx_name = name  # `self.log` reads it
             for hook in hooks:
                 hook(*arguments)
 
 
-def loop_state(trainer: Trainer) -> dict[str, Any]:
-    """The state of the loops, before a training batch or before a validation."""
-    loops: dict[str, Any] = trainer.fit_loop.state_dict()
-    batches = loops["epoch_loop.batch_progress"]
-    for count in (batches["total"], batches["current"]):
-        count["ready"] = count["completed"]  # the next batch is counted when it comes again
-    batches["is_last_batch"] = batches["is_last_batch"] and trainer.validating
-    return loops
-
-
 def rng_and_metric_state(trainer: Trainer) -> dict[str, Any]:
-    """What else a step of this process depends on or adds to: random states, the metrics of the epoch so far, and the last
-    logged metrics, which schedules and early stopping look at."""
-    pl_module, loop = trainer.lightning_module, trainer.fit_loop.epoch_loop
+    """The state of this process that Lightning does not save.
+
+    It holds the random states, the metrics of the epoch so far, and the logged metrics, which schedules use.
+    """
+    module, loop = trainer.lightning_module, trainer.fit_loop.epoch_loop
     return {
-        **rng_state(pl_module.device),
-        "epoch_start_rng": getattr(loop, "epoch_start_rng", None),
+        **rng_state(module.device),
+        "epoch_start": getattr(loop, "epoch_start", None),
         "metrics": {
-            name: [metric._update_count, {state: _copy(getattr(metric, state)) for state in metric._defaults}]
-            for name, metric in _metrics(pl_module)
-            if metric._update_count
+            name: [metric.update_count, {state: _copy(value) for state, value in metric.metric_state.items()}]
+            for name, metric in _metrics(module)
+            if metric.update_count
         },
         "logged": {name: _copy(value) for name, value in trainer._logger_connector._callback_metrics.items()},
     }
@@ -263,30 +275,34 @@ def rng_and_metric_state(trainer: Trainer) -> dict[str, Any]:
 
 def restore_rng_and_metric_state(trainer: Trainer, state: dict[str, Any]) -> None:
     """Restore the result of `rng_and_metric_state`."""
-    pl_module, loop = trainer.lightning_module, trainer.fit_loop.epoch_loop
+    module, loop = trainer.lightning_module, trainer.fit_loop.epoch_loop
     for name, value in state["logged"].items():
-        trainer._logger_connector._callback_metrics[name] = _move(value, pl_module.device)
-    set_rng_state(state, pl_module.device)
+        trainer._logger_connector._callback_metrics[name] = _move(value, module.device)
+    set_rng_state(state, module.device)
     if isinstance(loop, EpochLoop):
-        loop.epoch_start_rng = state["epoch_start_rng"]
-    for name, metric in _metrics(pl_module):
+        loop.epoch_start = state["epoch_start"]
+    for name, metric in _metrics(module):
         if name in state["metrics"]:
+            metric.reset()
             metric._update_count, values = state["metrics"][name]
-            metric._computed = None
             for attribute, value in values.items():
                 setattr(metric, attribute, _move(value, metric.device))
 
 
 def rng_state(device: torch.device | None = None) -> dict[str, Any]:
-    """The states of all random number generators, in types that `torch.load` reads with ``weights_only=True``."""
+    """The states of all random number generators, in types that `torch.load` reads with ``weights_only=True``.
+
+    Args:
+        device: Device whose generator is included. None for the generators of the host only.
+    """
     name, key, *rest = np.random.get_state()
     state: dict[str, Any] = {
         "torch": torch.get_rng_state(),
         "numpy": [name, torch.from_numpy(np.asarray(key, dtype=np.int64)), *rest],
         "python": random.getstate(),
     }
-    if device is not None and device.type == "cuda":
-        state["cuda"] = torch.cuda.get_rng_state(device)
+    if device is not None and device.type in ACCELERATORS:
+        state[device.type] = getattr(torch, device.type).get_rng_state()
     return state
 
 
@@ -296,13 +312,32 @@ def set_rng_state(state: dict[str, Any], device: torch.device | None = None) -> 
     np.random.set_state((name, key.numpy().astype(np.uint32), *rest))
     random.setstate(state["python"])
     torch.set_rng_state(state["torch"].cpu())
-    if "cuda" in state and device is not None:
-        torch.cuda.set_rng_state(state["cuda"].cpu(), device)
+    if device is not None and device.type in state:
+        getattr(torch, device.type).set_rng_state(state[device.type].cpu())
 
 
-def _resumes_itself(loader: Any) -> bool:
-    """Whether a loader finds its place in the epoch without skipping: ours, or one with a state, such as StatefulDataLoader."""
+def _restores_position(loader: Any) -> bool:
+    """Whether a loader restores its position in the epoch: this project's, or one with a state (StatefulDataLoader)."""
     return hasattr(getattr(loader, "batch_sampler", None), "resumed") or hasattr(loader, "load_state_dict")
+
+
+def _inexact_reasons(loaders: list[Any], num_batches: int | None) -> list[str]:
+    """Reasons why an epoch with these loaders may not be resumed exactly; empty if it is exact."""
+    reasons = {
+        "persistent workers of a DataLoader do not repeat their random numbers": any(
+            getattr(loader, "persistent_workers", False) for loader in loaders
+        ),
+        "a DataLoader has no length, so one batch was loaded in advance": num_batches is None,
+        "there are several DataLoaders": len(loaders) > 1,
+    }
+    return [reason for reason, holds in reasons.items() if holds]
+
+
+def _generators(loaders: list[Any]) -> list[torch.Generator]:
+    """The random generators that were passed to DataLoaders or samplers."""
+    owners = [owner for loader in loaders for owner in (loader, getattr(loader, "sampler", None))]
+    generators = [getattr(owner, "generator", None) for owner in owners]
+    return [generator for generator in generators if isinstance(generator, torch.Generator)]
 
 
 def _overridden_hooks(trainer: Trainer, name: str) -> list[Callable[..., Any]]:

@@ -1,16 +1,20 @@
-"""Where a run's curves and pictures go: TensorBoard, CSV files, Weights & Biases.
+"""The loggers of a run: TensorBoard, a CSV file, Weights & Biases.
 
-TensorBoard draws curves with the same tag in one chart if they belong to different runs. So validation and test are runs of
-their own below the training run (``NAME``, ``NAME/val``, ``NAME/test``), and `val/loss` is `metrics/loss` in the second.
+Learning curves go to every logger of the run, pictures to every logger that takes images.
+
+TensorBoard draws curves with the same tag in one chart if they belong to different runs. So the validation and the test are
+runs of their own in subfolders (``NAME``, ``NAME/val``, ``NAME/test``), and `val/loss` is `metrics/loss` of ``NAME/val``.
 """
 
-from collections.abc import Collection, Iterable, Mapping
+import csv
+import os
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 from lightning.pytorch import Trainer
-from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from tensorboard.compat.proto import event_pb2
 from torch.utils.tensorboard import SummaryWriter
@@ -19,12 +23,13 @@ from torch.utils.tensorboard.summary import hparams
 from engine.training.clock import Clock
 
 STAGES = {"train": "", "val": "val", "test": "test"}  # first part of a metric's name -> folder of its event file
-# sections of TensorBoard's page, for metrics that do not measure quality
+# sections of TensorBoard's page for metrics that do not measure quality
 SECTIONS = {
     "epoch": "training", "gradient_norm": "training", "loss_step": "training", "lr": "training",
     "memory_gigabytes": "speed", "padding_share": "speed", "peak_share": "speed", "samples_per_second": "speed",
 }  # fmt: skip
-EVENTS = ("events.out.tfevents.*", "*/events.out.tfevents.*")
+EVENT_FILES = ("events.out.tfevents.*", "*/events.out.tfevents.*")
+CSV_FILE = "csv/metrics.csv"
 # the charts of CUSTOM SCALARS
 LAYOUT = {
     "learning and overfitting": {
@@ -70,7 +75,7 @@ class RunLogger(TensorBoardLogger):
 
     def save(self) -> None:
         with self.clock.measure("logging"):
-            for writer in (self.experiment, *self._writers.values()):
+            for writer in self._writers.values():
                 writer.flush()
 
     def finalize(self, status: str) -> None:
@@ -79,15 +84,17 @@ class RunLogger(TensorBoardLogger):
 
     def write_start(self, texts: Mapping[str, str]) -> None:
         """Write texts in Markdown about a new run, and the layout of CUSTOM SCALARS."""
+        writer = self.writer("train")
         for name, text in texts.items():
-            self.experiment.add_text(name, text)
-        self.experiment.add_custom_scalars(LAYOUT)
+            writer.add_text(name, text)
+        writer.add_custom_scalars(LAYOUT)
 
     def restart_at(self, step: int) -> None:
-        """Tell a TensorBoard that has read this run to discard what came after `step`."""
+        """Make a TensorBoard that has read this run discard the points after `step`."""
         for stage in ("train", "val"):
             start = event_pb2.Event(session_log=event_pb2.SessionLog(status=event_pb2.SessionLog.START))
-            self.writer(stage)._get_file_writer().add_event(start, step)
+            file_writer: Any = self.writer(stage).file_writer
+            file_writer.add_event(start, step)
 
     def write_hparams(
         self, hyperparameters: Mapping[str, Any], varied: Collection[str], metrics: Iterable[str]
@@ -96,7 +103,7 @@ class RunLogger(TensorBoardLogger):
 
         Args:
             hyperparameters: Names and scalars.
-            varied: Hyperparameters whose columns come first. TensorBoard shows five without being asked.
+            varied: Hyperparameters whose columns come first. TensorBoard shows five columns at first.
             metrics: Names of metrics that were logged, such as ``test/accuracy``.
         """
         experiment, *session = hparams(dict(hyperparameters), {})
@@ -109,79 +116,165 @@ class RunLogger(TensorBoardLogger):
             column = plugin.experiment.metric_infos.add(display_name=name)
             column.name.group, column.name.tag = STAGES[stage], tag
         content.content = plugin.SerializeToString()
+        file_writer: Any = self.writer("train").file_writer
         for summary in (experiment, *session):
-            self.experiment.file_writer.add_summary(summary)
+            file_writer.add_summary(summary)
+        self.save()
+
+
+class CsvLogger(Logger):
+    """Writes every value as a row of ``csv/metrics.csv`` in the run's folder: step, metric, value.
+
+    Lightning's CSVLogger has a column for each metric. It rewrites the file when a metric is new, and deletes the file when
+    a run is resumed. Here rows are only appended, so the file can be cut to its size at a checkpoint.
+
+    Args:
+        folder: Folder of the run.
+        clock: Measures the time that logging takes.
+    """
+
+    def __init__(self, folder: Path, clock: Clock) -> None:
+        super().__init__()
+        self.path, self.clock = folder / CSV_FILE, clock
+        self._file: TextIO | None = None
+
+    @property
+    def name(self) -> str:
+        return self.path.parent.name
+
+    @property
+    def version(self) -> str:
+        return ""
+
+    @property
+    def save_dir(self) -> str:
+        return str(self.path.parents[1])
+
+    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
+        """Does nothing: ``config.yaml`` holds them."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        with self.clock.measure("logging"):
+            if self._file is None:
+                self.path.parent.mkdir(exist_ok=True)
+                self._file = self.path.open("a", encoding="utf-8", newline="")
+            rows = csv.writer(self._file, lineterminator="\n")
+            if self._file.tell() == 0:
+                rows.writerow(("step", "metric", "value"))
+            rows.writerows((step, name, float(value)) for name, value in metrics.items())
+
+    def save(self) -> None:
+        if self._file is not None:
+            with self.clock.measure("logging"):
+                self._file.flush()
+
+    def finalize(self, status: str) -> None:
         self.save()
 
 
 class PictureWriter:
-    """What callbacks draw with. Images, texts and scalars go to every logger of the run that takes them.
+    """Writes the pictures, texts and scalars of a callback to the loggers of the run.
 
-    Every other method is that of TensorBoard's `SummaryWriter`, and does nothing without TensorBoard.
+    Scalars go to every logger. Images and texts go to every logger that takes them (methods `log_image` and `log_text`).
+    Every other method is TensorBoard's `SummaryWriter` method, and needs TensorBoard.
+
+    Args:
+        trainer: Trainer of the run.
+        stage: Stage that the pictures belong to: ``train``, ``val`` or ``test``.
     """
 
     def __init__(self, trainer: Trainer, stage: str) -> None:
-        self._stage, self._step = stage, trainer.global_step
+        self._stage, self._global_step = stage, trainer.global_step
         logger = tensorboard_of(trainer)
         self._tensorboard = None if logger is None else logger.writer(stage)
         self._others = [other for other in trainer.loggers if not isinstance(other, RunLogger)]
 
     def add_scalar(self, tag: str, value: float, step: int | None = None) -> None:
+        step = self._global_step if step is None else step
         if self._tensorboard is not None:
             self._tensorboard.add_scalar(tag, value, step)
         for logger in self._others:
             logger.log_metrics({f"{self._stage}/{tag}": float(value)}, step)
 
     def add_image(self, tag: str, picture: Any, step: int | None = None, dataformats: str = "CHW") -> None:
-        """Write a picture of uint8, or of floats from 0 to 1."""
+        """Write a picture of uint8, or of floats from 0 to 1. `dataformats` is ``CHW`` or ``HWC``."""
+        step = self._global_step if step is None else step
         if self._tensorboard is not None:
             self._tensorboard.add_image(tag, picture, step, dataformats=dataformats)
         for logger in filter(takes_pictures, self._others):
             pixels = np.asarray(picture)
             pixels = pixels if dataformats == "HWC" else pixels.transpose(1, 2, 0)
-            logger.log_image(f"{self._stage}/{tag}", [pixels])  # type: ignore[attr-defined]
+            pixels = pixels if pixels.dtype == np.uint8 else (255 * pixels.clip(0, 1)).round().astype(np.uint8)
+            logger.log_image(f"{self._stage}/{tag}", [pixels], step)  # type: ignore[attr-defined]
 
     def add_text(self, tag: str, text: str, step: int | None = None) -> None:
         """Write a text in Markdown."""
+        step = self._global_step if step is None else step
         if self._tensorboard is not None:
             self._tensorboard.add_text(tag, text, step)
         for logger in self._others:
             if hasattr(logger, "log_text"):
-                logger.log_text(f"{self._stage}/{tag}", columns=["text"], data=[[text]])
+                logger.log_text(f"{self._stage}/{tag}", columns=["text"], data=[[text]], step=step)
 
     def __getattr__(self, name: str) -> Any:
-        return (lambda *_, **__: None) if self._tensorboard is None else getattr(self._tensorboard, name)
+        if self._tensorboard is None:
+            raise AttributeError(f"{name} needs TensorBoard: trainer.logger=tensorboard")
+        return getattr(self._tensorboard, name)
 
 
 def make_loggers(names: Iterable[str], folder: Path, clock: Clock, options: Mapping[str, Any]) -> list[Logger]:
-    """The loggers of a run.
+    """Create the loggers of a run.
 
     Args:
-        names: Of ``tensorboard``, ``csv`` and ``wandb``.
+        names: Some of ``tensorboard``, ``csv`` and ``wandb``.
         folder: Folder of the run.
-        clock: Measures the time that TensorBoard takes.
+        clock: Measures the time that logging takes.
         options: The flat config, which Weights & Biases shows beside the curves.
     """
-    made: list[Logger] = []
-    for name in names:
-        if name == "tensorboard":
-            made.append(RunLogger(folder, clock))
-        elif name == "csv":
-            made.append(CSVLogger(folder, name="", version="csv"))
-        else:
-            from lightning.pytorch.loggers import WandbLogger
+    makers = {
+        "tensorboard": lambda: RunLogger(folder, clock),
+        "csv": lambda: CsvLogger(folder, clock),
+        "wandb": lambda: _wandb_logger(folder, options),
+    }
+    return [makers[name]() for name in names]
 
-            wandb = WandbLogger(name=folder.name, project=folder.parent.name, save_dir=folder, config=dict(options))
-            made.append(wandb)
-    return made
+
+def _wandb_logger(folder: Path, options: Mapping[str, Any]) -> Logger:
+    """Lightning's logger for Weights & Biases. A resumed run continues its run there.
+
+    Points that were logged after the checkpoint cannot be removed there, so they appear twice.
+    """
+    from lightning.pytorch.loggers import WandbLogger
+
+    earlier = sorted(folder.glob("wandb/*run-*-*"))  # (offline-)run-TIME-ID
+    return WandbLogger(
+        name=folder.name,
+        project=os.environ.get("WANDB_PROJECT", folder.parent.name),
+        save_dir=folder,
+        id=earlier[-1].name.rpartition("-")[2] if earlier else None,
+        config=dict(options),
+        reinit="create_new",  # several runs in one process do not share a run there
+    )
 
 
 def tensorboard_of(trainer: Trainer) -> RunLogger | None:
+    """The run's logger for TensorBoard, if it has one."""
     return next((logger for logger in trainer.loggers if isinstance(logger, RunLogger)), None)
 
 
 def takes_pictures(logger: Logger) -> bool:
     return isinstance(logger, RunLogger) or hasattr(logger, "log_image")
+
+
+def missing_displays(loggers: Sequence[Logger]) -> list[str]:
+    """What the loggers of a run cannot show, in lines for the user."""
+    lines = [
+        f"{type(logger).__name__} takes curves, but no pictures" for logger in loggers if not takes_pictures(logger)
+    ]
+    if loggers and not any(isinstance(logger, RunLogger) for logger in loggers):
+        lines.append("histograms, PR curves, the graph and the projector need trainer.logger=tensorboard")
+    return lines
 
 
 def log_everywhere(trainer: Trainer, metrics: Mapping[str, float], step: int | None = None) -> None:
@@ -207,4 +300,9 @@ def stage_and_tag(name: str) -> tuple[str, str]:
 
 def event_files(folder: Path) -> list[Path]:
     """TensorBoard's files of a run."""
-    return sorted(path for pattern in EVENTS for path in folder.glob(pattern))
+    return sorted(path for pattern in EVENT_FILES for path in folder.glob(pattern))
+
+
+def log_files(folder: Path) -> list[Path]:
+    """The files of a run that loggers append to."""
+    return [*event_files(folder), *folder.glob(CSV_FILE)]

@@ -1,4 +1,4 @@
-"""Running means of batch normalisation, sent around when they are used and not at every step."""
+"""Sends the running means of batch normalization to all processes when they are used, not in every step."""
 
 from typing import Any
 
@@ -8,43 +8,45 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch import nn
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
-CONSTANTS = ("input_mean", "input_std", "class_weights")  # of a classifier
+CONSTANTS = ("input_mean", "input_std", "class_weights")  # buffers of a classifier that never change
 
 
 class SharedBuffers(Callback):
-    """Several processes take the first one's buffers when an epoch and when a validation begins; DDP alone takes them before
-    every step.
+    """Copies the buffers of the first process to the others before an epoch and before a validation.
 
-    For a small model that is one more wait of a quarter of a step. No step reads running means, unless a model freezes its
-    norms in the midst of an epoch; a network with buffers of another kind is left to DDP.
+    DistributedDataParallel (DDP) copies them before every step, which takes a quarter of the step of a small model. In
+    training no step reads running means, unless a model switches its normalization to evaluation mode within an epoch.
+    If a network has other buffers, DDP copies them all as usual.
     """
 
     def __init__(self) -> None:
-        self._on = False
+        self._is_active = False
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if type(trainer.strategy) is DDPStrategy and _only_running_means(pl_module):
+        if type(trainer.strategy) is DDPStrategy and _has_only_running_means(pl_module):
             trainer.strategy.model.broadcast_buffers = False  # type: ignore[union-attr]
-            self._on = True
+            self._is_active = True
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._share(pl_module)
+        self._broadcast(pl_module)
 
     def on_validation_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        if batch_idx == 0 and dataloader_idx == 0:  # not earlier: weight averaging puts its own in place
-            self._share(pl_module)
+        if (
+            batch_idx == 0 and dataloader_idx == 0
+        ):  # not in `on_validation_start`, where weight averaging swaps the weights
+            self._broadcast(pl_module)
 
-    def _share(self, pl_module: LightningModule) -> None:
-        if self._on:
+    def _broadcast(self, pl_module: LightningModule) -> None:
+        if self._is_active:
             for buffer in pl_module.buffers():
                 torch.distributed.broadcast(buffer, 0)
 
 
-def _only_running_means(pl_module: LightningModule) -> bool:
-    """Whether all buffers are those of batch normalisation, or constants of a classifier."""
-    known = {id(one) for name, one in pl_module.named_buffers(recurse=False) if name in CONSTANTS}
-    norms = (one for one in pl_module.modules() if type(one) in NORMS)
+def _has_only_running_means(pl_module: LightningModule) -> bool:
+    """Whether all buffers belong to batch normalization or are constants of a classifier."""
+    known = {id(buffer) for name, buffer in pl_module.named_buffers(recurse=False) if name in CONSTANTS}
+    norms = [module for module in pl_module.modules() if type(module) in NORMS]
     known |= {id(buffer) for norm in norms for buffer in norm.buffers()}
-    return all(id(one) in known for one in pl_module.buffers())
+    return all(id(buffer) in known for buffer in pl_module.buffers())

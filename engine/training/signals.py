@@ -1,9 +1,10 @@
-"""Ctrl-C, SIGTERM and SLURM's warning: asked for at any time, obeyed where nothing is lost.
+"""Handles Ctrl-C, SIGTERM and SLURM's warning (SIGUSR1), so that a stopped run loses no work.
 
-Before training a signal ends the command at once. From then on the first one is only noted; `engine.training.checkpoints` looks at
-step boundaries whether there is one, saves and ends. A second Ctrl-C ends at once. Lightning's own handlers are not used:
-they save in the middle of a step, end with exit code 0, and hang several processes
-(https://github.com/Lightning-AI/pytorch-lightning/issues/20806).
+Before training starts, a signal ends the command at once. During training the first signal is only recorded.
+`engine.training.checkpoints` looks for it before every batch, saves a checkpoint and stops. A second Ctrl-C stops at once.
+
+Lightning's signal handlers are not used: they save in the middle of a step, end with exit code 0, and can hang several
+processes (https://github.com/Lightning-AI/pytorch-lightning/issues/20806).
 """
 
 import math
@@ -20,7 +21,7 @@ from typing import Any
 
 from engine.training.exits import Stopped
 
-HANG_SECONDS = 3.0  # that the main thread may take to look at a signal
+HANG_SECONDS = 3.0  # after which a main thread that has not called the signal handler hangs
 NOTICE = b"\nstopping after this step; Ctrl-C again stops at once\n"
 
 
@@ -29,14 +30,14 @@ class Signals:
 
     Attributes:
         received: The first signal; 0 for none.
-        deferred: Only note signals; without it they raise `Stopped`.
-        children: Processes that this one has started for further devices.
+        deferred: Whether signals are only recorded. Otherwise they raise `Stopped`.
+        children: Returns the processes that this process has started for other devices.
     """
 
     def __init__(self) -> None:
         self.received, self.deferred = 0, False
         self.children: Callable[[], Iterable[subprocess.Popen]] = tuple
-        self._before: dict[int, Any] = {}
+        self._old_handlers: dict[int, Any] = {}
         self._handled_at = -math.inf
 
     def __enter__(self) -> "Signals":
@@ -46,42 +47,44 @@ class Signals:
         if "SLURM_JOB_ID" in os.environ:
             handled.append(signal.SIGUSR1)
         for signum in handled:
-            if signal.getsignal(signum) != signal.SIG_IGN:  # a shell's background jobs ignore Ctrl-C
-                self._before[signum] = signal.signal(signum, self._handle)
-        self._watched, self._woken = socket.socketpair()
-        self._woken.setblocking(False)
-        self._woken_before = signal.set_wakeup_fd(self._woken.fileno(), warn_on_full_buffer=False)
+            if signal.getsignal(signum) != signal.SIG_IGN:  # a shell lets background jobs ignore Ctrl-C
+                self._old_handlers[signum] = signal.signal(signum, self._handle)
+        self._reader, self._wakeup = socket.socketpair()  # Python writes the number of each signal to the second one
+        self._wakeup.setblocking(False)
+        self._old_wakeup_fd = signal.set_wakeup_fd(self._wakeup.fileno(), warn_on_full_buffer=False)
         threading.Thread(target=self._watch, name="signals", daemon=True).start()
         return self
 
     def __exit__(self, *error: object) -> None:
-        if not self._before:
+        if not self._old_handlers:
             return
-        signal.set_wakeup_fd(self._woken_before)
-        for signum, handler in self._before.items():
+        signal.set_wakeup_fd(self._old_wakeup_fd)
+        for signum, handler in self._old_handlers.items():
             signal.signal(signum, handler)
-        self._woken.close()  # which ends the watch
+        self._wakeup.close()  # ends the thread
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
         self._handled_at = time.monotonic()
-        again, self.received = bool(self.received), self.received or signum
-        if not self.deferred or (again and signum == signal.SIGINT):
+        is_second, self.received = bool(self.received), self.received or signum
+        if not self.deferred or (is_second and signum == signal.SIGINT):
             raise Stopped(signum)
         if signum == signal.SIGINT and os.environ.get("LOCAL_RANK", "0") == "0":
-            with suppress(OSError):  # nobody may be there to read it
-                os.write(2, NOTICE)  # `print` may be at work already
+            with suppress(OSError):  # the terminal may be closed
+                os.write(2, NOTICE)  # not `print`, which the signal may have interrupted
 
     def _watch(self) -> None:
-        """End a process whose main thread hangs in a call that no handler gets into, as in waiting for other processes."""
-        with self._watched:
-            while signum := int.from_bytes(self._watched.recv(1)):  # of children that ended, too
-                if signum in self._before and (not self.deferred or (signum == signal.SIGINT and self.received)):
+        """End the process if its main thread hangs where no signal handler runs, as when it waits for other processes."""
+        with self._reader:
+            while signum := int.from_bytes(self._reader.recv(1)):  # also SIGCHLD of child processes that end
+                if signum in self._old_handlers and (not self.deferred or (signum == signal.SIGINT and self.received)):
                     timer = threading.Timer(HANG_SECONDS, self._end_if_hanging, (signum, time.monotonic()))
                     timer.daemon = True
                     timer.start()
 
-    def _end_if_hanging(self, signum: int, came: float) -> None:
-        if self._handled_at < came - HANG_SECONDS:  # the handler may have been faster than the watch
+    def _end_if_hanging(self, signum: int, received_at: float) -> None:
+        if (
+            self._handled_at < received_at - HANG_SECONDS
+        ):  # the handler may have run shortly before the thread was woken
             for process in self.children():
                 process.kill()
             os._exit(Stopped(signum).exit_code)

@@ -21,14 +21,14 @@ def test_parts_add_up_to_the_training(tmp_path, capsys):
 def test_a_slow_part_is_named_with_the_key_to_turn():
     clock = Clock()
     clock.seconds |= {"step": 50.0, "data": 1.0, "validation": 40.0, "checkpoints": 0.0, "logging": 0.0}
-    _, advice = clock.verdict()
+    _, advice = clock.summary()
     assert advice.startswith("44% of the training went into validation: raise trainer.check_val_every_n_epoch")
 
 
 def test_a_short_training_gets_no_advice():
     clock = Clock()
     clock.seconds |= {"step": 1.0, "validation": 4.0}
-    assert len(clock.verdict()) == 1
+    assert len(clock.summary()) == 1
 
 
 def test_what_happens_inside_is_counted_also_where_it_fails():
@@ -57,5 +57,5 @@ def test_the_process_knows_its_age():
 def test_a_run_of_which_only_the_test_was_left_has_no_training():
     clock = Clock()
     clock.test_end()
-    (line,) = clock.verdict()
+    (line,) = clock.summary()
     assert line.startswith("start 0.0 s, training 0.0 s, test")

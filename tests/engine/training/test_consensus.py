@@ -33,8 +33,8 @@ def trained(both: Processes, clock: SimpleNamespace, seconds: float, batches: in
     agreed = ProcessConsensus(timeout_minutes=1)
     agreed.connect(both)
     for batch in range(batches):
-        if not agreed.postponed(batch):
-            agreed.at_batch(batch, 0, False)
+        if not agreed.can_skip(batch):
+            agreed.agree_at_batch(batch, 0, False)
         clock.now += seconds
     return agreed
 
@@ -51,25 +51,25 @@ def test_a_run_that_goes_on_agrees_at_once_and_then_in_the_next_batch(clock):
     both, clock.now = Processes(), 20.0
     agreed = ProcessConsensus(timeout_minutes=1)
     agreed.connect(both)
-    assert not agreed.postponed(500_000)
-    agreed.at_batch(500_000, 0, False)
-    assert not agreed.postponed(500_001)
+    assert not agreed.can_skip(500_000)
+    agreed.agree_at_batch(500_000, 0, False)
+    assert not agreed.can_skip(500_001)
 
 
 def test_one_process_never_asks(clock):
     alone = Processes(world_size=1)
     agreed = trained(alone, clock, 0.001)
     assert alone.questions == 0
-    assert agreed.at_batch(5, 15, True) == (15, True)
-    assert agreed.now(15) == 15
+    assert agreed.agree_at_batch(5, 15, True) == (15, True)
+    assert agreed.agree_on_signal(15) == 15
 
 
 def test_what_the_other_wants_is_done(clock):
     both = Processes()
     agreed = trained(both, clock, 0.001)
     both.other = torch.tensor([15, 1, -(10**9)])
-    assert agreed.at_batch(2000, 0, False) == (15, True)
-    assert agreed.now(0) == 15
+    assert agreed.agree_at_batch(2000, 0, False) == (15, True)
+    assert agreed.agree_on_signal(0) == 15
 
 
 def test_the_soonest_proposal_counts(clock):
@@ -77,6 +77,6 @@ def test_the_soonest_proposal_counts(clock):
     both = Processes()
     agreed = trained(both, clock, 0.001)
     both.other = torch.tensor([0, 0, -2007])
-    agreed.at_batch(2000, 0, False)
-    assert agreed.postponed(2006)
-    assert not agreed.postponed(2007)
+    agreed.agree_at_batch(2000, 0, False)
+    assert agreed.can_skip(2006)
+    assert not agreed.can_skip(2007)

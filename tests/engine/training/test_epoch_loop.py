@@ -102,7 +102,7 @@ def fitted(model=LitMLP, data=Iris, callback=None, **options):
 def test_whoever_changes_a_step_gets_lightnings(lean, changes):
     trainer = fitted(**changes)
     assert isinstance(trainer.fit_loop.epoch_loop, EpochLoop)
-    assert (trainer.fit_loop.epoch_loop.lean is not None) == lean
+    assert (trainer.fit_loop.epoch_loop.fast_step is not None) == lean
     assert trainer.global_step == 3
 
 
@@ -219,7 +219,7 @@ def test_inputs_have_the_precision_of_the_weights(precision):
         def on_train_epoch_end(self):
             pass
 
-    assert fitted(Bare, precision=precision).fit_loop.epoch_loop.lean is not None
+    assert fitted(Bare, precision=precision).fit_loop.epoch_loop.fast_step is not None
 
 
 READS = ("aten::_local_scalar_dense", "aten::item", "aten::nonzero", "aten::is_nonzero")
