@@ -126,8 +126,6 @@ def initialize(model: "LitClassifier", datamodule: "LightningDataModule", folder
         if datamodule.is_loaded:
             model.initialize_from_data(datamodule.training_inputs(), datamodule.mean, datamodule.std)
             return
-    if folder is not None:
-        print_line(f"data: {type(datamodule).__name__} has its own DataLoaders, so the model does not normalize its inputs")
     model.initialize_without_data()
 
 
