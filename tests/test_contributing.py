@@ -1,4 +1,4 @@
-"""CONTRIBUTING's own dataset and own model, exactly as they stand there, in a copy of the project."""
+"""The files that README.md and CONTRIBUTING.md show, in a copy of the project: their commands run as they are written."""
 
 import json
 import random
@@ -8,75 +8,145 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from engine.config.signatures import PROJECT
 from tests.runs import events
+from tests.test_docs import FOLDERS, PAGES, SHOWN_FILES, TRAIN, blocks, is_shown
 
-BLOCKS = re.findall(
-    r"```(?:python|yaml)\n(# (\S+)\n.*?)```", (PROJECT / "CONTRIBUTING.md").read_text(encoding="utf-8"), re.S
-)
+COMMANDS = {" ".join(words): words for page, words in TRAIN if is_shown(words)}
+EXPLAIN = ["--config", "configs/iris_maxout.yaml", "--explain", "model.num_pieces"]
+OUT_OF_RANGE = ["--config", "configs/iris_maxout.yaml", "model.num_pieces=1"]
+MISSING_FILE = ["--config", "configs/penguins_mlp.yaml", "data.file=nowhere.csv"]
+# one process runs all commands, because importing torch takes longer than each of them
+DRIVER = """
+import json, sys, train
+for words in json.loads(sys.argv[1]):
+    epochs = 2 if "data.name=picture_folder" in words else 20
+    options = [] if "callbacks.mistake_counts={}" in words else ["trainer.logger=false"]
+    code = train.main([*words, f"trainer.max_epochs={epochs}", *options])
+    print("exit", code, " ".join(words), flush=True)
+"""
 
 
 @pytest.fixture(scope="module")
 def copy(tmp_path_factory) -> Path:
+    """The project with the files that the pages show, and data for them."""
     folder = tmp_path_factory.mktemp("copy") / "project"
-    ignored = shutil.ignore_patterns(".git", ".venv", "runs", "data", "*_cache", "__pycache__")
-    shutil.copytree(PROJECT, folder, ignore=ignored)
-    for text, name in BLOCKS:
-        (folder / name).write_text(text, encoding="utf-8")
-    generator = random.Random(0)
-    rows = ["bill_length,bill_depth,flipper_length,body_mass,species"]
-    for i, species in enumerate(["Adelie", "Chinstrap", "Gentoo"] * 40):
-        rows.append(",".join(f"{i % 3 * 5 + generator.gauss(10, 1):.1f}" for _ in range(4)) + f",{species}")
-    (folder / "data").mkdir()
-    (folder / "data/penguins.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    folder.mkdir()
+    for path in PROJECT.iterdir():
+        if path.is_file():
+            shutil.copy(path, folder)
+        elif path.name in FOLDERS:
+            shutil.copytree(path, folder / path.name, ignore=shutil.ignore_patterns("__pycache__"))
+    for text in PAGES.values():
+        for block in [*blocks(text, "python"), *blocks(text, "yaml")]:
+            first, _, rest = block.partition("\n")
+            if path := re.fullmatch(r"# (\S+\.\w+)", first):
+                (folder / path.group(1)).write_text(block, encoding="utf-8")
+            elif path := re.fullmatch(r"# append to (\S+\.\w+)", first):
+                with (folder / path.group(1)).open("a", encoding="utf-8") as file:
+                    file.write(f"\n\n{rest}")
+    write_data(folder / "data")
     return folder
 
 
-def command(copy: Path, *argv: str) -> subprocess.CompletedProcess:
+def write_data(folder: Path) -> None:
+    """A CSV with a name and one with a number as label, and pictures; all easy to learn."""
+    generator = random.Random(0)
+    for name, header, classes in (
+        ("penguins", "bill_length,bill_depth,flipper_length,body_mass,species", ["Adelie", "Chinstrap", "Gentoo"]),
+        ("my_table", "length,width,height,weight,label", ["0", "1"]),
+    ):
+        rows = [header]
+        for i in range(120):
+            label = i % len(classes)
+            rows.append(",".join(f"{label * 5 + generator.gauss(10, 1):.1f}" for _ in range(4)) + f",{classes[label]}")
+        folder.mkdir(exist_ok=True)
+        (folder / f"{name}.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    for split in ("train", "val", "test"):
+        for brightness, label in ((60, "dark"), (190, "light")):
+            (folder / "pictures" / split / label).mkdir(parents=True)
+            for i in range(8):
+                pixels = np.random.default_rng(i).integers(brightness - 40, brightness + 40, (20, 24, 3))
+                Image.fromarray(pixels.astype(np.uint8)).save(folder / "pictures" / split / label / f"{i}.png")
+
+
+@pytest.fixture(scope="module")
+def output(copy) -> str:
+    """What the commands of the pages print, and three more."""
+    done = run(copy, "-c", DRIVER, json.dumps([*COMMANDS.values(), EXPLAIN, OUT_OF_RANGE, MISSING_FILE]))
+    assert done.returncode == 0, done.stderr
+    return done.stdout + done.stderr
+
+
+def run(copy: Path, *argv: str) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, *argv], cwd=copy, capture_output=True, text=True)
 
 
-def test_there_are_five_files():
-    assert [name for _, name in BLOCKS] == [
-        "datamodules/penguins.py", "configs/penguins_mlp.yaml", "lit_models/maxout.py", "configs/iris_maxout.yaml",
-        "callbacks/mistake_counts.py",
-    ]  # fmt: skip
+def test_the_files_that_the_pages_show():
+    assert {
+        "datamodules/my_table.py", "lit_models/my_model.py",
+        "datamodules/penguins.py", "configs/penguins_mlp.yaml", "datamodules/picture_folder.py",
+        "lit_models/maxout.py", "configs/iris_maxout.yaml", "callbacks/mistake_counts.py",
+    } == SHOWN_FILES  # fmt: skip
 
 
-@pytest.mark.parametrize("name", ["penguins_mlp", "iris_maxout"])
-def test_it_trains(copy, name):
-    done = command(copy, "train.py", "--config", f"configs/{name}.yaml", "trainer.max_epochs=20")
-    assert done.returncode == 0, done.stderr
-    (path,) = copy.glob(f"runs/{name}/*/metrics.json")
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_command_runs(command, output):
+    assert f"exit 0 {command}\n" in output, output
+
+
+@pytest.mark.parametrize("config", ["penguins_mlp", "iris_maxout"])
+def test_it_learns(config, copy, output):
+    (path,) = copy.glob(f"runs/{config}/*/metrics.json")
     assert json.loads(path.read_text(encoding="utf-8"))["test/accuracy"] > 0.8
 
 
-def test_its_picture_is_shown(copy):
-    options = ["trainer.max_epochs=2", "callbacks.mistake_counts={every_seconds: 0}", "run.root=shown"]
-    done = command(copy, "train.py", "--config", "configs/iris_maxout.yaml", *options)
-    assert done.returncode == 0, done.stderr
-    (folder,) = copy.glob("shown/iris_maxout/*")
-    for stage, count in (("val", 2), ("test", 1)):
-        shown = events(folder, stage).Scalars("mistakes/count")
-        assert [one.step for one in shown] == sorted({one.step for one in shown})
-        assert len(shown) == count
+def test_the_number_of_mistakes_is_written(copy, output):
+    for config in copy.glob("runs/iris_mlp/*/config.yaml"):
+        if "mistake_counts" in config.read_text(encoding="utf-8"):
+            for stage in ("val", "test"):
+                steps = [point.step for point in events(config.parent, stage).Scalars("mistakes/count")]
+                assert steps[-1] == 20 * 3
+                assert steps == sorted(set(steps))
+            return
+    pytest.fail("no run with the callback")
 
 
-def test_its_keys_are_explained_and_checked(copy):
-    done = command(copy, "train.py", "--config", "configs/iris_maxout.yaml", "--explain", "model.pieces")
-    assert "Linear maps that each unit takes the maximum of." in done.stdout
-    done = command(copy, "train.py", "--config", "configs/iris_maxout.yaml", "model.pieces=1")
-    assert "model.pieces: 1 is out of range; accepts int, >= 2" in done.stderr
-    done = command(copy, "train.py", "--config", "configs/penguins_mlp.yaml", "data.file=nowhere.csv")
-    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
-    assert "data.file: nowhere.csv does not exist" in done.stderr
+def test_keys_are_explained_and_checked(output):
+    assert "means    Number of linear functions per unit.\n" in output
+    assert "error: command line: model.num_pieces: 1 is out of range; accepts int, >= 2\n" in output
+    assert f"exit 2 {' '.join(OUT_OF_RANGE)}\n" in output
+    assert "error: command line: data.file: nowhere.csv does not exist\n" in output
+    assert f"exit 2 {' '.join(MISSING_FILE)}\n" in output
 
 
 @pytest.mark.slow
-def test_the_contracts_cover_it_at_once(copy):
-    done = command(copy, "-m", "pytest", "-q", "tests/test_contracts.py", "-k", "penguins or maxout")
+def test_the_contracts_cover_new_files(copy):
+    names = "penguins or maxout or my_table or my_model"
+    done = run(copy, "-m", "pytest", "-q", "tests/test_contracts.py", "-k", names)
     assert done.returncode == 0, done.stdout
     assert re.search(r"\d\d passed", done.stdout)
     assert "skipped" not in done.stdout
+
+
+@pytest.mark.slow
+def test_bert_and_text_can_be_removed(copy, tmp_path):
+    """The project works without the files that docs/text.md lists."""
+    project = tmp_path / "project"
+    shutil.copytree(copy, project, ignore=shutil.ignore_patterns("runs"))
+    section = PAGES["docs/text.md"].partition("## Remove BERT and text")[2]
+    paths = re.findall(r"`([\w/*]+\.(?:py|yaml|md))`", section)
+    assert len(paths) > 12
+    for pattern in paths:
+        found = list(project.glob(pattern))
+        assert found, pattern
+        for path in found:
+            path.unlink()
+    done = run(project, "train.py", "--config", "configs/iris_mlp.yaml", "trainer.max_epochs=2")
+    assert done.returncode == 0, done.stderr
+    done = run(project, "-m", "pytest", "-q", "tests/test_structure.py", "tests/engine/config")
+    assert done.returncode == 0, done.stdout
