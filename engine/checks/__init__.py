@@ -1,1 +1,1 @@
-"""The checks that ``--check`` runs before a training."""
+"""Checks of data and model that run before a training with ``--check``."""

@@ -1,7 +1,6 @@
-"""What can be wrong with data before anything is trained: rows in two parts, missing classes, labels of other rows.
+"""Checks of the data before training: missing classes, labels that do not belong to the inputs, rows in two splits.
 
-Each function looks at the parts of a datamodule and yields what it found as ``(level, title, text)``, level being "ok",
-"note", "warning" or "WRONG". All of it takes about a second for 70,000 images.
+All checks together take about a second for 70,000 images.
 """
 
 import math
@@ -15,220 +14,215 @@ from torch import Generator, Tensor
 
 from engine.contracts import CheckResult, TokenTable, listed
 
-Samples = tuple[Any, Tensor]  # inputs and labels of a split
-# N rows, M of them with labels that are known, A others that are asked for, K classes, V tokens in the vocabulary
-LEAST_ROWS, MOST_ROWS = 50, 2000  # that say whether labels fit inputs: fewer cannot, more cost time
-SIDE = 32  # of the images that are compared; larger ones are averaged down to it
-LEAST_DEVIATIONS = 3.0  # above chance: labels of other rows come as far once in 740 times
-# Below them, this much may be a signal that drowns in chance, as that of 1,000 pictures of cats and dogs often does.
+# N rows, M rows with known labels, A rows whose labels are predicted, K classes, V tokens in the vocabulary
+Labelled = tuple[Any, Tensor]  # inputs: a tensor (N, ...) or a TokenTable; labels (N,) of 0..K-1
+
+MIN_ROWS, MAX_ROWS = 50, 2000  # for `check_labels`: fewer rows prove nothing, more rows take too long
+SIDE = 32  # larger images are averaged down to this side before they are compared
+MIN_DEVIATIONS = 3.0  # above chance; labels of other rows reach it once in 740 times
+# Fewer deviations than `MIN_DEVIATIONS`, but more than these, may be a weak signal, as of 1,000 pictures of cats and dogs.
+# The second number is for fewer than `MAX_ROWS` rows.
 HINT, HINT_OF_FEW = 2.0, 1.0
-RIDGE = 1.0  # beside the mean squared length of a standardised row, by the number of its values
-# share of a part that may be in train, too, before its figures mean something else; of a tenth of SST-2, cut from train,
-# 1.3 % are phrases that occur twice
-MOST_SHARED = {"val": 0.05, "test": 0.01}
-LEAST_COPIED, MOST_REPEATED = 5, 3  # rows; times their share within train (of rows from few values, twice is expected)
+RIDGE = 1.0  # the regularization of the linear model, relative to the mean square of a standardized value
+# Fraction of a split that may also be in train. 1.3 % of a tenth of SST-2 that was split off train are repeated phrases.
+MAX_SHARED = {"val": 0.05, "test": 0.01}
+# More shared rows than this are copies, unless they are less than three times as frequent as repeated rows within train:
+# data with few distinct values has many.
+MIN_COPIED, MAX_REPEATED = 5, 3
 EARLIER = {"val": "train", "test": "train or val"}
-MOST_CONTRADICTING = 0.01  # share of train; SST-2 has 0.01 %
-MOST_UNEVEN = 10  # times the rows of the smallest class, before a mean over all rows hides that class
+MAX_CONTRADICTING = 0.01  # fraction of train; SST-2 has 0.01 %
+MAX_IMBALANCE = 10  # ratio of the largest class to the smallest; above it, an average over rows hides the smallest
 
 
 def check_data(datamodule: Any) -> Iterator[CheckResult]:
-    """What is to be said of the data, once they are loaded."""
-    parts: Mapping[Any, Samples] = datamodule.splits() if getattr(datamodule, "is_loaded", False) else {}
-    if not parts or not all(isinstance(inputs, Tensor | TokenTable) for inputs, _ in parts.values()):
-        yield (
-            "note",
-            "data",
-            f"{type(datamodule).__name__} loads them in its own way: rows and labels are not looked at",
-        )
+    """Check the splits of a datamodule that is set up."""
+    splits: Mapping[Any, Labelled] = datamodule.splits() if getattr(datamodule, "is_loaded", False) else {}
+    if not splits or not all(isinstance(inputs, Tensor | TokenTable) for inputs, _ in splits.values()):
+        name = type(datamodule).__name__
+        yield CheckResult("note", "data", f"{name} has its own DataLoaders, so rows and labels are not checked")
         return
-    yield from class_balance(datamodule.spec.class_names, {name: labels for name, (_, labels) in parts.items()})
-    yield labels_fit(*parts["train"])
-    yield from same_rows(parts)
+    yield from check_balance(datamodule.spec.class_names, {split: labels for split, (_, labels) in splits.items()})
+    yield check_labels(*splits["train"])
+    yield from check_duplicates(splits)
 
 
-def class_balance(class_names: tuple[str, ...], labels: Mapping[Any, Tensor]) -> Iterator[CheckResult]:
-    """How many rows each class has in training, and classes that a part does not have.
+def check_balance(class_names: tuple[str, ...], labels: Mapping[Any, Tensor]) -> Iterator[CheckResult]:
+    """Count the rows of each class in training, and find classes that a split does not have.
 
     Args:
         class_names: K names.
-        labels: (N,) of each part.
+        labels: (N,) of each split.
     """
-    title, counts = "class balance", {part: one.bincount(minlength=len(class_names)) for part, one in labels.items()}
-    missing = {part: [class_names[k] for k in (one == 0).nonzero().flatten().tolist()] for part, one in counts.items()}
-    train = counts["train"]
+    title = "class balance"
+    counts = {split: values.bincount(minlength=len(class_names)) for split, values in labels.items()}
+    missing = {
+        split: [repr(name) for name, count in zip(class_names, values, strict=True) if count == 0]
+        for split, values in counts.items()
+    }
+    train, num_train = counts["train"], len(labels["train"])
+    smallest, largest = int(train.min()), int(train.max())
     if len(missing["train"]) == len(class_names) - 1:
         name = class_names[int(train.argmax())]
-        yield CheckResult(
-            "WRONG", title, f"all {len(labels['train']):,} rows of train are {name!r}; look at how labels are read"
-        )
+        yield CheckResult("WRONG", title, f"all {num_train:,} rows of train are {name!r}; check how labels are read")
     elif missing["train"]:
-        mend = "leave them out of the classes, or look at how labels are read"
-        yield CheckResult(
-            "WRONG", title, f"train has no row of {listed([repr(name) for name in missing['train']])}; {mend}"
-        )
+        hint = "remove the class, or check how labels are read"
+        yield CheckResult("WRONG", title, f"train has no row of {listed(missing['train'])}; {hint}")
+    elif largest > MAX_IMBALANCE * smallest:
+        weights = ", ".join(f"{num_train / len(train) / int(count):.2g}" for count in train)
+        option = f"model.class_weights='[{weights}]'" if len(train) <= 10 else "model.class_weights"
+        text = f"train has {smallest:,} to {largest:,} rows per class, a ratio of {largest / smallest:.0f}"
+        hint = f"{option} compensates for it, and run.monitor=val/f1 counts all classes equally"
+        yield CheckResult("warning", title, f"{text}; {hint}")
     else:
-        least, most = int(train.min()), int(train.max())
-        text = f"train has {least:,}{f' to {most:,}' if most > least else ''} rows a class"
-        if most > MOST_UNEVEN * least:
-            weights = ", ".join(f"{len(labels['train']) / len(train) / int(one):.2g}" for one in train)
-            evened = f"model.class_weights='[{weights}]'" if len(train) <= 10 else "model.class_weights"
-            mend = f"{evened} evens them out, and run.monitor=val/f1 counts every class alike"
-            yield CheckResult("warning", title, f"{text}, {most / least:.0f} times as many; {mend}")
-        else:
-            yield CheckResult("ok", title, text)
-    for part, mend in (("val", "raise data.val_fraction"), ("test", "its figures will say nothing of them")):
-        if missing.get(part) and not set(missing[part]) <= set(missing["train"]):
-            yield CheckResult(
-                "warning", title, f"{part} has no row of {listed([repr(name) for name in missing[part]])}; {mend}"
-            )
+        most = f" to {largest:,}" if largest > smallest else ""
+        yield CheckResult("ok", title, f"train has {smallest:,}{most} rows per class")
+    for split, hint in (("val", "raise data.val_fraction"), ("test", "its metrics leave out this class")):
+        if missing.get(split) and not set(missing[split]) <= set(missing["train"]):
+            yield CheckResult("warning", title, f"{split} has no row of {listed(missing[split])}; {hint}")
 
 
-def labels_fit(inputs: Tensor | TokenTable, labels: Tensor) -> CheckResult:
-    """Whether labels can be told from the inputs better than by chance, by models that need no training.
+def check_labels(inputs: Tensor | TokenTable, labels: Tensor) -> CheckResult:
+    """Check whether labels can be predicted from the inputs better than by chance, by models that need no training.
 
-    One half of at most 2,000 rows predicts the other: by nearest neighbours and by a linear model for numbers, by naive
-    Bayes for tokens. Labels of other rows agree with these predictions as any permutation of them does, of which mean and
-    variance are known (Hoeffding 1951, https://doi.org/10.1214/aoms/1177729446); so a frequent class does not look like
-    knowledge.
+    One half of at most 2,000 rows predicts the other half: nearest neighbours and a linear model for numbers, naive Bayes
+    for tokens. If the labels belong to other rows, the predictions agree with them as with any permutation of them. Mean and
+    variance of that number are known (Hoeffding 1951, https://doi.org/10.1214/aoms/1177729446), so a frequent class is not
+    taken for knowledge.
 
     Args:
-        inputs: (N, ...), or `TokenTable`.
+        inputs: (N, ...), or a `TokenTable`.
         labels: (N,) of 0..K-1.
     """
     title = "labels fit inputs"
-    chosen = torch.randperm(len(labels), generator=Generator().manual_seed(0))[:MOST_ROWS]
-    if len(chosen) < LEAST_ROWS:
-        return CheckResult("note", title, f"{len(chosen)} rows of train are too few to tell")
-    known_rows, asked_rows = chosen.tensor_split(2)
-    known, asked = labels[known_rows], labels[asked_rows]
+    chosen = torch.randperm(len(labels), generator=Generator().manual_seed(0))[:MAX_ROWS]
+    if len(chosen) < MIN_ROWS:
+        return CheckResult("note", title, f"{len(chosen)} rows of train are too few to judge")
+    known, others = chosen.tensor_split(2)
     if isinstance(inputs, TokenTable):
-        predictions = {"naive Bayes is": naive_bayes(inputs, known_rows, asked_rows, known)}
+        predictions = {"naive Bayes": predict_naive_bayes(inputs, known, others, labels[known])}
     else:
-        products = standardised_products(inputs, known_rows, asked_rows)
+        products = standardized_products(inputs, known, others)
         predictions = {
-            "nearest neighbours are": nearest_neighbours(*products, known),
-            "a linear model is": ridge(*products, known),
+            "nearest neighbours": predict_nearest_neighbours(*products, labels[known]),
+            "a linear model": predict_ridge(*products, labels[known]),
         }
-    (deviations, hits, chance), judge = max((_above_chance(one, asked), name) for name, one in predictions.items())
+    agreements = [(_agreement(predicted, labels[others]), name) for name, predicted in predictions.items()]
+    (deviations, accuracy, chance), best = max(agreements)
     if deviations == -math.inf:
-        return CheckResult(
-            "note", title, f"{len(chosen):,} rows of train are too much alike, or nearly all of one class, to tell"
-        )
-    text = f"{judge} right for {hits:.0%} of {len(asked):,} rows of train, where chance is {chance:.0%}"
-    if deviations >= LEAST_DEVIATIONS:
+        problem = "are too similar, or nearly all of one class, to judge"
+        return CheckResult("note", title, f"{len(chosen):,} rows of train {problem}")
+    text = f"accuracy of {best}: {accuracy:.0%} of {len(others):,} rows of train; by chance: {chance:.0%}"
+    if deviations >= MIN_DEVIATIONS:
         return CheckResult("ok", title, text)
     if isinstance(inputs, TokenTable) and inputs.second_starts is not None:
-        return CheckResult(
-            "note", title, f"{text}; what matters may be how the two texts go together, of which it knows nothing"
-        )
-    if deviations > (HINT if len(chosen) == MOST_ROWS else HINT_OF_FEW):
-        return CheckResult(
-            "warning", title, f"{text}; they may be hard to tell, or labels and inputs are not in one order"
-        )
-    return CheckResult("WRONG", title, f"{text}; look whether labels and inputs are in one order")
+        return CheckResult("note", title, f"{text}; this check cannot see how the two texts of a pair relate")
+    if deviations > (HINT if len(chosen) == MAX_ROWS else HINT_OF_FEW):
+        problem = "the labels are hard to predict, or labels and inputs are not in the same order"
+        return CheckResult("warning", title, f"{text}; {problem}")
+    problem = "the labels do not depend on the inputs: check that both are in the same order"
+    return CheckResult("WRONG", title, f"{text}; {problem}")
 
 
-def _above_chance(predicted: Tensor, labels: Tensor) -> tuple[float, float, float]:
-    """By how many standard deviations predictions (A,) are better than chance, their share of hits, and that of chance."""
+def _agreement(predicted: Tensor, labels: Tensor) -> tuple[float, float, float]:
+    """By how many standard deviations predictions (A,) are better than chance, their accuracy, and that of chance."""
     count, hits = len(labels), int((predicted == labels).sum())
     num_classes = int(max(predicted.max(), labels.max())) + 1
-    said, true = (one.bincount(minlength=num_classes).double() for one in (predicted, labels))
-    pairs = float(said @ true)  # of a prediction and a label that agree, whichever rows they are of
+    predicted_counts, counts = (values.bincount(minlength=num_classes).double() for values in (predicted, labels))
+    pairs = float(predicted_counts @ counts)  # equal pairs of a prediction and a label, of any two rows
     mean = pairs / count
-    variance = (pairs - float(said @ true.square() + true @ said.square()) / count + mean**2) / (count - 1)
+    squares = float(predicted_counts @ counts.square() + counts @ predicted_counts.square())
+    variance = (pairs - squares / count + mean**2) / (count - 1)
     return (hits - mean) / variance**0.5 if variance > 0 else -math.inf, hits / count, mean / count
 
 
-def same_rows(parts: Mapping[Any, Samples]) -> Iterator[CheckResult]:
-    """Rows of a part whose inputs are in an earlier one, too; and equal inputs in train with unequal labels."""
-    title = "same rows"
-    first: dict[bytes, tuple[str, int]] = {}  # part and row that have these inputs
-    clean, repeated, contradicting, num_train = [], 0, 0, len(parts["train"][1])
-    for part in ("train", "val", "test"):
-        labels, earlier = parts[part][1].tolist(), []  # row, and the part and the row that it repeats
-        for row, digest in enumerate(_digests(parts[part][0])):
-            where, twin = first.setdefault(digest, (part, row))
-            if where != part:
-                earlier.append((row, where, twin))
-            elif part == "train" and twin != row:
+def check_duplicates(splits: Mapping[Any, Labelled]) -> Iterator[CheckResult]:
+    """Find rows with inputs that an earlier split has as well, and rows of train with equal inputs and different labels."""
+    title = "duplicate rows"
+    first_places: dict[bytes, tuple[str, int]] = {}  # digest of the inputs -> split and row
+    num_train, repeated, contradicting = len(splits["train"][1]), 0, 0
+    for split in ("train", "val", "test"):
+        inputs, labels = splits[split][0], splits[split][1].tolist()
+        shared = []  # row, and the split and the row that it repeats
+        for row, digest in enumerate(_digests(inputs)):
+            first_split, first_row = first_places.setdefault(digest, (split, row))
+            if first_split != split:
+                shared.append((row, first_split, first_row))
+            elif split == "train" and first_row != row:
                 repeated += 1
-                contradicting += labels[twin] != labels[row]
-        if earlier:
-            share, (row, where, twin) = len(earlier) / len(labels), earlier[0]
-            text = f"{len(earlier):,} of {len(labels):,} rows of {part} are in {EARLIER[part]}, too"
-            text = f"{text} (row {row} is row {twin} of {where})"
-            if share <= MOST_SHARED[part]:
-                yield CheckResult("note", title, text)
-            else:
-                mend = f"leave them out of one, or figures of {part} are better than the model"
-                # rows that repeat themselves within train do so in any test
-                copied = (
-                    part == "test" and len(earlier) >= LEAST_COPIED and share > MOST_REPEATED * repeated / num_train
-                )
-                yield CheckResult(("WRONG" if copied else "warning"), title, f"{text}; {mend}")
-        elif part != "train":
-            clean.append(f"of {part} is in {EARLIER[part]}")
-    if clean:
-        yield CheckResult("ok", title, f"no row {', none '.join(clean)}")
+                contradicting += labels[first_row] != labels[row]
+        if split == "train":
+            continue
+        if not shared:
+            yield CheckResult("ok", title, f"no row of {split} is in {EARLIER[split]}")
+            continue
+        fraction, (row, first_split, first_row) = len(shared) / len(labels), shared[0]
+        example = f"row {row} is row {first_row} of {first_split}"
+        text = f"{len(shared):,} of {len(labels):,} rows of {split} are also in {EARLIER[split]} ({example})"
+        if fraction <= MAX_SHARED[split]:
+            yield CheckResult("note", title, text)
+            continue
+        # data that repeats rows within train repeats them in any test set, too
+        are_copies = len(shared) >= MIN_COPIED and fraction > MAX_REPEATED * repeated / num_train
+        hint = f"remove them from one split, or the metrics of {split} are too good"
+        yield CheckResult("WRONG" if split == "test" and are_copies else "warning", title, f"{text}; {hint}")
     if contradicting:
-        text = f"{contradicting:,} of {num_train:,} rows of train have the inputs of an earlier one and another label"
-        yield CheckResult(("note" if contradicting <= MOST_CONTRADICTING * num_train else "warning"), title, text)
+        text = f"{contradicting:,} of {num_train:,} rows of train have the inputs of an earlier row, but another label"
+        yield CheckResult("note" if contradicting <= MAX_CONTRADICTING * num_train else "warning", title, text)
 
 
 def _digests(inputs: Tensor | TokenTable) -> Iterator[bytes]:
     """Sixteen bytes for the values of each row."""
     if isinstance(inputs, TokenTable):
         ids, starts = inputs.ids.numpy(), inputs.starts.tolist()
-        seconds = [0] * len(starts) if inputs.second_starts is None else inputs.second_starts.tolist()
-        for start, length, second in zip(starts, inputs.lengths.tolist(), seconds, strict=True):
-            yield blake2b(ids[start : start + length].tobytes() + second.to_bytes(4), digest_size=16).digest()
+        second_starts = [0] * len(starts) if inputs.second_starts is None else inputs.second_starts.tolist()
+        for start, length, second_start in zip(starts, inputs.lengths.tolist(), second_starts, strict=True):
+            row = ids[start : start + length].tobytes() + second_start.to_bytes(4)
+            yield blake2b(row, digest_size=16).digest()
     else:
-        for row in inputs.contiguous().numpy():
-            yield blake2b(row.data, digest_size=16).digest()
+        for values in inputs.contiguous().numpy():
+            yield blake2b(values.data, digest_size=16).digest()
 
 
-def standardised_products(inputs: Tensor, known: Tensor, asked: Tensor) -> tuple[Tensor, Tensor]:
-    """Of M rows `known` and A rows `asked`, by their standardised values: products (M, M) and (A, M), by their number."""
-    chunks = [inputs[some].float() for some in torch.cat([known, asked]).split(100)]
+def standardized_products(inputs: Tensor, known: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
+    """The mean products of standardized values: of the rows `known` (M, M), and of the rows `others` with these (A, M)."""
+    chunks = [inputs[rows].float() for rows in torch.cat([known, others]).split(100)]
     if inputs.ndim == 4 and max(inputs.shape[2:]) > SIDE:
-        chunks = [F.adaptive_avg_pool2d(one, SIDE) for one in chunks]
+        chunks = [F.adaptive_avg_pool2d(chunk, SIDE) for chunk in chunks]
     values = torch.cat(chunks).flatten(1)
     std = values.std(0)
     values = (values - values.mean(0)) / torch.where(std > 0, std, 1.0)
-    there, here = values.split([len(known), len(asked)])
-    return there @ there.T / values.shape[1], here @ there.T / values.shape[1]
+    known_values, other_values = values.split([len(known), len(others)])
+    return known_values @ known_values.T / values.shape[1], other_values @ known_values.T / values.shape[1]
 
 
-def nearest_neighbours(within: Tensor, between: Tensor, labels: Tensor) -> Tensor:
-    """The label (A,) of the nearest of M rows with known labels (M,); products as of `standardised_products`."""
-    return labels[(between - within.diagonal() / 2).argmax(1)]  # half the squared distance, but for what is in common
+def predict_nearest_neighbours(within: Tensor, between: Tensor, labels: Tensor) -> Tensor:
+    """The label (A,) of the nearest of M rows with labels (M,). The products are those of `standardized_products`."""
+    return labels[(between - within.diagonal() / 2).argmax(1)]  # the smallest squared distance
 
 
-def ridge(within: Tensor, between: Tensor, labels: Tensor) -> Tensor:
-    """The class (A,) of the largest score of a linear model with squared error, were all classes equally frequent."""
+def predict_ridge(within: Tensor, between: Tensor, labels: Tensor) -> Tensor:
+    """The class (A,) with the largest score of ridge regression, in which all classes have the same weight."""
     one_hot = F.one_hot(labels).double()
     counts = one_hot.sum(0)
-    regular = within.double() + RIDGE * torch.eye(len(labels), dtype=torch.float64)
-    scores = between.double() @ torch.linalg.solve(regular, one_hot / counts.clamp(min=1))
+    regularized = within.double() + RIDGE * torch.eye(len(labels), dtype=torch.float64)
+    scores = between.double() @ torch.linalg.solve(regularized, one_hot / counts.clamp(min=1))
     return scores.where(counts > 0, -math.inf).argmax(1)
 
 
-def naive_bayes(rows: TokenTable, known: Tensor, asked: Tensor, labels: Tensor) -> Tensor:
-    """The class of whose rows the tokens of each row `asked` are most typical, were all classes equally frequent; `labels`
-    are those of the rows `known`."""
+def predict_naive_bayes(rows: TokenTable, known: Tensor, others: Tensor, labels: Tensor) -> Tensor:
+    """The class (A,) of the rows `others` by naive Bayes with equal class frequencies. `labels` (M,) belong to `known`."""
     num_classes, vocab_size = int(labels.max()) + 1, int(rows.ids.max()) + 1
-    ids, owners = _tokens(rows, known)
-    counts = (labels[owners] * vocab_size + ids).bincount(minlength=num_classes * vocab_size)
+    ids, row_numbers = _tokens(rows, known)
+    counts = (labels[row_numbers] * vocab_size + ids).bincount(minlength=num_classes * vocab_size)
     smoothed = counts.view(num_classes, vocab_size) + 1.0
-    likelihoods = (smoothed / smoothed.sum(1, keepdim=True)).log()  # (K, V)
-    ids, owners = _tokens(rows, asked)
-    return torch.zeros(len(asked), num_classes).index_add_(0, owners, likelihoods.T[ids]).argmax(1)
+    log_likelihoods = (smoothed / smoothed.sum(1, keepdim=True)).log()  # (K, V)
+    ids, row_numbers = _tokens(rows, others)
+    return torch.zeros(len(others), num_classes).index_add_(0, row_numbers, log_likelihoods.T[ids]).argmax(1)
 
 
 def _tokens(rows: TokenTable, chosen: Tensor) -> tuple[Tensor, Tensor]:
-    """All token ids of the chosen rows, and which of these each belongs to."""
+    """All token ids of the chosen rows, and for each token the number of its row among the chosen ones."""
     lengths = rows.lengths[chosen]
-    owners = torch.arange(len(chosen)).repeat_interleave(lengths)
-    columns = torch.arange(len(owners)) - (lengths.cumsum(0) - lengths)[owners]
-    return rows.ids[rows.starts[chosen][owners] + columns].long(), owners
+    row_numbers = torch.arange(len(chosen)).repeat_interleave(lengths)
+    columns = torch.arange(len(row_numbers)) - (lengths.cumsum(0) - lengths)[row_numbers]
+    return rows.ids[rows.starts[chosen][row_numbers] + columns].long(), row_numbers

@@ -13,8 +13,9 @@ from torch import nn
 import train
 from datamodules.iris import Iris
 from datamodules.mnist import MNIST
+from datamodules.parts.tokens import TokenRows
 from engine.checks import data_checks, model_checks, preflight
-from engine.checks.model_checks import check_model, gradients, loss_at_the_start, one_batch_is_learnt
+from engine.checks.model_checks import check_gradients, check_initial_loss, check_model, check_overfitting
 from engine.checks.preflight import _num_batches, _num_validations
 from lit_models.bert import LitBERT
 from lit_models.mlp import LitMLP
@@ -42,7 +43,7 @@ def check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
             found.setdefault(line[9:30].strip(), []).append((line[:8].strip(), line[30:]))
         num_wrong = sum(level == "WRONG" for verdicts in found.values() for level, _ in verdicts)
         num_verdicts = sum(map(len, found.values()))
-        said = f"error: --check: {num_wrong} of {num_verdicts} verdicts WRONG; mend that first\n" if num_wrong else ""
+        said = f"error: --check: {num_wrong} of {num_verdicts} checks are WRONG; fix them first\n" if num_wrong else ""
         assert (code, printed.err) == (2 if num_wrong else 0, said)
         return found
 
@@ -78,12 +79,12 @@ def makes(monkeypatch: pytest.MonkeyPatch, change: Callable) -> None:
 def test_iris_is_all_right(check):
     verdicts = check(*SHORT)
     assert list(verdicts) == [
-        "class balance", "labels fit inputs", "same rows", "scale of inputs", "loss at the start", "gradients",
-        "one batch is learnt", "learning rate", "expected",
+        "class balance", "labels fit inputs", "duplicate rows", "input scale", "initial loss", "gradients",
+        "overfits one batch", "learning rate", "expected time",
     ]  # fmt: skip
     assert levels(verdicts) == {"ok", "note"}
     assert verdicts["gradients"] == [("ok", "all 6 parameters get one")]
-    assert "which was all of the training; memory" in verdicts["expected"][0][1]
+    assert "for the whole training; memory" in verdicts["expected time"][0][1]
 
 
 @pytest.mark.parametrize("name", ["mnist_mlp", "cifar10_cnn", "text_bert", "sst2_bert"])
@@ -114,9 +115,9 @@ def test_labels_of_other_rows(seed, check, monkeypatch, small_data):
     for verdicts in (check(*SHORT), check(*mnist)):
         assert wrong(verdicts) <= {"labels fit inputs"}
         level, text = verdicts["labels fit inputs"][0]
-        assert level == ("WRONG" if "look whether" in text else "warning")  # of so few rows either may be said
-        assert "where chance is" in text
-        assert "labels and inputs are" in text
+        assert level == ("WRONG" if "do not depend on" in text else "warning")  # of so few rows either may be said
+        assert "by chance: " in text
+        assert "in the same order" in text
 
 
 @pytest.mark.parametrize("kind", ["features", "tokens"])
@@ -131,9 +132,9 @@ def test_labels_of_other_rows_are_told_from_those_of_their_own(kind, share, tmp_
         inputs = noise + 0.5 * labels[:, None]
         if kind == "tokens":
             ids = (10 * inputs).int().flatten()  # eight tokens a row
-            inputs = data_checks.TokenRows(ids, torch.arange(2000) * 8, torch.full((2000,), 8))
-        true.append(data_checks.labels_fit(inputs, labels)[0])
-        shuffled.append(data_checks.labels_fit(inputs, labels[torch.randperm(2000, generator=generator)])[0])
+            inputs = TokenRows(ids, torch.arange(2000) * 8, torch.full((2000,), 8))
+        true.append(data_checks.check_labels(inputs, labels)[0])
+        shuffled.append(data_checks.check_labels(inputs, labels[torch.randperm(2000, generator=generator)])[0])
     assert set(true) == {"ok"}
     assert "ok" not in shuffled
     assert shuffled.count("WRONG") >= 18
@@ -148,7 +149,7 @@ def test_what_is_hard_to_tell_is_not_called_wrong(rows, slope, share):
         generator = torch.Generator().manual_seed(seed)
         inputs = torch.randn(rows, 6, generator=generator)
         threshold = torch.logit(torch.rand(rows, generator=generator)) + torch.logit(torch.tensor(1 - share))
-        assert data_checks.labels_fit(inputs, (slope * inputs[:, 0] > threshold).long())[0] != "WRONG"
+        assert data_checks.check_labels(inputs, (slope * inputs[:, 0] > threshold).long())[0] != "WRONG"
 
 
 def test_how_two_texts_go_together_is_not_for_a_bag_of_words():
@@ -156,18 +157,18 @@ def test_how_two_texts_go_together_is_not_for_a_bag_of_words():
     labels = torch.arange(2000) % 2
     second = torch.where(labels[:, None] == 1, first, first.roll(1, 0))  # of its own or of another row
     ids, starts = torch.cat([first, second], 1).int().flatten(), torch.arange(2000) * 8
-    rows = data_checks.TokenRows(ids, starts, torch.full((2000,), 8), torch.full((2000,), 4))
-    level, _, text = data_checks.labels_fit(rows, labels)
+    rows = TokenRows(ids, starts, torch.full((2000,), 8), torch.full((2000,), 4))
+    level, _, text = data_checks.check_labels(rows, labels)
     assert level == "note"
-    assert "how the two texts go together" in text
+    assert "how the two texts of a pair relate" in text
 
 
 def test_one_label_for_all(check, monkeypatch):
     loads(monkeypatch, lambda labelled, test: ((labelled[0], torch.zeros_like(labelled[1])), test))
     verdicts = check(*SHORT)
     assert wrong(verdicts) == {"class balance"}
-    assert verdicts["class balance"][0][1] == "all 96 rows of train are 'setosa'; look at how labels are read"
-    assert verdicts["labels fit inputs"][0][0] == verdicts["one batch is learnt"][0][0] == "note"
+    assert verdicts["class balance"][0][1] == "all 96 rows of train are 'setosa'; check how labels are read"
+    assert verdicts["labels fit inputs"][0][0] == verdicts["overfits one batch"][0][0] == "note"
 
 
 def test_a_class_that_is_not_in_train(check, monkeypatch):
@@ -177,7 +178,7 @@ def test_a_class_that_is_not_in_train(check, monkeypatch):
     loads(monkeypatch, without)
     verdicts = check(*SHORT)
     assert wrong(verdicts) == {"class balance"}
-    assert "train has no row of 'versicolor'; leave" in verdicts["class balance"][0][1]
+    assert "train has no row of 'versicolor'; remove" in verdicts["class balance"][0][1]
 
 
 def test_a_class_that_is_rare(check, monkeypatch):
@@ -189,7 +190,7 @@ def test_a_class_that_is_rare(check, monkeypatch):
     verdicts = check(*SHORT)
     (imbalance, missing) = verdicts["class balance"]
     assert imbalance == ("warning", imbalance[1])
-    assert "16 times as many; model.class_weights='[0.69, 0.69, 11]' evens them out" in imbalance[1]
+    assert "a ratio of 16; model.class_weights='[0.69, 0.69, 11]' compensates for it" in imbalance[1]
     assert missing == ("warning", "val has no row of 'virginica'; raise data.val_fraction")
 
 
@@ -205,13 +206,14 @@ def test_rows_of_the_test_that_are_in_train(copies, check, monkeypatch):
         return labelled, tuple(torch.cat([old, new[:copies]]) for old, new in zip(test, labelled, strict=True))
 
     loads(monkeypatch, copied)
-    verdicts = check(*SHORT)["same rows"]
+    verdicts = check(*SHORT)["duplicate rows"]
+    assert verdicts[0] == ("ok", "no row of val is in train")
     if copies:
-        assert verdicts[0][0] == "WRONG"
-        assert verdicts[0][1].startswith("6 of 36 rows of test are in train or val, too (row 30 is row 0 of ")
-        assert verdicts[1:] == [("ok", "no row of val is in train")]
+        assert verdicts[1][0] == "WRONG"
+        assert verdicts[1][1].startswith("6 of 36 rows of test are also in train or val (row 30 is row 0 of ")
+        assert verdicts[2:] == []
     else:
-        assert verdicts == [("ok", "no row of val is in train, none of test is in train or val")]
+        assert verdicts[1:] == [("ok", "no row of test is in train or val")]
 
 
 def test_few_shared_rows_and_other_labels_are_noted():
@@ -219,32 +221,32 @@ def test_few_shared_rows_and_other_labels_are_noted():
     train = torch.cat([inputs, inputs[:3]]), torch.cat([labels, labels[:2], labels[:1] + 1])
     val = inputs[:100] + 1998.5, labels[:100]
     test = torch.cat([inputs[:998] + 5000, inputs[5:6], val[0][7:8]]), labels[:1000]
-    assert list(data_checks.same_rows({"train": train, "test": test, "val": val})) == [
-        ("note", "same rows", "2 of 1,000 rows of test are in train or val, too (row 998 is row 5 of train)"),
-        ("ok", "same rows", "no row of val is in train"),
-        ("note", "same rows", "1 of 2,003 rows of train have the inputs of an earlier one and another label"),
+    assert list(data_checks.check_duplicates({"train": train, "test": test, "val": val})) == [
+        ("ok", "duplicate rows", "no row of val is in train"),
+        ("note", "duplicate rows", "2 of 1,000 rows of test are also in train or val (row 998 is row 5 of train)"),
+        ("note", "duplicate rows", "1 of 2,003 rows of train have the inputs of an earlier row, but another label"),
     ]
     crowded = {"train": train, "val": (inputs[:100], labels[:100]), "test": (val[0][:100], labels[:100] + 1)}
-    assert [one[0] for one in data_checks.same_rows(crowded)] == ["warning", "ok", "note"]
+    assert [one[0] for one in data_checks.check_duplicates(crowded)] == ["warning", "ok", "note"]
     crowded["test"] = crowded["val"]
-    assert [one[0] for one in data_checks.same_rows(crowded)] == ["warning", "WRONG", "note"]
+    assert [one[0] for one in data_checks.check_duplicates(crowded)] == ["warning", "WRONG", "note"]
 
 
 def test_of_tokens_the_whole_row_counts_and_of_pairs_where_the_second_text_begins():
     def rows(ids, second):
         starts, lengths = torch.tensor([0, 2]), torch.tensor([2, 2])
-        return data_checks.TokenRows(torch.tensor(ids, dtype=torch.int32), starts, lengths, torch.tensor(second))
+        return TokenRows(torch.tensor(ids, dtype=torch.int32), starts, lengths, torch.tensor(second))
 
     labels = torch.tensor([0, 1])
     parts = {"train": rows([1, 2, 3, 4], [1, 1]), "val": rows([1, 3, 1, 2], [1, 0]), "test": rows([3, 4, 9, 9], [1, 1])}
-    found = list(data_checks.same_rows({part: (one, labels) for part, one in parts.items()}))
-    assert [one[0] for one in found] == ["warning", "ok"]
-    assert "1 of 2 rows of test are in train or val, too (row 0 is row 1 of train); leave them" in found[0][2]
+    found = list(data_checks.check_duplicates({part: (one, labels) for part, one in parts.items()}))
+    assert [one[0] for one in found] == ["ok", "warning"]
+    assert "1 of 2 rows of test are also in train or val (row 0 is row 1 of train); remove them" in found[1][2]
 
 
 def test_too_few_rows_to_tell():
-    assert data_checks.labels_fit(torch.randn(49, 3), torch.arange(49) % 2) == (
-        "note", "labels fit inputs", "49 rows of train are too few to tell",
+    assert data_checks.check_labels(torch.randn(49, 3), torch.arange(49) % 2) == (
+        "note", "labels fit inputs", "49 rows of train are too few to judge",
     )  # fmt: skip
 
 
@@ -253,8 +255,8 @@ def test_large_images_are_averaged_before_they_are_compared():
     labels = torch.arange(100) % 2
     images = torch.randint(0, 250, (100, 3, 200, 300), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     images[labels == 1] += 4
-    assert data_checks.labels_fit(images, labels)[2].startswith(
-        "nearest neighbours are right for 100% of 50 rows of train"
+    assert data_checks.check_labels(images, labels)[2].startswith(
+        "accuracy of nearest neighbours: 100% of 50 rows of train"
     )
 
 
@@ -278,8 +280,8 @@ def test_a_parameter_behind_zeros_gets_its_gradient_after_a_step(check, monkeypa
 
 def test_batches_of_one_are_put_together(check):
     verdicts = check(*SHORT, "data.batch_size=1")
-    assert verdicts["one batch is learnt"][0][0] == "ok"
-    assert "(16 samples)" in verdicts["one batch is learnt"][0][1]
+    assert verdicts["overfits one batch"][0][0] == "ok"
+    assert "(16 samples)" in verdicts["overfits one batch"][0][1]
 
 
 def test_a_network_that_need_not_know_every_sample_by_heart_is_not_called_broken():
@@ -289,80 +291,80 @@ def test_a_network_that_need_not_know_every_sample_by_heart_is_not_called_broken
         torch.manual_seed(seed)
         inputs = torch.randint(0, 2, (32, 2), generator=generator).float()
         labels = (torch.rand(32, generator=generator) < 0.2 + 0.3 * inputs.sum(1)).long()
-        assert one_batch_is_learnt(LitMLP((2,), 2), (inputs, labels))[0] in ("ok", "note")
+        assert check_overfitting(LitMLP((2,), 2), (inputs, labels))[0] in ("ok", "note")
         inputs = torch.randn(32, 4, generator=generator)
         labels = (torch.rand(32, generator=generator) < inputs[:, 0].sigmoid()).long()
-        assert one_batch_is_learnt(LitMLP((4,), 2, hidden_sizes=[]), (inputs, labels))[0] in ("ok", "warning")
+        assert check_overfitting(LitMLP((4,), 2, hidden_sizes=[]), (inputs, labels))[0] in ("ok", "warning")
 
 
 def test_a_network_whose_outputs_do_not_depend_on_its_inputs(check, monkeypatch):
     monkeypatch.setattr(LitMLP, "normalized", lambda self, inputs: torch.zeros_like(inputs))
     verdicts = check(*SHORT)
-    assert wrong(verdicts) == {"gradients", "one batch is learnt"}
-    assert verdicts["scale of inputs"][0][0] == "warning"
-    assert "do the outputs depend on it?" in verdicts["one batch is learnt"][0][1]
+    assert wrong(verdicts) == {"gradients", "overfits one batch"}
+    assert verdicts["input scale"][0][0] == "warning"
+    assert "do not seem to depend on the inputs" in verdicts["overfits one batch"][0][1]
 
 
 def test_a_network_that_is_cut_off_from_its_loss(check, monkeypatch):
     forward = LitMLP.forward
     monkeypatch.setattr(LitMLP, "forward", lambda self, inputs: forward(self, inputs).detach())
     verdicts = check(*SHORT)
-    assert wrong(verdicts) == {"gradients", "one batch is learnt", "first steps"}
-    assert "the loss depends on no parameter; look for .detach()" in verdicts["gradients"][0][1]
+    assert wrong(verdicts) == {"gradients", "overfits one batch", "first steps"}
+    assert "the loss does not depend on any parameter; look for .detach()" in verdicts["gradients"][0][1]
 
 
 def test_a_gradient_that_is_not_finite():
     model = LitMLP((4,), 3)
     model.network.layers[0].register_forward_hook(lambda _, __, outputs: (0 * outputs).sqrt() + outputs)
-    level, _, text = gradients(model, (torch.randn(8, 4), torch.arange(8) % 3))
+    level, _, text = check_gradients(model, (torch.randn(8, 4), torch.arange(8) % 3))
     assert level == "WRONG"
-    assert "not finite in 2 of 4 parameters: layers.0.weight, layers.0.bias; look for" in text
+    assert "not finite for 2 of 4 parameters: layers.0.weight, layers.0.bias; look for" in text
 
 
 def test_a_start_far_from_chance(check, monkeypatch):
     makes(monkeypatch, lambda model: model.network.layers[-1].weight.data.mul_(100))
     verdicts = check(*SHORT)
-    assert wrong(verdicts) == {"loss at the start"}
-    assert "and ln 3 = 1.10; start the last layer with smaller weights" in verdicts["loss at the start"][0][1]
+    assert wrong(verdicts) == {"initial loss"}
+    assert "by chance: ln 3 = 1.10; initialize the last layer with smaller weights" in verdicts["initial loss"][0][1]
 
 
 def test_a_model_that_knows_the_classes_already():
     model = LitMLP((3,), 3, hidden_sizes=[])
     model.network.layers[0].weight.data = 10 * torch.eye(3)
-    level, _, text = loss_at_the_start(model, [(torch.eye(3), torch.arange(3))])
+    level, _, text = check_initial_loss(model, [(torch.eye(3), torch.arange(3))])
     assert level == "note"
-    assert "it knows much already" in text
+    assert "trained on these classes already" in text
 
 
 def test_a_network_too_slow_to_tell_is_not_called_broken(check, monkeypatch):
-    for name in ("LEARN_SECONDS", "PEAK_SECONDS"):
+    for name in ("OVERFIT_SECONDS", "RATE_SECONDS"):
         monkeypatch.setattr(model_checks, name, 0.0)
     verdicts = check(*SHORT)
-    for title in ("one batch is learnt", "learning rate"):
+    for title in ("overfits one batch", "learning rate"):
         ((level, text),) = verdicts[title]
         assert level == "note"
-        assert "in 1 steps" in text
-        assert text.endswith("and time was up: too few to tell")
+        assert "in 1 step" in text
+        assert text.endswith("; too few steps within the time limit to judge")
 
 
 def test_inputs_that_are_not_scaled(check, small_data):
     options = [f"data.root={small_data}", "data.normalize=false", "trainer.max_epochs=1"]
     verdicts = check("--config", "configs/mnist_mlp.yaml", *options)
-    assert verdicts["scale of inputs"][0][0] == "warning"
-    assert "set data.normalize=true" in verdicts["scale of inputs"][0][1]
+    assert verdicts["input scale"][0][0] == "warning"
+    assert "data.normalize=true does it" in verdicts["input scale"][0][1]
 
 
 def test_a_rate_that_explodes(check):
     verdicts = check(*SHORT, "optimizer.lr=100")
     assert levels(verdicts) == {"ok", "note", "warning"}
     assert verdicts["learning rate"][0][0] == "warning"
-    assert "it explodes; lower optimizer.lr tenfold" in verdicts["learning rate"][0][1]
+    assert "the loss explodes: divide optimizer.lr by 10" in verdicts["learning rate"][0][1]
 
 
 def test_a_rate_that_does_nothing(check):
     level, text = check(*SHORT, "optimizer.lr=1e-8")["learning rate"][0]
     assert level == "warning"
-    assert "it hardly moves; raise optimizer.lr tenfold" in text
+    assert "the loss hardly changes: multiply optimizer.lr by 10" in text
 
 
 def test_a_rate_that_diverges_at_once(check):
@@ -378,10 +380,10 @@ def test_what_is_frozen_is_not_called_broken():
     for one in model.network.layers[:3].parameters():
         one.requires_grad_(False)
     model.network.layers[-1].weight.data.zero_().requires_grad_(False)  # a bias alone learns
-    level, _, text = one_batch_is_learnt(model, (inputs, labels))
+    level, _, text = check_overfitting(model, (inputs, labels))
     assert level == "warning"
     assert "most of the network is frozen" in text
-    assert gradients(model.requires_grad_(False), (inputs, labels))[2].startswith("all 6 parameters are frozen")
+    assert check_gradients(model.requires_grad_(False), (inputs, labels))[2].startswith("all 6 parameters are frozen")
 
 
 def test_the_model_that_is_checked_stays_as_it_is():
@@ -415,7 +417,7 @@ def test_a_datamodule_with_loaders_of_its_own(check, monkeypatch):
     for part in ("train", "val", "test"):
         monkeypatch.setattr(Iris, f"{part}_dataloader", loader(part))
     verdicts = check(*SHORT)
-    assert verdicts["data"] == [("note", "Iris loads them in its own way: rows and labels are not looked at")]
+    assert verdicts["data"] == [("note", "Iris has its own DataLoaders, so rows and labels are not checked")]
     assert levels(verdicts) == {"ok", "note"}
 
 
@@ -423,7 +425,7 @@ def test_a_datamodule_with_loaders_of_its_own(check, monkeypatch):
 def test_time_is_told_from_a_few_steps(seconds, check, monkeypatch):
     monkeypatch.setattr(preflight, "TIMED_SECONDS", seconds)
     verdicts = check("--config", IRIS, "trainer.max_epochs=3000")
-    assert "for 9,000 batches of training and 3,000 validations; memory" in verdicts["expected"][0][1]
+    assert "for 9,000 training batches and 3,000 validations; memory" in verdicts["expected time"][0][1]
 
 
 @pytest.mark.parametrize(
@@ -450,14 +452,14 @@ def test_batches_and_validations_are_counted(options, batches, validations):
 @pytest.mark.parametrize(
     ("end", "text"),
     [
-        ("callbacks.early_stopping={monitor: val/loss}", " a batch, and no number of them is set; memory "),
-        ("trainer.max_time='00:00:00:30'", "about 30 s, when its time is up, at "),
+        ("callbacks.early_stopping={monitor: val/loss}", " per batch; the run has no fixed number of batches; memory "),
+        ("trainer.max_time='00:00:00:30'", "about 30 s, the limit of the run, with "),
     ],
 )
 def test_a_run_without_a_number_of_batches(end, text, check, monkeypatch):
     monkeypatch.setattr(preflight, "TIMED_SECONDS", 0.0)
     verdicts = check("--config", IRIS, "trainer.max_epochs=null", "schedule.name=constant", end)
-    assert text in verdicts["expected"][0][1]
+    assert text in verdicts["expected time"][0][1]
 
 
 def test_one_process_is_enough(check):
@@ -469,7 +471,7 @@ def test_one_process_is_enough(check):
 def test_ctrl_c(when, monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     if when == "data":
-        monkeypatch.setattr(data_checks, "labels_fit", lambda *_: signal.raise_signal(signal.SIGINT))
+        monkeypatch.setattr(data_checks, "check_labels", lambda *_: signal.raise_signal(signal.SIGINT))
         code = train.main(["--config", IRIS, "--check"])
     else:
         with signalled(monkeypatch, lambda trainer: trainer.global_step == 2, signal.SIGINT):
@@ -481,7 +483,7 @@ def test_ctrl_c(when, monkeypatch, capsys, tmp_path):
 
 def test_only_a_new_run_can_be_checked(capsys):
     assert train.main(["--resume", "auto", "--config", IRIS, "--check"]) == 2
-    expected = "error: command line: --check: is for a run that begins; leave out --resume\n"
+    expected = "error: command line: --check: checks a new run; leave out --resume\n"
     assert capsys.readouterr().err == expected
 
 
