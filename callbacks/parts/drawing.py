@@ -32,7 +32,7 @@ class Canvas:
     def write(
         self, x: float, y: float, text: str, colour: Colour = BLACK, size: float = TEXT, anchor: str = "la"
     ) -> None:
-        """Write text. `anchor` is the point of the text that lies at (x, y), as in Pillow: "la" left and top, "mm" middle."""
+        """Write text. `anchor` is the point of the text at (x, y), as in Pillow: "la" left and top, "mm" middle."""
         self.pen.text((x, y), text, colour, _font(size), anchor)
 
     def write_upwards(self, x: float, bottom: float, text: str, size: float = TEXT) -> None:

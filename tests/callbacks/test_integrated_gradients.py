@@ -1,4 +1,4 @@
-"""Explanations, against cases whose answer is known, and against the axiom that they must fulfil."""
+"""Attributions: cases with known results, and the axiom of completeness."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ from lit_models.mlp import LitMLP
 
 
 class Linear(LitClassifier):
-    """Logits that are a matrix times the input."""
+    """The logits are a matrix times the input."""
 
     accepts = ("features",)
 
@@ -22,7 +22,7 @@ class Linear(LitClassifier):
 
 
 class BagOfWords(LitBERT):
-    """Logits that are a sum over words: what each adds is known."""
+    """The logits are a sum over words, so the contribution of each word is known."""
 
     def attribution_inputs(self, inputs):
         words = self.network.encoder.get_input_embeddings()
@@ -34,7 +34,7 @@ class BagOfWords(LitBERT):
         )
 
 
-def test_of_a_linear_model_the_shares_are_weight_times_difference():
+def test_linear_model_has_attributions_of_weight_times_difference():
     torch.manual_seed(0)
     model = Linear((4,), 3).eval()
     model.set_normalization(torch.tensor([1.0, 2.0, 3.0, 4.0]), torch.tensor([1.0, 2.0, 0.5, 1.0]))
@@ -43,23 +43,23 @@ def test_of_a_linear_model_the_shares_are_weight_times_difference():
     weight = model.network.weight
     known = (weight[first] - weight[second]) * (sample[0] - model.input_mean) / model.input_std
     with torch.inference_mode():  # as in a test
-        shares = integrated_gradients(model, sample.clone())
-    assert torch.allclose(shares, known.detach(), atol=1e-5)
+        attributions = integrated_gradients(model, sample.clone())
+    assert torch.allclose(attributions, known.detach(), atol=1e-5)
 
 
-def test_of_a_sum_over_words_each_word_has_what_it_adds():
+def test_sum_over_words_has_attributions_of_each_term():
     model = BagOfWords((), 2, vocab_size=20, max_length=8, hidden_size=32).eval()
     ids = torch.tensor([[3, 7, 11, 2]])
     vectors = model.network.encoder.get_input_embeddings()(ids)[0]  # (T, E)
     first, second = model.network.head(vectors.sum(0)).topk(2).indices.tolist()
     known = vectors @ (model.network.head.weight[first] - model.network.head.weight[second])
-    shares = integrated_gradients(model, {"input_ids": ids}).sum(1)
-    assert torch.allclose(shares, known.detach(), atol=1e-5)
+    attributions = integrated_gradients(model, {"input_ids": ids}).sum(1)
+    assert torch.allclose(attributions, known.detach(), atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["mlp", "cnn", "bert on images", "bert on words"])
-def test_the_shares_add_up_to_what_is_explained(kind):
-    """The axiom of completeness: it fails where a part of the input is forgotten or a step is wrong."""
+def test_attributions_add_up_to_the_explained_value(kind):
+    """The axiom of completeness does not hold if a part of the input is forgotten or a step is wrong."""
     torch.manual_seed(0)
     inputs: Tensor | dict[str, Tensor] = torch.randint(0, 256, (1, 1, 28, 28), dtype=torch.uint8)
     if kind == "mlp":
@@ -74,20 +74,20 @@ def test_the_shares_add_up_to_what_is_explained(kind):
     model.eval()
     if isinstance(inputs, Tensor):
         model.set_normalization(torch.full((1, 1, 1), 128.0), torch.full((1, 1, 1), 74.0))
-    sample, baseline, logits_of = model.attribution_inputs(inputs)
+    sample, baseline, compute_logits = model.attribution_inputs(inputs)
     first, second = model(inputs)[0].topk(2).indices.tolist()
-    ends = [(logits_of(one)[0, first] - logits_of(one)[0, second]).item() for one in (sample, baseline)]
-    shares = integrated_gradients(model, inputs, steps=300)
-    assert shares.shape == sample.shape[1:]
-    assert float(shares.sum()) == pytest.approx(ends[0] - ends[1], rel=0.02, abs=2e-3)
-    assert all(one.grad is None for one in model.parameters())
+    ends = [(logits[0, first] - logits[0, second]).item() for logits in map(compute_logits, (sample, baseline))]
+    attributions = integrated_gradients(model, inputs, steps=300)
+    assert attributions.shape == sample.shape[1:]
+    assert float(attributions.sum()) == pytest.approx(ends[0] - ends[1], rel=0.02, abs=2e-3)
+    assert all(parameter.grad is None for parameter in model.parameters())
 
 
-def test_features_are_what_the_last_layer_sees():
+def test_features_are_the_input_of_the_last_layer():
     for model in (LitMLP((4,), 3, [8]), LitBERT((4,), 3, hidden_size=32)):
         model.eval()
         inputs = torch.randn(5, 4)
-        head = [one for one in model.network.modules() if isinstance(one, nn.Linear)][-1]
+        head = [layer for layer in model.network.modules() if isinstance(layer, nn.Linear)][-1]
         assert torch.allclose(head(model.features(inputs)), model(inputs), atol=1e-6)
     headless = Linear((4,), 3)
     headless.network = nn.Sequential(nn.Linear(4, 7), nn.Softmax(1))

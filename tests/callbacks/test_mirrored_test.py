@@ -1,4 +1,4 @@
-"""The test with mirrored images, beside the plain one."""
+"""The test accuracy with mirrored images, beside the plain test accuracy."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from tests.runs import figures, run
 SMALL = ["--config", "configs/cifar10_cnn.yaml", "model.widths=[8]", "data.batch_size=32", "trainer.max_epochs=1"]
 
 
-def test_it_is_the_accuracy_of_the_mean_of_two_predictions(tmp_path, small_data, capsys):
+def test_accuracy_is_that_of_the_mean_of_two_predictions(tmp_path, small_data, capsys):
     options = [f"data.root={small_data}", "trainer.precision=32-true", "callbacks.mirrored_test={}"]
     folder = run(tmp_path / "runs", *SMALL, *options)
     model = LitCNN.load_from_checkpoint(folder / "checkpoints/best.ckpt").eval()
@@ -27,6 +27,6 @@ def test_it_is_the_accuracy_of_the_mean_of_two_predictions(tmp_path, small_data,
     assert "mirrored     accuracy" in capsys.readouterr().out
 
 
-def test_rows_of_features_are_refused_before_anything_starts(capsys):
+def test_features_are_refused_before_the_run_starts(capsys):
     assert train.main(["--config", "configs/iris_mlp.yaml", "callbacks.mirrored_test={}"]) == 2
     assert "callbacks.mirrored_test: is for image, and iris is features; leave it out" in capsys.readouterr().err
