@@ -24,8 +24,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, NoReturn
 
-from engine.config.yaml_reader import COMMAND_LINE
-from engine.contracts import ConfigError, is_lower_better
+from engine.contracts import COMMAND_LINE, ConfigError, is_lower_better
 from engine.runs import comparison, run_index
 from engine.runs.run_index import STATUSES, Run, is_number
 from engine.runs.tables import dump, table

@@ -1,37 +1,29 @@
-"""``argv`` -> the experiment to train, or the answer to what was asked about it."""
+"""Parses the command line of ``train.py``. Options such as ``--help`` print an answer instead of starting a run."""
 
-import argparse
 import difflib
 import os
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import NoReturn
 
 from engine.config.config import Config, load_config
 from engine.config.cross_checks import check_requirements
 from engine.config.explain import explain, help_text
-from engine.config.yaml_reader import COMMAND_LINE, read_override
-from engine.contracts import ConfigError
+from engine.config.yaml_reader import read_override
+from engine.contracts import COMMAND_LINE, ConfigError
 from engine.runs.resume import check_unfinished, find_run
+from engine.terminal import CommandLineParser
 
 OPTIONS = ("--config", "--resume", "--check", "--print-config", "--explain", "--help")
-# what a check sets: one process, and no output but its own
+# Overrides of ``--check``: one process, and only the output of the checks.
 CHECK = (
     "trainer.devices=1", "trainer.num_nodes=1", "trainer.strategy=auto", "trainer.enable_progress_bar=false",
     "trainer.enable_checkpointing=false",
 )  # fmt: skip
 
 
-class Parser(argparse.ArgumentParser):
-    """Answers a wrong command line like a wrong config: in one line."""
-
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(COMMAND_LINE, "", message, "python train.py --help")
-
-
 def show(text: str) -> None:
-    """Print it, as far as somebody reads: `| head` stops."""
+    """Print `text`. A reader such as ``head`` may close the pipe before the end."""
     try:
         print(text, flush=True)
     except BrokenPipeError:
@@ -39,37 +31,46 @@ def show(text: str) -> None:
 
 
 def parse(argv: list[str], description: str) -> Config | None:
-    """The experiment to train, or None if it was only to be shown.
+    """Return the experiment to train; None if the command line only asks for information, which is then printed.
+
+    Args:
+        argv: The arguments of the command.
+        description: First line of the help text.
 
     Raises:
-        ConfigError: whatever is wrong with the command line or the config.
+        ConfigError: for the first mistake on the command line or in the config.
     """
-    parser = Parser(prog="python train.py", description=description, add_help=False, allow_abbrev=False)
-    parser.add_argument("--config", metavar="FILE", type=Path, help="the experiment, a YAML file of configs/")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="set a key of it, as in optimizer.lr=0.1")
+    parser = CommandLineParser(prog="python train.py", description=description, add_help=False, allow_abbrev=False)
+    parser.add_argument(
+        "overrides", nargs="*", metavar="KEY=VALUE", help="replace a value of the config: optimizer.lr=0.1"
+    )
+    parser.add_argument(
+        "--config", metavar="FILE", type=Path, help="YAML file of the experiment, such as configs/iris_mlp.yaml"
+    )
     parser.add_argument(
         "--resume",
-        metavar="RUN|auto",
-        help="go on with the run in folder RUN, or with the newest unfinished one of FILE",
+        metavar="RUN",
+        help="continue the run in the folder RUN, or from the checkpoint RUN; with --config and RUN=auto, "
+        "the newest unfinished run of the config",
     )
-    parser.add_argument("--check", action="store_true", help="say in seconds what is wrong with it, keep nothing")
-    parser.add_argument("--print-config", action="store_true", help="print the resolved config, train nothing")
-    parser.add_argument("--explain", metavar="KEY", help="where KEY's value comes from, what it means and accepts")
-    parser.add_argument("-h", "--help", action="store_true", help="this; with --config, every key of the experiment")
+    parser.add_argument("--check", action="store_true", help="look for mistakes in data and model; train nothing")
+    parser.add_argument("--print-config", action="store_true", help="print the complete config; train nothing")
+    parser.add_argument("--explain", metavar="KEY", help="print where the value of a key comes from and what it means")
+    parser.add_argument("-h", "--help", action="store_true", help="print this text; with --config, also every key")
     arguments, rest = parser.parse_known_args(argv)
     for option in rest:
         if option.startswith("-"):
             if close := difflib.get_close_matches(option, OPTIONS, 1, 0.75):
                 raise ConfigError(COMMAND_LINE, option, "unknown option", f"did you mean {close[0]}?")
-            read_override(option)  # which says why not
+            read_override(option)  # raises the error
     if arguments.check and arguments.resume is not None:
-        raise ConfigError(COMMAND_LINE, "--check", "is for a run that begins", "leave out --resume")
+        raise ConfigError(COMMAND_LINE, "--check", "checks a new run", "leave out --resume")
     overrides = [*arguments.overrides, *rest]
     if arguments.resume is not None and not arguments.help:
         config: Config | None = find_run(arguments.resume, arguments.config, overrides)
     elif arguments.config is None and not arguments.help:
-        files = [one for one in arguments.overrides if one.endswith(".yaml")] or ["configs/iris_mlp.yaml"]
-        raise ConfigError(COMMAND_LINE, "--config", "is missing", f"python train.py --config {files[0]}")
+        files = [file for file in arguments.overrides if file.endswith(".yaml")] or ["configs/iris_mlp.yaml"]
+        raise ConfigError(COMMAND_LINE, "--config", "is missing", f"write {parser.prog} --config {files[0]}")
     else:
         config = load_config(arguments.config, overrides) if arguments.config else None
     if arguments.help:

@@ -103,7 +103,9 @@ class Classifier(Protocol):
     """The interface of a classifier for callbacks and checks, in addition to `LightningModule`. See `LitClassifier`."""
 
     network: "nn.Module"
-    hparams: Any
+
+    @property
+    def hparams(self) -> Any: ...
 
     @property
     def device(self) -> "device": ...

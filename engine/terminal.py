@@ -1,11 +1,15 @@
-"""What a command prints: lines that survive a closed pipe, and numbers for people."""
+"""Printing for people: lines, counts and durations, and which messages of Lightning are hidden."""
 
+import argparse
 import logging
 import os
 import sys
 import warnings
+from typing import NoReturn
 
-# Messages of Lightning that a user of this project cannot act on. The second list holds regular expressions of warnings.
+from engine.contracts import COMMAND_LINE, ConfigError
+
+# Messages (by their first words) and warnings (regular expressions) that a user of this project cannot act on.
 QUIET_MESSAGES = (
     "GPU available", "TPU available", "💡", "`Trainer.fit` stopped", "Loading `", "Loaded", "Restor",
     "Found current_model_state", "Using ", "Initializing distributed", "-----",
@@ -20,8 +24,15 @@ QUIET_WARNINGS = (
 )
 
 
+class CommandLineParser(argparse.ArgumentParser):
+    """Raises a `ConfigError` for a mistake on the command line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(COMMAND_LINE, "", message, f"see {self.prog} --help")
+
+
 def print_line(text: str, end: str = "\n") -> None:
-    """Print, and go on if nobody reads any more: ``| tee log`` ends by the same Ctrl-C before the run is saved."""
+    """Print a line. Without a reader, continue silently: the same Ctrl-C ends the run and, before it, ``| tee log``."""
     try:
         print(text, end=end, flush=True)
     except OSError:
@@ -29,12 +40,12 @@ def print_line(text: str, end: str = "\n") -> None:
 
 
 def count_of(number: int, name: str) -> str:
-    """``1 run``, ``2 runs``."""
+    """Return a number and a noun: ``1 run``, ``2 runs``."""
     return f"{number:,} {name}{'' if number == 1 else 's'}"
 
 
 def duration(seconds: float) -> str:
-    """Seconds for people: 0.4 s, 8.1 s, 2 min 5 s, 3 h 20 min."""
+    """Format seconds for people: 0.4 s, 8.1 s, 2 min 5 s, 3 h 20 min."""
     if seconds < 9.95:
         return f"{seconds:.2g} s"
     whole = round(seconds)

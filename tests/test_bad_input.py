@@ -35,7 +35,7 @@ def with_checkpoint(tmp_path: Path, content: bytes) -> list[str]:
 
 
 EARLY = [  # answered before torch is imported
-    ("1 no such config", lambda _: ["--config", "configs/iris_mpl.yaml"], "no such file; did you mean configs/iris_mlp"),
+    ("1 no such config", lambda _: ["--config", "configs/iris_mpl.yaml"], "file not found; did you mean configs/iris_mlp"),
     ("2 a folder for a config", lambda _: ["--config", "configs"], "configs: is a folder"),
     ("3 not UTF-8", lambda tmp: written(tmp, b"seed: \xff"), "is not UTF-8 text (byte 6)"),
     ("4 empty", lambda tmp: written(tmp, ""), "is empty"),
@@ -68,7 +68,7 @@ EARLY = [  # answered before torch is imported
     ("27 no steps", lambda _: with_("trainer.max_steps=0"), "trainer.max_steps: 0 is out of range"),
     ("28 accumulation", lambda _: with_("trainer.accumulate_grad_batches=0"), "trainer.accumulate_grad_batches: 0 is out"),
     ("29 clipping", lambda _: with_("trainer.gradient_clip_val=-1"), "trainer.gradient_clip_val: -1 is out of range"),
-    ("30 no such metric", lambda _: with_("callbacks.early_stopping={monitor: val_loss}"), "no metric 'val_loss'"),
+    ("30 no such metric", lambda _: with_("callbacks.early_stopping={monitor: val_loss}"), "metric 'val_loss' is not logged"),
     ("30 wrong mode", lambda _: with_("callbacks.early_stopping={monitor: val/loss, mode: max}"), "max does not fit"),
     ("31 model and data", lambda _: with_("model.name=cnn"), "model.name: cnn takes image, and iris is features"),
     ("32 num_classes", lambda _: with_("model.num_classes=4"), "model.num_classes: unknown key"),
@@ -88,8 +88,8 @@ EARLY = [  # answered before torch is imported
     ("40 an option's typo", lambda _: with_("--resum", "x"), "--resum: unknown option; did you mean --resume?"),
     ("40 dashes", lambda _: with_("--lr=3"), "--lr: unknown option; write lr=3, without dashes"),
     ("40 empty value", lambda _: with_("optimizer.lr="), "optimizer.lr: has no value"),
-    ("40 no such reference", lambda _: with_("seed=${nope}"), "seed: ${nope} leads to no value"),
-    ("40 the environment", lambda _: with_("run.name=${oc.env:HOME}"), "is refused; only plain references"),
+    ("40 no such reference", lambda _: with_("seed=${nope}"), "seed: ${nope} has no value"),
+    ("40 the environment", lambda _: with_("run.name=${oc.env:HOME}"), "is refused; only references to keys"),
 ]  # fmt: skip
 LATE = [  # only the machine or the data can tell
     ("25 nothing to train on", lambda _: with_("data.val_fraction=0.99999"), "data.val_fraction: "),

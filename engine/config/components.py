@@ -1,4 +1,4 @@
-"""What a config can name. A new file in a folder is a new name; nothing is registered."""
+"""Finds the component that a config names. A new file in a folder is a new name; there is no registry."""
 
 import ast
 import importlib.util
@@ -13,15 +13,15 @@ from engine.config.signatures import (
     PROJECT,
     Component,
     ancestors,
-    base_classes,
     classes_of,
     own_constants,
     read_component,
+    short_path,
     tree_of,
 )
 from engine.contracts import ConfigError
 
-# section -> its folder, and the class that its components derive from
+# section -> its folder, and the base class of its components
 FOLDERS = {
     "data": ("datamodules", "LightningDataModule"),
     "model": ("lit_models", "LitClassifier"),
@@ -34,25 +34,25 @@ SECTIONS = (*NAMED, "trainer", "callbacks", "run")
 
 
 def component_names(section: str) -> list[str]:
-    """Every name that `section` accepts."""
+    """Return every name that `section` accepts."""
     if section in FUNCTIONS:
         return _functions(section)
     folder, _ = FOLDERS[section]
-    found = [path.stem for path in (PROJECT / folder).glob("*.py") if _choices(section, path)]
+    found = [path.stem for path in (PROJECT / folder).glob("*.py") if len(_choices(section, path)) == 1]
     return sorted([*found, *schema.LIGHTNING_CALLBACKS]) if section == "callbacks" else sorted(found)
 
 
 def find_component(section: str, name: str, where: str = "", key: str = "") -> Component:
-    """The component called `name` in `section`.
+    """Return the component called `name` in `section`, without the parameters that `train.py` passes itself.
 
     Args:
         section: ``data``, ``model``, ``optimizer``, ``schedule`` or ``callbacks``.
-        name: The name of its file, of its function, or of a callback of Lightning.
+        name: The name of a file in the folder of the section, of a function, or of a callback of Lightning.
         where: File and line of the name, for errors.
         key: The key that holds the name, for errors.
 
     Raises:
-        ConfigError: if there is no such component, or if its file does not say which class it is.
+        ConfigError: if there is no such component, or if its file does not have exactly one class that can be chosen.
     """
     if section in FUNCTIONS:
         if name in _functions(section):
@@ -62,18 +62,18 @@ def find_component(section: str, name: str, where: str = "", key: str = "") -> C
         return read_component(lightning_folder() / "callbacks" / f"{file}.py", class_name)
     elif (path := PROJECT / FOLDERS[section][0] / f"{name}.py").is_file() and name.isidentifier():
         found = read_component(path, _chosen_class(section, path, where, key))
-        given = schema.HANDED_OVER.get(section, ())
-        return replace(found, parameters={k: p for k, p in found.parameters.items() if k not in given})
+        passed = schema.PASSED_BY_TRAIN.get(section, ())
+        return replace(found, parameters={k: p for k, p in found.parameters.items() if k not in passed})
     raise ConfigError(where, key, f"unknown name {name!r}", suggest(name, component_names(section), "available"))
 
 
 def _chosen_class(section: str, path: Path, where: str, key: str) -> str:
-    """The one class of a file that a config can choose."""
-    folder, base = FOLDERS[section]
+    """Return the only class of a file that a config can choose."""
+    _, base = FOLDERS[section]
     choices = _choices(section, path)
     if len(choices) == 1:
         return choices[0]
-    file = f"{folder}/{path.name}"
+    file = short_path(path)
     if choices:
         problem = f"{file} has {len(choices)} classes that derive from {base}: {', '.join(choices)}"
         raise ConfigError(where, key, problem, "keep one per file, or set choosable = False in the others")
@@ -85,32 +85,36 @@ def _chosen_class(section: str, path: Path, where: str, key: str) -> str:
 
 
 def _choices(section: str, path: Path) -> list[str]:
-    """The classes of a file that a config can choose: those that do not say ``choosable = False`` themselves and that no
-    other class of the file derives from."""
+    """Return the classes of a file that a config can choose.
+
+    These are the subclasses that do not set ``choosable = False`` themselves and are not a base class of another one.
+    """
     found = [node for node in _subclasses(section, path) if own_constants(node).get("choosable", True)]
-    bases = {name for node in found for name, file, _ in base_classes(path, node) if file == path}
+    bases = {base.name for node in found for base in ancestors(path, node) if base.path == path}
     return [node.name for node in found if node.name not in bases]
 
 
 def _subclasses(section: str, path: Path) -> Iterator[ast.ClassDef]:
-    """The classes of a file that derive, at any depth, from the base class of the section, and that base class itself."""
+    """Yield the classes of a file that derive from the base class of the section at any depth, and the base class itself."""
     _, base = FOLDERS[section]
     for node in classes_of(path):
         names = {node.name}
-        for name, _, module in ancestors(path, node):
-            names.add("Callback" if module.startswith("lightning.pytorch.callbacks") else name)
+        for ancestor in ancestors(path, node):
+            of_lightning = ancestor.module.startswith("lightning.pytorch.callbacks")  # all of them are callbacks
+            names.add("Callback" if of_lightning else ancestor.name)
         if base in names:
             yield node
 
 
 def _functions(section: str) -> list[str]:
-    return [n.name for n in tree_of(FUNCTIONS[section]).body if isinstance(n, ast.FunctionDef) and n.name[0] != "_"]
+    tree = tree_of(FUNCTIONS[section])
+    return [node.name for node in tree.body if isinstance(node, ast.FunctionDef) and not node.name.startswith("_")]
 
 
 @lru_cache
 def section_schema(section: str) -> Component:
-    """The keys of ``trainer``, of ``run`` or, for ``""``, of the top of a file."""
-    path = PROJECT / "engine/config/schema.py"
+    """Return the keys of ``trainer``, of ``run`` or, for ``""``, of the top level of a config."""
+    path = Path(schema.__file__)
     if section == "trainer":
         ours = read_component(path, "Trainer")
         theirs = read_component(lightning_folder() / "trainer" / "trainer.py", "Trainer")
@@ -123,7 +127,7 @@ def section_schema(section: str) -> Component:
 
 @lru_cache
 def lightning_folder() -> Path:
-    """The folder of `lightning.pytorch`, found without importing it."""
+    """Return the folder of `lightning.pytorch` without importing it."""
     spec = importlib.util.find_spec("lightning")
     if spec is None or spec.origin is None:
         raise ConfigError("", "", "lightning is not installed", "run: pip install -e . -c constraints.txt")

@@ -1,7 +1,7 @@
-"""One experiment: a YAML file and ``key=value`` overrides, checked and completed.
+"""Loads one experiment: a YAML file and ``key=value`` overrides, checked and completed with defaults.
 
-Each key becomes an OmegaConf structured config made from the signature of the component, which checks the type. What
-OmegaConf would convert silently, ranges, names and impossible combinations are checked here and in `cross_checks`.
+OmegaConf checks the type of each value against the signature of the component. This module also refuses values that
+OmegaConf would convert silently, values out of range, and unknown names. `cross_checks` refuses combinations.
 """
 
 import re
@@ -18,22 +18,24 @@ from engine.config.cross_checks import check_model_takes_data, cross_check
 from engine.config.errors import as_written, closest, suggest
 from engine.config.interpolation import resolve_interpolation
 from engine.config.signatures import COMPUTED, REQUIRED, Component, Parameter, in_range
-from engine.config.yaml_reader import COMMAND_LINE, Section, Value, ambiguity_error, plain, read_override, read_yaml
-from engine.contracts import ConfigError, DataError, OptionError, UserError
+from engine.config.yaml_reader import Section, Value, ambiguity_error, plain, read_override, read_yaml
+from engine.contracts import COMMAND_LINE, ConfigError, DataError, OptionError, UserError, listed
 
+# The options of ``trainer`` about which Lightning complains without naming them.
+DEVICE_OPTIONS = ("accelerator", "devices", "num_nodes", "strategy")
 COMMON_KEYS = ("data.batch_size", "model.name", "optimizer.lr", "optimizer.name", "seed")
 
 
 @dataclass(frozen=True)
 class Config:
-    """Every key of every section, and where it comes from.
+    """The values of an experiment and where each of them was written.
 
     Attributes:
         path: The YAML file.
         values: Plain nested data. Keys that the file does not set have their defaults.
-        components: What each section configures; a callback is under ``callbacks.NAME``.
+        components: The component of each section; that of a callback is under ``callbacks.NAME``.
         parameters: The declaration of each dotted key.
-        origins: File and line, or the command line, of each dotted key that was written.
+        origins: For each dotted key that was written, its file and line, or "command line".
         resumes: Folder of the run to resume; None for a new run.
         checkpoint: Checkpoint to resume from; None for the newest.
         falls_back: Resume from the best checkpoint if the last one is damaged.
@@ -51,75 +53,79 @@ class Config:
     checks: bool = False
 
     def __getitem__(self, key: str) -> Any:
-        """The value of a dotted key, or a whole section."""
+        """Return the value of a dotted key, or a whole section."""
         value: Any = self.values
         for name in key.split("."):
             value = value[name]
         return value
 
     def all_keys(self) -> list[str]:
-        """Every dotted key, ``SECTION.name`` included."""
+        """Return every dotted key, ``SECTION.name`` included."""
         return [*self.parameters, *(f"{section}.name" for section in NAMED)]
 
     def where(self, key: str) -> str:
-        """File and line of `key`, or the command line; only the file if the key was not written."""
-        return self.origins.get(key, str(self.path))
+        """Return file and line of a key or section, or "command line"; only the file if the key was not written."""
+        return self.origins.get(key) or self.origins.get(f"{key}.name") or str(self.path)
 
     def options(self, section: str) -> dict[str, Any]:
-        """The arguments of the section's component: the section without ``name``."""
+        """Return the arguments of the section's component: the section without ``name``."""
         return {name: value for name, value in self[section].items() if name != "name"}
 
     def flat(self) -> dict[str, bool | int | float | str]:
-        """Dotted key to scalar, without null and empty lists, as TensorBoard's HPARAMS can show it."""
+        """Return scalars by dotted key, without None and empty lists, as TensorBoard's HPARAMS can show them."""
         found = {key: self[key] for key in sorted(self.all_keys()) if self[key] not in (None, [])}
         scalars = (bool, int, float, str)
         return {key: value if isinstance(value, scalars) else str(value) for key, value in found.items()}
 
     def varied(self) -> set[str]:
-        """The dotted keys in which runs of one experiment probably differ: common ones and overrides."""
-        given = {key for key in self.all_keys() if self.origins.get(key) == COMMAND_LINE}
-        places = {key for key in given if key.startswith("run.") or key.endswith(".root")}
-        return (given - places) | set(COMMON_KEYS)
+        """Return the dotted keys in which runs of one experiment probably differ: common keys and overrides."""
+        overridden = {key for key in self.all_keys() if self.origins.get(key) == COMMAND_LINE}
+        folders = {key for key in overridden if key.startswith("run.") or key.endswith(".root")}
+        return (overridden - folders) | set(COMMON_KEYS)
 
     def monitors(self) -> dict[str, str]:
-        """The keys that name a metric to watch, and that metric."""
-        keys = [key for key in self.parameters if key.endswith(".monitor") and self[key] is not None]
+        """Return the metric to watch of each key that names one."""
+        keys = [key for key in self.parameters if key.endswith(".monitor") and isinstance(self[key], str)]
         return {key: self[key] for key in keys}
 
     def to_yaml(self, **run: Any) -> str:
-        """YAML that `load_config` reads back to the same values. `run` replaces values of the section ``run``."""
+        """Return YAML that `load_config` reads back to the same values. `run` replaces values of the section ``run``."""
         return OmegaConf.to_yaml(OmegaConf.create({**self.values, "run": {**self["run"], **run}}))
 
     def refused(self, section: str, error: Exception | str, hardware: str = "") -> UserError:
-        """What a component said about its options, as an error of the key that it is about.
+        """Return the error of a component about its options as an error of the key that caused it.
 
         Args:
-            section: The component's section.
-            error: ``KEY: problem``, or a message of Lightning that may name an argument.
-            hardware: The hardware of this machine, for an error about devices.
+            section: The section of the component.
+            error: ``KEY: problem``, or a message of Lightning that may contain the name of an argument.
+            hardware: The hardware of this machine, for errors about devices.
         """
         if isinstance(error, UserError) and not isinstance(error, OptionError | DataError):
             return error
         message = str(error)
         key, colon, problem = message.partition(": ")
-        if colon and key in self.parameters:
+        if colon and (key in self.parameters or key in SECTIONS):
             return ConfigError(self.where(key), key, problem)
-        if colon and Path(re.sub(r":\d+$", "", key)).is_file():
-            return ConfigError(key, "", problem)  # about a line of one of the user's files
-        written = [name for name in self[section] if f"{section}.{name}" in self.origins]
-        devices = [name for name in ("accelerator", "devices", "num_nodes", "strategy") if name in written]
-        named = [name for name in written if re.search(rf"\b{name}\b", message)]
-        key = ".".join([section, *(named or devices)[:1]])
-        return ConfigError(self.where(key), key, message, hardware if (named or devices)[:1] == devices[:1] else "")
+        if colon and Path(re.sub(r":\d+$", "", key)).is_file():  # FILE or FILE:LINE of the user's data
+            return ConfigError(key, "", problem)
+        written = [name for name in self.options(section) if f"{section}.{name}" in self.origins]
+        found = {name: match.start() for name in written if (match := re.search(rf"\b{name}\b", message))}
+        devices = [name for name in DEVICE_OPTIONS if name in written]
+        name = min(found, key=found.__getitem__, default=devices[0] if devices else "")
+        key = f"{section}.{name}" if name else section
+        return ConfigError(self.where(key), key, message, hardware if not name or name in DEVICE_OPTIONS else "")
 
     def missing_monitor(self, error: Exception) -> ConfigError | None:
-        """An error of Lightning that a monitored metric was not logged, as an error of the key; None for other errors."""
+        """Return Lightning's error that a monitored metric was not logged as an error of the key; None for other errors."""
         message = str(error)
-        if (match := re.search(r"conditioned on metric `?(\S+?)`? which is not available", message)) is None:
+        if (match := re.search(r"conditioned on metric `?(.+?)`? which is not available", message)) is None:
             return None
         key = next((key for key, monitor in self.monitors().items() if monitor == match[1]), "trainer")
-        logged = ", ".join(sorted(set(re.findall(r"[\w.]+/[\w./]+", message[match.end() :]))))
-        return ConfigError(self.where(key), key, f"no metric {match[1]!r} is logged", f"logged: {logged}")
+        names = message[match.end() :].partition(": ")[2].partition(". Condition")[0]
+        logged = sorted(name.strip(" `'[]") for name in names.split(","))
+        return ConfigError(
+            self.where(key), key, f"metric {match[1]!r} is not logged", f"logged metrics: {listed(logged, 20)}"
+        )
 
 
 def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Config:
@@ -127,10 +133,10 @@ def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
 
     Args:
         path: A YAML file.
-        overrides: ``section.key=value`` with values in YAML. The last one of a key wins.
+        overrides: ``section.key=value`` with values in YAML. If a key is given twice, the last value is used.
 
     Raises:
-        ConfigError: if anything is wrong, in one line.
+        ConfigError: for the first mistake.
     """
     path = Path(path)
     tree = read_yaml(path)
@@ -163,7 +169,7 @@ def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
 
 
 def _chosen_name(key: str, node: Section | Value) -> Value | None:
-    """The component name that an override chooses, if it chooses one."""
+    """Return the component name that an override chooses; None if it does not choose a component."""
     section, _, rest = key.partition(".")
     if section in NAMED and not rest and isinstance(node, Section):
         node = node.items.get("name", node)
@@ -171,9 +177,9 @@ def _chosen_name(key: str, node: Section | Value) -> Value | None:
 
 
 def _clear_other_component(tree: Section, section: str, name: Value) -> None:
-    """Drop the keys of a section whose component is replaced: they were written for the old component."""
-    there = tree.items.get(section)
-    old = there.items.get("name") if isinstance(there, Section) else None
+    """Drop the keys of a section whose component is replaced, because they were written for the old component."""
+    existing = tree.items.get(section)
+    old = existing.items.get("name") if isinstance(existing, Section) else None
     if isinstance(old, Value) and old.data != name.data:
         tree.items[section] = Section(name.where, {"name": name})
 
@@ -189,16 +195,16 @@ def _insert(tree: Section, key: str, node: Section | Value) -> None:
         if not isinstance(child, Section):
             child = tree.items[name] = Section(node.where)
         tree = child
-    there = tree.items.get(last)
-    if isinstance(there, Section) and isinstance(node, Section):
+    existing = tree.items.get(last)
+    if isinstance(existing, Section) and isinstance(node, Section):
         for name, child in node.items.items():
-            _insert(there, name, child)
+            _insert(existing, name, child)
     else:
         tree.items[last] = node
 
 
 def _fill_section(config: Config, name: str, section: Section) -> dict[str, Any]:
-    """The values of a section. Its component and the places of its keys are noted in `config`."""
+    """Return the values of a section. Its component and the origins of its keys are added to `config`."""
     if name in FIXED:
         return _fill(config, name, section_schema(name), section)
     if name == "callbacks":
@@ -217,6 +223,7 @@ def _fill_section(config: Config, name: str, section: Section) -> dict[str, Any]
 
 
 def _fill_callbacks(config: Config, section: Section) -> dict[str, Any]:
+    """Return the options of each callback; None for a callback that is switched off."""
     values: dict[str, Any] = {}
     defaults = {name: Section(section.where) for name in schema.DEFAULT_CALLBACKS}
     for name, node in {**defaults, **section.items}.items():
@@ -226,7 +233,7 @@ def _fill_callbacks(config: Config, section: Section) -> dict[str, Any]:
         component = find_component("callbacks", name, node.where, key)
         if isinstance(node, Section):
             values[name] = _fill(config, key, component, node)
-        elif node.data is None:  # switched off, and written out in the resolved config
+        elif node.data is None:
             values[name] = None
         else:
             problem = f"is a section, not {as_written(node.data)}"
@@ -235,7 +242,7 @@ def _fill_callbacks(config: Config, section: Section) -> dict[str, Any]:
 
 
 def _fill(config: Config, prefix: str, component: Component, section: Section) -> dict[str, Any]:
-    """The values of a section with the types that its component declares, and defaults for keys that were not written."""
+    """Return the values of a section, converted to the declared types and completed with defaults."""
     dot = f"{prefix}." if prefix else ""
     usable = {name: parameter for name, parameter in component.parameters.items() if parameter.type is not None}
     for name, node in section.items.items():
@@ -276,17 +283,17 @@ def _unknown_key(
 
 
 def _convert(key: str, parameter: Parameter, node: Section | Value) -> Any:
-    """The written value with the type of `parameter`.
+    """Return the written value with the type of `parameter`.
 
     Raises:
-        ConfigError: if it has another type or is out of range.
+        ConfigError: if the value has another type or is out of range.
     """
     kinds = get_args(parameter.type) or (parameter.type,)
     if isinstance(node, Value):
-        if node.ambiguous and not (isinstance(node.data, bool) and bool in kinds):
+        if node.is_ambiguous and not (isinstance(node.data, bool) and bool in kinds):
             raise ambiguity_error(node, key)
         as_text = node.text is not None and str in kinds and not {int, float} & set(kinds)
-        given = node.text if as_text else node.data  # a name such as 7 is kept as it was written
+        given = node.text if as_text else node.data  # run.name=1e3 stays "1e3"
     else:
         given = plain(node, key)
     shape = OmegaConf.structured(make_dataclass("Shape", [("value", parameter.type, field(default=MISSING))]))
@@ -304,7 +311,7 @@ def _convert(key: str, parameter: Parameter, node: Section | Value) -> Any:
 
 
 def _is_unchanged(given: Any, read: Any) -> bool:
-    """Whether OmegaConf kept the written value. An int may become a float; nothing else may change."""
+    """Return whether OmegaConf kept the written value, except that an int may become a float."""
     if isinstance(given, list):
         return isinstance(read, list | tuple) and len(given) == len(read) and all(map(_is_unchanged, given, read))
     if isinstance(given, dict):

@@ -1,4 +1,4 @@
-"""How the errors of a config are worded: values as they were written, and suggestions."""
+"""Parts of error messages about a config: suggestions, and values as they were written."""
 
 import difflib
 from collections.abc import Iterable
@@ -6,13 +6,13 @@ from typing import Any
 
 
 def suggest(word: str, choices: Iterable[str], title: str) -> str:
-    """``did you mean X?``, or all choices under `title` if none is close."""
+    """Return ``did you mean X?``, or all choices under `title` if none is close."""
     close = closest(word, choices)
     return f"did you mean {close}?" if close else f"{title}: {', '.join(sorted(set(choices)))}"
 
 
 def closest(word: str, choices: Iterable[str]) -> str | None:
-    """The choice with a similar spelling, or with something added before or after `word`; None if there is none."""
+    """Return the choice with a similar spelling, or with a part added before or after `word`; None if no choice is close."""
     choices = sorted(set(choices))
     ends = (f".{word}", f"_{word}") if len(word) > 2 else (f".{word}",)
     longer = (name for name in choices if name.endswith(ends) or (len(word) > 2 and name.startswith(f"{word}_")))
@@ -20,5 +20,7 @@ def closest(word: str, choices: Iterable[str]) -> str | None:
 
 
 def as_written(value: Any) -> str:
-    """A value as YAML writes it, text in quotes."""
-    return "null" if value is None else str(value).lower() if isinstance(value, bool) else repr(value)
+    """Return a value as YAML writes it, with text in quotes."""
+    if value is None:
+        return "null"
+    return str(value).lower() if isinstance(value, bool) else repr(value)

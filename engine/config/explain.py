@@ -1,4 +1,4 @@
-"""What a person asks of a config before running it: ``--help`` and ``--explain KEY``."""
+"""The texts of ``--help`` and ``--explain KEY``."""
 
 import shutil
 import textwrap
@@ -7,89 +7,93 @@ from typing import Any
 from engine.config.components import NAMED, SECTIONS, component_names
 from engine.config.config import Config
 from engine.config.errors import suggest
-from engine.config.signatures import COMPUTED, PROJECT, REQUIRED, Parameter
-from engine.config.yaml_reader import COMMAND_LINE
-from engine.contracts import ConfigError
+from engine.config.signatures import COMPUTED, PROJECT, REQUIRED
+from engine.contracts import COMMAND_LINE, ConfigError
+
+MIN_WIDTH = 60  # columns; a narrower terminal wraps the lines itself
+MAX_INDENT = 24  # of the second line of an entry; below a longer name it is indented by INDENT
+INDENT = 6
 
 
 def explain(config: Config, key: str) -> str:
-    """Where the value of `key` comes from, what it means and what it accepts.
+    """Return where the value of `key` comes from, what it means and what it accepts.
 
     Raises:
         ConfigError: if the config has no such key.
     """
     if key not in config.all_keys():
         hint = suggest(key, config.all_keys(), "keys")
-        raise ConfigError(COMMAND_LINE, "--explain", f"no key {key!r} in {config.path}", hint)
-    if key not in config.parameters:  # it chooses a component
+        raise ConfigError(COMMAND_LINE, "--explain", f"{config.path} has no key {key!r}", hint)
+    if key not in config.parameters:  # SECTION.name
         section = key.removesuffix(".name")
-        rows = [("value", config[key]), ("from", config.origins[key]), ("means", config.components[section].summary)]
-        return _rows(key, [*rows, ("accepts", ", ".join(component_names(section)))])
-    parameter, value = config.parameters[key], config[key]
-    if parameter.default in (REQUIRED, COMPUTED):
-        default = "none, it must be written" if parameter.default is REQUIRED else "the constructor decides"
+        return _entries(
+            key,
+            {
+                "value": config[key],
+                "from": config.origins[key],
+                "means": config.components[section].summary,
+                "accepts": ", ".join(component_names(section)),
+            },
+        )
+    parameter = config.parameters[key]
+    if parameter.default is REQUIRED:
+        default = "none, the key is required"
     else:
-        default = _yaml(parameter.default)
-    return _rows(
+        default = "computed by the constructor" if parameter.default is COMPUTED else _yaml(parameter.default)
+    return _entries(
         key,
-        [
-            ("value", _yaml(value)),
-            ("from", config.origins.get(key, f"default ({parameter.where})")),
-            ("means", parameter.meaning),
-            ("accepts", parameter.accepts),
-            ("default", default),
-        ],
+        {
+            "value": _yaml(config[key]),
+            "from": config.origins.get(key, f"default ({parameter.where})"),
+            "means": parameter.meaning,
+            "accepts": parameter.accepts,
+            "default": default,
+        },
     )
 
 
 def help_text(config: Config | None) -> str:
-    """The lines below the usage: what can be named and, with a config, every key with its value and meaning."""
+    """Return the names that a config can use or, for a given config, every key with its value and meaning."""
     if config is None:
-        experiments = sorted(path.name for path in (PROJECT / "configs").glob("*.yaml"))
-        rows = [("configs/", ", ".join(experiments))] + [
-            (f"{section}.name", ", ".join(component_names(section))) for section in NAMED
-        ]
-        rows += [("callbacks", ", ".join(component_names("callbacks")))]
-        return _rows("what a config can name (add --config FILE to this for every key of it):", rows)
+        names = {"configs/": ", ".join(sorted(path.name for path in (PROJECT / "configs").glob("*.yaml")))}
+        names |= {f"{section}.name": ", ".join(component_names(section)) for section in NAMED}
+        names["callbacks"] = ", ".join(component_names("callbacks"))
+        return _entries("names (--config FILE --help lists every key of a config):", names)
     blocks = []
     for section in ("", *SECTIONS):
-        keys = {
-            k: one
-            for k, one in config.parameters.items()
-            if k.startswith(f"{section}.") or (not section and "." not in k)
-        }
-        lines = [_line(config, key, one) for key, one in keys.items()]
+        lines = [_describe(config, key) for key in config.parameters if key.partition(".")[0] == section]
+        if not section:
+            lines = [_describe(config, key) for key in config.parameters if "." not in key]
         if section in NAMED:
-            lines.insert(
-                0,
-                _wrapped(f"  {section}.name={config[section]['name']}  ", f"({' | '.join(component_names(section))})"),
-            )
+            name = f"  {section}.name={config[section]['name']}  "
+            lines.insert(0, _wrap(name, f"({' | '.join(component_names(section))})"))
         if section == "callbacks":
-            lines.append(
-                _wrapped("  more callbacks: ", ", ".join(sorted({*component_names(section)} - {*config["callbacks"]})))
-            )
-        if lines:
-            blocks.append("\n".join(lines))
-    return f"keys of {config.path}, with their values:\n\n" + "\n\n".join(blocks)
+            others = sorted({*component_names(section)} - {*config["callbacks"]})
+            lines.append(_wrap("  more callbacks: ", ", ".join(others)))
+        blocks.append("\n".join(lines))
+    return f"keys of {config.path} and their values:\n\n" + "\n\n".join(blocks)
 
 
-def _line(config: Config, key: str, parameter: Parameter) -> str:
-    head = f"  {key}={_yaml(config[key])}  ({parameter.accepts})"
-    text = parameter.meaning.split(". ")[0].rstrip(".")
-    return _wrapped(head, "") + "\n" + _wrapped("      ", text)
+def _describe(config: Config, key: str) -> str:
+    """Return the value, the accepted values and the meaning of a key."""
+    parameter = config.parameters[key]
+    first_sentence = parameter.meaning.split(". ")[0].rstrip(".")
+    head = _wrap(f"  {key}={_yaml(config[key])}  ({parameter.accepts})", "")
+    return f"{head}\n{_wrap(' ' * INDENT, first_sentence)}"
 
 
-def _rows(title: str, rows: list[tuple[str, str]]) -> str:
-    width = max(len(name) for name, _ in rows) + 2
-    return "\n".join([title, *(_wrapped(f"  {name:<{width}}", text) for name, text in rows if text)])
+def _entries(title: str, texts: dict[str, str]) -> str:
+    width = max(map(len, texts)) + 2
+    return "\n".join([title, *(_wrap(f"  {name:<{width}}", text) for name, text in texts.items() if text)])
 
 
-def _wrapped(head: str, text: str) -> str:
-    width = max(60, shutil.get_terminal_size((100, 24)).columns)
-    indent = " " * (len(head) if len(head) < 24 else 6)
+def _wrap(head: str, text: str) -> str:
+    """Wrap `text` at the width of the terminal, with `head` before its first line."""
+    width = max(MIN_WIDTH, shutil.get_terminal_size((100, 24)).columns)
+    indent = " " * (len(head) if len(head) < MAX_INDENT else INDENT)
     return textwrap.fill(
-        head + text if head.strip() else indent + text, width, subsequent_indent=indent, break_on_hyphens=False,
-        break_long_words=False,
+        text if head.isspace() else head + text, width, initial_indent=head if head.isspace() else "",
+        subsequent_indent=indent, break_on_hyphens=False, break_long_words=False,
     )  # fmt: skip
 
 

@@ -1,14 +1,14 @@
-"""The keys that every experiment has, whatever its data and model are.
+"""The keys that every experiment has, independent of its data and model.
 
-`engine.config.signatures` reads each class like a constructor: its fields are keys with their defaults and ranges.
+`engine.config.signatures` reads the fields of each dataclass as keys with their types, defaults and ranges.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-# Arguments that train.py passes to a component: facts about the data, and sections of their own. A config cannot set them.
-HANDED_OVER = {
+# Arguments that train.py passes to a component. A config cannot set them in the section of the component.
+PASSED_BY_TRAIN = {
     "data": {"seed"},
     "model": {
         "input_shape", "num_classes", "class_names", "vocab_size", "pad_id", "max_length", "optimizer", "schedule",
@@ -16,7 +16,7 @@ HANDED_OVER = {
     },
 }  # fmt: skip
 
-# The metrics that every model logs, and whether the lowest or the highest value is best.
+# The metrics that every model logs, and whether their lowest or highest value is best.
 METRICS: dict[str, Literal["min", "max"]] = {
     "train/loss": "min",
     "train/accuracy": "max",
@@ -26,36 +26,37 @@ METRICS: dict[str, Literal["min", "max"]] = {
     "val/calibration_error": "min",
 }
 
-# Trainer arguments in which a float is a fraction of all batches and an int is a number of batches.
+# Arguments of the Trainer for which a float is a fraction of all batches and an int is a number of batches.
 FRACTIONS = (
     "limit_train_batches", "limit_val_batches", "limit_test_batches", "limit_predict_batches", "overfit_batches",
     "val_check_interval",
 )  # fmt: skip
 
-# Callbacks of every run. A config switches one off by null.
+# Callbacks of every run, unless the config sets them to null.
 DEFAULT_CALLBACKS = (
     "confusion_matrix", "finite_steps", "first_filters", "gallery", "model_graph", "pr_curves", "progress_line",
     "projector", "reliability_diagram", "throughput",
 )  # fmt: skip
 
-# Keys that have a new name, and that name.
+# Old name of a key -> its new name.
 RENAMED = {
     "optimizer.rounds": "optimizer.ns_steps",
     "callbacks.class_accuracy": "callbacks.confusion_matrix",
     "callbacks.pr_curves.num_classes": "callbacks.pr_curves.max_classes",
+    "data.resident_gigabytes": "data.gpu_memory_gigabytes",
 }
 
 LOGGERS = ("tensorboard", "csv", "wandb")
 
 
 def logger_names(value: bool | str | Sequence[str] | None) -> list[str]:
-    """The loggers that ``trainer.logger`` chooses: true is TensorBoard, false and null are none."""
+    """Return the loggers that a value of ``trainer.logger`` chooses. True chooses TensorBoard, False and None no logger."""
     if isinstance(value, bool) or value is None:
         return ["tensorboard"] if value else []
     return [value] if isinstance(value, str) else list(value)
 
 
-# Lightning's callbacks by short name: the file below lightning/pytorch/callbacks and the class.
+# Callbacks of Lightning by short name: the file in lightning/pytorch/callbacks, and the class.
 LIGHTNING_CALLBACKS = {
     "device_stats_monitor": ("device_stats_monitor", "DeviceStatsMonitor"),
     "early_stopping": ("early_stopping", "EarlyStopping"),
@@ -68,10 +69,11 @@ LIGHTNING_CALLBACKS = {
 
 @dataclass
 class Experiment:
-    """Keys at the top of a config, outside any section.
+    """Keys at the top level of a config.
 
     Args:
-        seed: Seed of the weights, the order of samples and augmentation. The validation split has `data.split_seed`.
+        seed: Seed of the initial weights, the order of samples and augmentation. The validation split has its own seed,
+            data.split_seed.
     """
 
     seed: Annotated[int, ">= 0, <= 4294967295"] = 0
@@ -79,18 +81,18 @@ class Experiment:
 
 @dataclass
 class Run:
-    """Where a run writes its files, and which epoch is best.
+    """The folder and the checkpoints of a run.
 
     Args:
-        root: Folder of all runs. The folder of one run is ROOT/CONFIG/NAME.
-        name: Name of this run's folder, which must not exist; null for the UTC time and a random suffix.
+        root: Folder of all runs. The folder of a run is ROOT/CONFIG/NAME.
+        name: Name of the run's folder, which must not exist; null for the UTC time and a random suffix.
         monitor: Metric that chooses the best checkpoint: any metric that is logged in validation.
-        mode: Whether the lowest or the highest value of the monitor is best; null to decide by its name (loss and error:
-            lowest, others: highest).
-        checkpoint_every_minutes: Minutes between two checkpoints within an epoch; null for none. Epochs that take more than
-            two seconds end with a checkpoint, and so does the training.
-        checkpoint_every_steps: Optimizer steps between two checkpoints within an epoch; null for none.
-        timeout_minutes: How long one process waits for another before it gives up.
+        mode: Whether the lowest or the highest value of the monitor is best; null to decide by its name (min if it contains
+            loss, error or seconds, otherwise max).
+        checkpoint_every_minutes: Minutes between two checkpoints within an epoch; null for no such checkpoints. A checkpoint
+            is also written at the end of training and after epochs that take more than two seconds.
+        checkpoint_every_steps: Optimizer steps between two checkpoints within an epoch; null for no such checkpoints.
+        timeout_minutes: How long a process waits for the other processes of the run before it gives up.
     """
 
     root: str = "runs"
@@ -104,20 +106,31 @@ class Run:
 
 @dataclass
 class Trainer:
-    """The arguments of `lightning.Trainer` whose default, choices or range differ here.
+    """Arguments of `lightning.Trainer` with another default, type, range or help text than in Lightning.
 
     Args:
-        precision: auto uses bf16-mixed if the hardware multiplies bf16 natively (CUDA capability 8 or newer, a CPU with AMX
-            or AVX512-BF16), and 32-true otherwise.
-        max_epochs: Passes over the training set; null for no limit (max_steps, max_time or early stopping must end it).
-        max_steps: Optimizer steps; null for no limit (max_epochs must end the training).
+        devices: Number of devices, a list of their indices, -1 for all, or auto.
+        precision: Number format of the computation. auto uses bf16-mixed if the hardware multiplies bf16 natively (CUDA
+            capability 8 or newer, a CPU with AMX or AVX512-BF16), and 32-true otherwise.
+        max_epochs: Passes over the training set; null for no limit. Then max_steps, max_time or early stopping must end the
+            training.
+        min_epochs: Epochs before early stopping can end the training.
+        max_steps: Optimizer steps; null for no limit.
+        min_steps: Optimizer steps before early stopping can end the training.
+        max_time: Duration as DAYS:HOURS:MINUTES:SECONDS after which the training ends, as in '00:01:30:00'.
+        limit_train_batches: Fraction (float) or number (int) of training batches per epoch.
+        limit_val_batches: Fraction (float) or number (int) of batches per validation; 0 for no validation.
+        limit_test_batches: Fraction (float) or number (int) of batches in the test; 0 for no test.
+        limit_predict_batches: Fraction (float) or number (int) of batches in a prediction.
+        val_check_interval: Fraction of an epoch (float) or training batches (int) between two validations.
+        num_sanity_val_steps: Validation batches before training starts; -1 for all.
         log_every_n_steps: Steps between two points of the training curves.
-        num_sanity_val_steps: Validation batches to run before training.
-        default_root_dir: Folder for files of Lightning's own; null for the run's folder.
-        deterministic: Refuse operations whose result may differ between two runs ("warn": warn about them).
-        logger: Where curves go: tensorboard, csv, wandb or a list of them; true for tensorboard, false for none.
+        deterministic: Refuse operations whose result may differ between two runs; warn to show a warning instead.
+        default_root_dir: Folder for files that Lightning writes; null for the run's folder.
+        fast_dev_run: Number of batches of training, validation and test to run as a trial; true for 1.
+        logger: Where metrics are logged: tensorboard, csv, wandb or a list of them; true for tensorboard, false for none.
         enable_progress_bar: Show callbacks.progress_line.
-        enable_checkpointing: false writes no checkpoints, and the model of the last epoch is tested.
+        enable_checkpointing: Write checkpoints. Without checkpoints the model of the last epoch is tested.
     """
 
     precision: Literal[
@@ -151,3 +164,4 @@ class Trainer:
     enable_checkpointing: bool = True
     enable_model_summary: bool | None = False
     enable_autolog_hparams: bool = False
+    max_time: str | Mapping[str, int] | None = None

@@ -1,7 +1,7 @@
-"""The parameters of a constructor or a function, read from its source without importing it.
+"""Reads the parameters of a constructor or a function from its source, without importing it.
 
 The constructor is the schema of a config section. Names, types and defaults come from the signature. Ranges come from
-annotations such as ``Annotated[float, ">= 0, < 1"]``, and hold for every number in a value. Help texts come from ``Args:`` in
+annotations such as ``Annotated[float, ">= 0, < 1"]`` and apply to every number in a value. Help texts come from ``Args:`` in
 the docstring. Reading the source with `ast` takes milliseconds; importing it would import torch.
 """
 
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from types import NoneType
-from typing import Any, Literal, Union
+from typing import Any, Literal, NamedTuple, Union
 
 from engine.contracts import ConfigError
 
@@ -27,6 +27,7 @@ _SCALARS: dict[str, Any] = {"int": int, "float": float, "str": str, "bool": bool
 _LISTS = {"list", "List", "Sequence", "Iterable", "tuple", "Tuple"}  # YAML has only one kind of list
 _DICTS = {"dict", "Dict", "Mapping"}
 _BOUND = re.compile(r"\s*(>=|<=|>|<)\s*(-?[0-9.]+(?:e[-+]?[0-9]+)?)\s*(?:,|$)")
+_REST_ROLE = re.compile(r":\w+:`~?(.*?)`")  # :class:`torch.Tensor`
 _COMPARISONS = {">=": operator.ge, ">": operator.gt, "<=": operator.le, "<": operator.lt}
 
 
@@ -58,30 +59,47 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Component:
-    """A class or function that a config can name."""
+    """A class or function that a config can name.
+
+    Attributes:
+        name: Its name in the source.
+        path: The file.
+        parameters: The keys of its section.
+        constants: Class attributes with literal values, such as `modality`, inherited ones included.
+        summary: First line of the docstring.
+    """
 
     name: str
     path: Path
     parameters: dict[str, Parameter]
-    constants: dict[str, Any]  # class attributes with literal values, such as `modality`
-    summary: str  # first line of the docstring
+    constants: dict[str, Any]
+    summary: str
+
+
+class BaseClass(NamedTuple):
+    """A base class as a class statement names it. `path` and `node` are None for a class outside the project."""
+
+    name: str
+    module: str  # "" for a class of the same file
+    path: Path | None = None
+    node: ast.ClassDef | None = None
 
 
 @lru_cache
 def read_component(path: Path, name: str) -> Component:
-    """The class or function `name` in the file `path`.
+    """Return the class or function `name` of the file `path`.
 
-    A constructor's ``**options`` stand for the parameters of its first base class.
+    If a constructor takes ``**options``, the parameters of the next constructor among the base classes are added.
     """
     node = next(n for n in tree_of(path).body if isinstance(n, ast.ClassDef | ast.FunctionDef) and n.name == name)
     docstring = ast.get_docstring(node) or ""
-    constants = inherited_constants(path, node) if isinstance(node, ast.ClassDef) else {}
+    constants = _constants(path, node) if isinstance(node, ast.ClassDef) else {}
     return Component(name, path, _parameters(path, node), constants, docstring.partition("\n")[0])
 
 
 @lru_cache
 def tree_of(path: Path) -> ast.Module:
-    """The syntax tree of a file.
+    """Return the syntax tree of a file.
 
     Raises:
         ConfigError: if the file is not valid Python.
@@ -95,62 +113,102 @@ def tree_of(path: Path) -> ast.Module:
 
 
 def short_path(path: Path) -> str:
-    """The path relative to the project, or only the name of a file outside the project."""
+    """Return the path relative to the project, or only the name of a file outside the project."""
     return str(path.relative_to(PROJECT)) if path.is_relative_to(PROJECT) else path.name
 
 
 def classes_of(path: Path) -> list[ast.ClassDef]:
+    """Return the class statements at the top level of a file."""
     return [node for node in tree_of(path).body if isinstance(node, ast.ClassDef)]
 
 
-def base_classes(path: Path, node: ast.ClassDef) -> Iterator[tuple[str, Path | None, str]]:
-    """Name, file (None if it is outside the project) and module of each direct base class."""
-    for base in node.bases:
-        prefix, _, name = ast.unparse(base).rpartition(".")
-        if not prefix and any(other.name == name for other in classes_of(path)):
-            yield name, path, ""
-            continue
-        module = _module_of(path, prefix or name, is_module=bool(prefix))
-        file = PROJECT.joinpath(*module.split(".")).with_suffix(".py")
-        yield name, file if module and file.is_file() else None, module
+def ancestors(path: Path, node: ast.ClassDef) -> Iterator[BaseClass]:
+    """Yield the base classes of a class at any depth, depth first."""
+    for expression in node.bases:
+        base = _find_base(path, node, expression)
+        yield base
+        if base.path is not None and base.node is not None:
+            yield from ancestors(base.path, base.node)
 
 
-def ancestors(path: Path, node: ast.ClassDef) -> Iterator[tuple[str, Path | None, str]]:
-    """Every base class at any depth, as from `base_classes`."""
-    for name, file, module in base_classes(path, node):
-        yield name, file, module
-        if file is not None:
-            for parent in classes_of(file):
-                if parent.name == name:
-                    yield from ancestors(file, parent)
+def _find_base(path: Path, node: ast.ClassDef, expression: ast.expr) -> BaseClass:
+    if isinstance(expression, ast.Subscript):  # Base[int]
+        expression = expression.value
+    prefix, _, name = ast.unparse(expression).rpartition(".")
+    for other in classes_of(path):
+        if not prefix and other.name == name and other.lineno < node.lineno:
+            return BaseClass(name, "", path, other)
+    module, name = _imported_from(path, prefix, name)
+    file = _file_of(module)
+    for other in classes_of(file) if file is not None else ():
+        if other.name == name:
+            return BaseClass(name, module, file, other)
+    return BaseClass(name, module)
 
 
-def _module_of(path: Path, name: str, is_module: bool) -> str:
-    """The module that `name` was imported from; with `is_module` the module that is called `name` in the file."""
-    for node in tree_of(path).body:
-        if isinstance(node, ast.ImportFrom) and node.module:
-            for alias in node.names:
-                if (alias.asname or alias.name) == name:
-                    return f"{node.module}.{alias.name}" if is_module else node.module
-        elif isinstance(node, ast.Import):
-            for alias in node.names:
-                if (alias.asname or alias.name) == name:
-                    return alias.name
-    return ""
+def _imported_from(path: Path, prefix: str, name: str) -> tuple[str, str]:
+    """Return the module that defines ``prefix.name``, or ``name`` without a prefix, and its name there."""
+    first, _, rest = prefix.partition(".")
+    for statement in tree_of(path).body:
+        if isinstance(statement, ast.ImportFrom):
+            module = _absolute_module(path, statement)
+            for alias in statement.names:
+                if (alias.asname or alias.name) == (first or name):
+                    return (".".join(filter(None, (module, alias.name, rest))), name) if first else (module, alias.name)
+        elif isinstance(statement, ast.Import):
+            for alias in statement.names:
+                if alias.asname is None and first and alias.name.split(".")[0] == first:
+                    return prefix, name
+                if alias.asname is not None and alias.asname == first:
+                    return ".".join(filter(None, (alias.name, rest))), name
+    return "", name
 
 
-def inherited_constants(path: Path, node: ast.ClassDef) -> dict[str, Any]:
-    """Class attributes with literal values, those of base classes in the project included."""
+def _absolute_module(path: Path, statement: ast.ImportFrom) -> str:
+    """Return the module of a ``from MODULE import``, which may be relative to the package of the file."""
+    if not statement.level or not path.is_relative_to(PROJECT):
+        return statement.module or ""
+    package = path.parents[statement.level - 1].relative_to(PROJECT).parts
+    return ".".join(filter(None, (*package, statement.module)))
+
+
+def _file_of(module: str) -> Path | None:
+    """Return the project file of a dotted module name; None if it is not a file of the project."""
+    file = PROJECT.joinpath(*module.split(".")).with_suffix(".py")
+    return file if module and file.is_file() else None
+
+
+def imported_files(path: Path) -> Iterator[Path]:
+    """Yield the files of the project that a file imports anywhere, without those of `engine`."""
+    modules: list[str] = []
+    for node in ast.walk(tree_of(path)):
+        if isinstance(node, ast.Import):
+            modules += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            module = _absolute_module(path, node)
+            modules += [module, *(f"{module}.{alias.name}" for alias in node.names)]
+    for module in modules:
+        if not module.startswith("engine.") and (file := _file_of(module)) is not None:
+            yield file
+
+
+def _lineage(path: Path, node: ast.ClassDef) -> list[tuple[Path, ast.ClassDef]]:
+    """Return the class and its base classes within the project."""
+    bases = [
+        (base.path, base.node) for base in ancestors(path, node) if base.path is not None and base.node is not None
+    ]
+    return [(path, node), *bases]
+
+
+def _constants(path: Path, node: ast.ClassDef) -> dict[str, Any]:
     found: dict[str, Any] = {}
-    for name, file, _ in base_classes(path, node):
-        for parent in classes_of(file) if file is not None else ():
-            if parent.name == name:
-                found = {**inherited_constants(file, parent), **found}  # type: ignore[arg-type]
-    return found | own_constants(node)
+    for _, owner in reversed(_lineage(path, node)):
+        found |= own_constants(owner)
+    return found
 
 
 def own_constants(node: ast.ClassDef) -> dict[str, Any]:
-    """Class attributes with literal values that the class itself sets."""
+    """Return the class attributes with literal values that the class itself sets."""
     found = {}
     for item in node.body:
         target = item.targets[0] if isinstance(item, ast.Assign) else getattr(item, "target", None)
@@ -162,25 +220,27 @@ def own_constants(node: ast.ClassDef) -> dict[str, Any]:
 
 def _parameters(path: Path, node: ast.ClassDef | ast.FunctionDef) -> dict[str, Parameter]:
     if isinstance(node, ast.FunctionDef):
-        return _of_function(path, node, ast.get_docstring(node))
-    init = next((item for item in node.body if isinstance(item, ast.FunctionDef) and item.name == "__init__"), None)
-    if init is None and not node.bases:  # a dataclass: its fields are the constructor's parameters
+        return _function_parameters(path, node, ast.get_docstring(node))
+    if any("dataclass" in ast.unparse(decorator) for decorator in node.decorator_list):
         meanings = _meanings(ast.get_docstring(node))
         fields = [item for item in node.body if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name)]
         return {f.target.id: _parameter(path, f.target.id, f, f.annotation, f.value, meanings) for f in fields}  # type: ignore[union-attr]
-    own: dict[str, Parameter] = {}
-    if init is not None:
-        docstring = "\n\n".join(text for owner in (node, init) if (text := ast.get_docstring(owner)))
-        own = _of_function(path, init, docstring)
-        if init.args.kwarg is None:
-            return own
-    name, file, _ = next(base_classes(path, node), ("", None, ""))
-    inherited = read_component(file, name).parameters if file is not None else {}
-    return {**own, **{key: parameter for key, parameter in inherited.items() if key not in own}}
+    found: dict[str, Parameter] = {}
+    for owner_path, owner in _lineage(path, node):
+        init = next(
+            (item for item in owner.body if isinstance(item, ast.FunctionDef) and item.name == "__init__"), None
+        )
+        if init is not None:
+            docstring = "\n\n".join(text for documented in (owner, init) if (text := ast.get_docstring(documented)))
+            for name, parameter in _function_parameters(owner_path, init, docstring).items():
+                found.setdefault(name, parameter)
+            if init.args.kwarg is None:
+                break
+    return found
 
 
-def _of_function(path: Path, node: ast.FunctionDef, docstring: str | None) -> dict[str, Parameter]:
-    """All parameters of a constructor but self, or the keyword-only parameters of any other function."""
+def _function_parameters(path: Path, node: ast.FunctionDef, docstring: str | None) -> dict[str, Parameter]:
+    """Return all parameters of a constructor except self, or the keyword-only parameters of any other function."""
     arguments = node.args
     positional = [*arguments.posonlyargs, *arguments.args]
     padding: list[ast.expr | None] = [None] * (len(positional) - len(arguments.defaults))
@@ -202,8 +262,9 @@ def _parameter(
     bounds: list[str] = []
     try:
         kind = read_annotation(annotation, bounds) if annotation is not None else Any
-    except ValueError:
-        raise ConfigError(where, name, "has an annotation that is not made of literals", "write literals") from None
+    except (ValueError, SyntaxError, IndexError):
+        hint = "write its choices and bounds as literals"
+        raise ConfigError(where, name, "has an annotation that cannot be read without running the file", hint) from None
     if any(_BOUND.sub("", bound) for bound in bounds):
         raise ConfigError(where, name, f"has the bounds {bounds}", 'write them as in ">= 0, < 1"')
     value = REQUIRED if default is None else _literal(default)
@@ -214,12 +275,12 @@ def _parameter(
 def _literal(node: ast.expr) -> Any:
     try:
         return ast.literal_eval(node)
-    except ValueError:
+    except (ValueError, TypeError):
         return COMPUTED
 
 
 def _meanings(docstring: str | None) -> dict[str, str]:
-    """The entries of a docstring's ``Args:`` or ``Attributes:``, each on one line."""
+    """Return the entries of a docstring's ``Args:`` or ``Attributes:``, each on one line and without reST markup."""
     found: dict[str, str] = {}
     text = inspect.cleandoc(docstring or "") + "\n"
     for block in re.findall(r"^(?:Args|Attributes):\n((?:[ ]+\S.*\n?|\n)+)", text, re.M):
@@ -227,15 +288,23 @@ def _meanings(docstring: str | None) -> dict[str, str]:
         for entry in re.split(rf"^ {{{indent}}}(?=\S)", block, flags=re.M):
             name, colon, meaning = entry.partition(":")
             if colon and re.fullmatch(r"[\w*, ]+( \(.*\))?", name):
+                meaning = _REST_ROLE.sub(r"\1", meaning).replace("``", "")
                 found[name.split(" ")[0].strip("*")] = " ".join(meaning.split())
     return found
 
 
 def read_annotation(node: ast.expr, bounds: list[str]) -> Any:
-    """An annotation as a type that OmegaConf can check, or None if YAML cannot express it. Ranges are added to `bounds`.
+    """Convert an annotation to a type that OmegaConf can check.
+
+    Args:
+        node: The annotation.
+        bounds: Receives the ranges in the annotation.
+
+    Returns:
+        The type; None if YAML cannot express it.
 
     Raises:
-        ValueError: if the annotation is not made of literals.
+        ValueError, SyntaxError, IndexError: if the annotation is not made of literals.
     """
     if isinstance(node, ast.Constant):
         return NoneType if node.value is None else read_annotation(ast.parse(str(node.value), mode="eval").body, bounds)
@@ -269,7 +338,7 @@ def _union(nodes: list[ast.expr], bounds: list[str]) -> Any:
 
 
 def describe_type(annotation: Any) -> str:
-    """A type as a person would write it."""
+    """Return a type as a person would write it."""
     origin = getattr(annotation, "__origin__", None)
     if origin is Union:
         return " | ".join(describe_type(member) for member in annotation.__args__)
@@ -281,28 +350,10 @@ def describe_type(annotation: Any) -> str:
 
 
 def in_range(value: Any, bounds: str) -> bool:
-    """Whether `value`, or every number in a list, is finite and within `bounds`."""
+    """Return whether `value`, or every number in a list, is finite and within `bounds`."""
     if isinstance(value, list | tuple):
         return all(in_range(item, bounds) for item in value)
     if isinstance(value, bool) or not isinstance(value, int | float):
         return True
     limits = _BOUND.findall(bounds)
     return math.isfinite(value) and all(_COMPARISONS[symbol](value, float(limit)) for symbol, limit in limits)
-
-
-def logged_names(path: Path) -> tuple[set[str], bool]:
-    """The metrics that a file logs by ``self.log`` or ``self.log_dict``, and whether it logs some under computed names."""
-    names: set[str] = set()
-    computed = False
-    for node in ast.walk(tree_of(path)):
-        if (
-            isinstance(node, ast.Call)
-            and isinstance(node.func, ast.Attribute)
-            and node.func.attr in ("log", "log_dict")
-        ):
-            first = node.args[0] if node.args else node.keywords[0].value if node.keywords else None
-            keys = first.keys if isinstance(first, ast.Dict) else [first]
-            literals = {key.value for key in keys if isinstance(key, ast.Constant) and isinstance(key.value, str)}
-            computed |= len(literals) < len(keys)
-            names |= literals
-    return names, computed

@@ -1,8 +1,8 @@
-"""YAML text -> a tree that remembers where each value was written.
+"""Reads YAML into a tree that keeps the line of each value.
 
-PyYAML parses, and this module decides what a plain scalar means, because YAML 1.1 surprises: ``yes`` is true, ``010`` is
-8, ``1:30`` is 90 and ``1e-3`` is text. Numbers are read as JSON would read them; what the two would read differently is
-marked ``ambiguous`` and refused later, unless a boolean was asked for.
+PyYAML parses the text, and this module decides what an unquoted scalar means. YAML 1.1 has surprises: ``yes`` is true,
+``010`` is 8, ``1:30`` is 90 and ``1e-3`` is text. Numbers are read as in JSON. A scalar that YAML 1.1 reads differently is
+marked as ambiguous. It is refused later, except ``yes``, ``no``, ``on`` and ``off`` as the value of a boolean key.
 """
 
 import difflib
@@ -13,10 +13,9 @@ from typing import Any
 
 import yaml
 
-from engine.contracts import ConfigError
+from engine.contracts import COMMAND_LINE, ConfigError
 
-MAX_BYTES = 100_000  # a config has some dozen lines; a larger file is a mistake or an attack
-COMMAND_LINE = "command line"
+MAX_BYTES = 100_000  # a config has a few dozen lines; a larger file is a mistake or an attack
 
 _INTEGER = re.compile(r"[-+]?(0|[1-9][0-9]*)")
 _FLOAT = re.compile(r"[-+]?([0-9]+\.[0-9]*|\.[0-9]+|[0-9]+(?=[eE]))([eE][-+]?[0-9]+)?")
@@ -34,55 +33,62 @@ _NUMBER_OF_YAML_1_1 = re.compile(
 
 @dataclass
 class Value:
-    """A scalar or a list: what was written, and where."""
+    """A scalar or a list.
+
+    Attributes:
+        data: The value.
+        where: File and line, or "command line".
+        text: A number as it was written, which becomes the value of a string key; None for other values.
+        is_ambiguous: Whether YAML 1.1 and 1.2 read it differently.
+    """
 
     data: Any
     where: str
-    text: str | None = None  # a plain number as it was written, so that a string key can have it literally
-    ambiguous: bool = False  # YAML 1.1 and 1.2 read it differently
+    text: str | None = None
+    is_ambiguous: bool = False
 
 
 @dataclass
 class Section:
-    """A mapping whose keys are checked by what they configure."""
+    """A mapping."""
 
     where: str
     items: dict[str, "Value | Section"] = field(default_factory=dict)
 
 
 def read_yaml(path: Path) -> Section:
-    """The tree of a YAML file whose root is a mapping.
+    """Return the tree of a YAML file whose root is a mapping.
 
     Raises:
-        ConfigError: if the file is missing, not a file, not UTF-8, empty, broken, or not one mapping.
+        ConfigError: if the file is missing, too large, empty or not UTF-8, or is not exactly one YAML mapping.
     """
-    shown = str(path)
+    source = str(path)
     try:
         content = path.read_bytes()
     except FileNotFoundError:
-        raise ConfigError(shown, "", "no such file", _available(path)) from None
+        raise ConfigError(source, "", "file not found", _available(path)) from None
     except IsADirectoryError:
-        raise ConfigError(shown, "", "is a folder", "name a YAML file in it") from None
+        raise ConfigError(source, "", "is a folder", "give a YAML file in it") from None
     except OSError as error:
-        raise ConfigError(shown, "", f"cannot be read ({error.strerror})") from None
+        raise ConfigError(source, "", f"cannot be read ({error.strerror})") from None
     if len(content) > MAX_BYTES:
-        raise ConfigError(shown, "", f"has {len(content):,} bytes", f"a config has at most {MAX_BYTES:,}")
+        raise ConfigError(source, "", f"has {len(content):,} bytes", f"a config has at most {MAX_BYTES:,}")
     try:
-        tree = parse(content.decode("utf-8-sig"), shown)
+        tree = parse(content.decode("utf-8-sig"), source)
     except UnicodeDecodeError as error:
-        raise ConfigError(shown, "", f"is not UTF-8 text (byte {error.start})", "save it as UTF-8") from None
+        raise ConfigError(source, "", f"is not UTF-8 text (byte {error.start})", "save it as UTF-8") from None
     if isinstance(tree, Value) and tree.data is None:
-        raise ConfigError(shown, "", "is empty", "copy one of configs/*.yaml to start from")
+        raise ConfigError(source, "", "is empty", "start from a copy of a file in configs/")
     if isinstance(tree, Value):
-        raise ConfigError(tree.where, "", "is not a mapping", "a config is made of lines `key: value`")
+        raise ConfigError(tree.where, "", "is not a mapping", "a config has lines of the form `key: value`")
     return tree
 
 
 def read_override(argument: str) -> tuple[str, Value | Section]:
-    """The key and the value of one ``a.b=c`` of the command line.
+    """Return the key and the value of an override ``a.b=c`` on the command line.
 
     Raises:
-        ConfigError: if it is not of that form, or its value is not YAML.
+        ConfigError: if `argument` does not have this form, or the value is not valid YAML.
     """
     key, equals, text = argument.partition("=")
     if argument.startswith("-"):
@@ -93,13 +99,21 @@ def read_override(argument: str) -> tuple[str, Value | Section]:
     if not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", key):
         raise ConfigError(COMMAND_LINE, key, "is not a key", "keys are names joined by dots, as in optimizer.lr")
     if not text.strip():
-        raise ConfigError(COMMAND_LINE, key, "has no value", f"write {key}=VALUE, or {key}=null for none")
-    node = parse(text, COMMAND_LINE, key)
-    return key, node
+        raise ConfigError(COMMAND_LINE, key, "has no value", f"write {key}=VALUE or {key}=null")
+    return key, parse(text, COMMAND_LINE, key)
 
 
 def parse(text: str, source: str, key: str = "") -> Value | Section:
-    """The tree of one YAML document; `source` is the file's name or `COMMAND_LINE`."""
+    """Return the tree of a YAML document.
+
+    Args:
+        text: The document.
+        source: The name of the file, or `COMMAND_LINE`.
+        key: The key of an override, for errors.
+
+    Raises:
+        ConfigError: if the document is not valid YAML, or has a tag, an alias or a duplicate key.
+    """
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
     except yaml.MarkedYAMLError as error:
@@ -107,7 +121,7 @@ def parse(text: str, source: str, key: str = "") -> Value | Section:
         where = f"{source}:{mark.line + 1}" if mark and source != COMMAND_LINE else source
         column = f" (column {mark.column + 1})" if mark else ""
         hint = "indent with spaces" if "\\t" in str(error.problem) else ""
-        hint = "quote the whole of it for the shell, as in 'key=[1, 2]'" if source == COMMAND_LINE else hint
+        hint = "quote the whole argument for the shell, as in 'key=[1, 2]'" if source == COMMAND_LINE else hint
         raise ConfigError(where, key, f"is not valid YAML: {error.problem or error.context}{column}", hint) from None
     except yaml.YAMLError as error:
         raise ConfigError(source, key, f"is not valid YAML: {str(error).splitlines()[0]}") from None
@@ -119,13 +133,23 @@ def parse(text: str, source: str, key: str = "") -> Value | Section:
 
 
 def _convert(node: yaml.Node, source: str, key: str, seen: set[int], where: str = "") -> Value | Section:
-    """`node` and what is below it; `where` is the line of its key, if it has one."""
+    """Convert a node and its children.
+
+    Args:
+        node: A node of PyYAML.
+        source: The name of the file, or `COMMAND_LINE`.
+        key: Its dotted key, for errors.
+        seen: Identities of the nodes that were converted before.
+        where: The line of its key; "" for an item of a list, which has no key.
+    """
     where = where or _where(node, source)
-    if id(node) in seen:  # aliases copy whole branches: six lines can make a million leaves
-        raise ConfigError(where, key, "uses a YAML alias", "write the value out, or refer to a key as ${section.key}")
+    if id(node) in seen:  # aliases copy whole branches: six lines of YAML can make a million leaves
+        raise ConfigError(
+            where, key, "uses a YAML alias", "write the value again, or refer to its key by ${section.key}"
+        )
     seen.add(id(node))
     if node.tag.startswith(("!", "tag:yaml.org,2002:python")):
-        raise ConfigError(where, key, f"has the YAML tag {node.tag}", "configs hold plain values only")
+        raise ConfigError(where, key, f"has the YAML tag {node.tag}", "a config has plain values only")
     if isinstance(node, yaml.MappingNode):
         section = Section(where)
         for key_node, value_node in node.value:
@@ -151,38 +175,31 @@ def _where(node: yaml.Node, source: str) -> str:
 
 
 def plain(node: Value | Section, key: str) -> Any:
-    """`node` without its marks: dict, list or scalar.
+    """Return the data of a tree: a dict, list or scalar.
 
     Raises:
-        ConfigError: if a scalar in it is ambiguous.
+        ConfigError: if a scalar is ambiguous.
     """
     if isinstance(node, Section):
         return {name: plain(child, f"{key}.{name}") for name, child in node.items.items()}
-    if node.ambiguous:
+    if node.is_ambiguous:
         raise ambiguity_error(node, key)
     return node.data
 
 
 def ambiguity_error(value: Value, key: str) -> ConfigError:
-    """Why `value`, read differently by different versions of YAML, is refused."""
-    if value.text in _YES_OR_NO:
-        return ConfigError(
-            value.where,
-            key,
-            f"{value.text} can mean a truth value or a word",
-            f"write {str(_YES_OR_NO[value.text]).lower()}, or '{value.text}' in quotes for the word",
-        )
-    return ConfigError(
-        value.where,
-        key,
-        f"{value.text} is read differently by different versions of YAML",
-        f"write a plain decimal number, or '{value.text}' in quotes for text",
-    )
+    """Return the error for a scalar that different versions of YAML read differently."""
+    text = value.text
+    if text in _YES_OR_NO:
+        hint = f"write {str(_YES_OR_NO[text]).lower()}, or '{text}' in quotes for the word"
+        return ConfigError(value.where, key, f"{text} can be a boolean or a word", hint)
+    hint = f"write a decimal number, or '{text}' in quotes for text"
+    return ConfigError(value.where, key, f"{text} is read differently by different versions of YAML", hint)
 
 
 def _scalar(node: yaml.ScalarNode, where: str) -> Value:
     text = node.value
-    if node.style is not None:  # quoted or a block: text, whatever it looks like
+    if node.style is not None:  # a quoted scalar or a block is always text
         return Value(text, where)
     if text in ("", "~", "null", "Null", "NULL"):
         return Value(None, where)
@@ -195,17 +212,18 @@ def _scalar(node: yaml.ScalarNode, where: str) -> Value:
     if _NOT_FINITE.fullmatch(text):
         return Value(float(text.replace(".", "")), where, text)
     if text in _YES_OR_NO:
-        return Value(_YES_OR_NO[text], where, text, ambiguous=True)
+        return Value(_YES_OR_NO[text], where, text, is_ambiguous=True)
     if _NUMBER_OF_YAML_1_1.fullmatch(text):
-        return Value(text, where, text, ambiguous=True)
+        return Value(text, where, text, is_ambiguous=True)
     return Value(text, where)
 
 
 def _available(path: Path) -> str:
+    """Return a hint with configs that exist: one with a similar name, or those of the same folder."""
     for folder in (path.parent, Path("configs")):
         names = sorted(found.name for found in folder.glob("[!.]*.yaml"))
-        if near := difflib.get_close_matches(path.stem, [Path(name).stem for name in names], 1):
-            return f"did you mean {folder / near[0]}.yaml?"
+        if close := difflib.get_close_matches(path.stem, [Path(name).stem for name in names], 1):
+            return f"did you mean {folder / close[0]}.yaml?"
         if names:
-            return f"{folder} has {', '.join(names)}"
+            return f"files in {folder}: {', '.join(names)}"
     return ""

@@ -4,8 +4,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from engine.runs.run_index import Run, json_mapping
 from engine.contracts import ConfigError
+from engine.runs.run_index import Run, json_mapping
 
 # of environment.json: what may explain a difference
 FACTS = ("git_commit", "git_dirty", "packages", "device", "num_devices", "precision", "threads", "data_sha256")

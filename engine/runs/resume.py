@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.config.config import Config, load_config
-from engine.config.yaml_reader import COMMAND_LINE
-from engine.contracts import ConfigError
+from engine.contracts import COMMAND_LINE, ConfigError
 from engine.runs.run_folder import experiment_folder
 
 AUTO = "auto"

@@ -16,8 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from engine.config.yaml_reader import COMMAND_LINE
-from engine.contracts import ConfigError, is_lower_better
+from engine.contracts import COMMAND_LINE, ConfigError
 from engine.runs.run_lock import is_running, try_lock
 
 Status = Literal["running", "finished", "failed", "interrupted"]

@@ -6,8 +6,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from engine.config.yaml_reader import COMMAND_LINE
-from engine.contracts import ConfigError
+from engine.contracts import COMMAND_LINE, ConfigError
 
 NAME = ".lock"
 PATIENCE_SECONDS = 0.5  # `runs.py` holds a lock for a moment when it looks whether a run is running

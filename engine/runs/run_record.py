@@ -30,7 +30,14 @@ MUST_MATCH = {
     "num_devices": "set trainer.devices={there}",
     "precision": "this device computes in another precision; use the one of before, or start a new run",
 }
-MAY_DIFFER = ("git_commit", "git_dirty", "python", "packages", "device", "pretrained")  # noted, because results may differ
+MAY_DIFFER = (
+    "git_commit",
+    "git_dirty",
+    "python",
+    "packages",
+    "device",
+    "pretrained",
+)  # noted, because results may differ
 TITLE_WIDTH = 13  # of the first column of the summary
 
 
@@ -272,7 +279,7 @@ def _data_facts(trainer: Trainer) -> Iterator[str]:
         counts = [f"{datamodule.num_samples(split):,}" for split in ("train", "val", "test")]
         yield "{} for training, {} for validation, {} for the test".format(*counts)
     else:
-        yield f"{trainer.num_training_batches:,} training batches"
+        yield f"{trainer.num_training_batches:,} training batches of its own DataLoaders, not normalized"
 
 
 def _parameter_facts(trainer: Trainer) -> str:

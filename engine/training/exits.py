@@ -89,13 +89,19 @@ def explain_error(error: Exception, batch_size: int, num_devices: int) -> BaseEx
 
 
 def is_refusal(error: BaseException) -> bool:
-    """Whether Lightning refuses an option. An error that went through the owner's own files is a bug in them."""
-    files = [Path(frame.filename) for frame in traceback.extract_tb(error.__traceback__)]
-    if any(file.is_relative_to(folder) for file in files for folder in OWNERS_FOLDERS):
+    """Return whether Lightning refuses an option.
+
+    An error in the training loop, or below a call in the user's own files, is a bug in these files. `LitClassifier` asks for
+    the number of steps, for which Lightning creates the dataloaders and checks their options.
+    """
+    frames = traceback.extract_tb(error.__traceback__)
+    files, functions = [Path(frame.filename) for frame in frames], [frame.name for frame in frames]
+    own = [i for i, file in enumerate(files) if any(file.is_relative_to(folder) for folder in OWNERS_FOLDERS)]
+    if "advance" in functions or (own and "estimated_stepping_batches" not in functions[own[-1] :]):
         return False
-    raised_there = bool(files) and files[-1].is_relative_to(lightning_folder())
-    kind = isinstance(error, ValueError | TypeError | ImportError | RuntimeError) and raised_there
-    return kind or type(error).__name__ == "MisconfigurationException"
+    is_by_lightning = bool(files) and files[-1].is_relative_to(lightning_folder().parent)
+    is_usual_type = isinstance(error, ValueError | TypeError | ImportError | RuntimeError)
+    return (is_by_lightning and is_usual_type) or type(error).__name__ == "MisconfigurationException"
 
 
 def report_exit(end: RunEnded | UserError, folder: Path | None, rank: int) -> int:

@@ -1,4 +1,4 @@
-"""What a config that is right becomes."""
+"""Loading a correct config: defaults, overrides, types, help texts."""
 
 import ast
 from pathlib import Path
@@ -30,7 +30,7 @@ def test_defaults_come_from_the_constructors(good):
         "name": "sgd", "lr": 0.01, "momentum": 0.0, "nesterov": False, "weight_decay": 0.0, "fused": None,
     }  # fmt: skip
     assert config["run"] == {
-        "root": "runs", "name": None, "monitor": "val/accuracy", "checkpoint_every_minutes": 10.0,
+        "root": "runs", "name": None, "monitor": "val/accuracy", "mode": None, "checkpoint_every_minutes": 10.0,
         "checkpoint_every_steps": None, "timeout_minutes": 10.0,
     }  # fmt: skip
 
@@ -68,7 +68,7 @@ def test_null_switches_a_callback_off(good):
     config = load_config(good, ["callbacks.confusion_matrix=null"])
     assert config["callbacks"]["confusion_matrix"] is None
     assert config["callbacks"]["progress_line"] == {"live": None}
-    assert config["callbacks"]["pr_curves"] == {"num_classes": 20, "every_seconds": 10.0}  # of its base, too
+    assert config["callbacks"]["pr_curves"] == {"max_classes": 20, "every_seconds": 10.0}  # inherited keys, too
     assert "histograms" not in config["callbacks"]  # only on request
 
 
@@ -131,8 +131,8 @@ def test_every_trainer_argument_is_a_key_or_takes_an_object():
         if isinstance(item, ast.FunctionDef) and item.name == "__init__"
     ]
     assert set(parameters) == {argument.arg for argument in init.args.kwonlyargs}
-    assert {name for name, one in parameters.items() if one.type is None} == {"callbacks", "plugins"}
-    ours = read_component(PROJECT / "configs/schema.py", "Trainer").parameters
+    assert {name for name, parameter in parameters.items() if parameter.type is None} == {"callbacks", "plugins"}
+    ours = read_component(PROJECT / "engine/config/schema.py", "Trainer").parameters
     assert set(ours) <= set(parameters)
 
 
@@ -143,7 +143,7 @@ def test_explain(good, capsys):
     assert [line.split(None, 1) for line in said[1:]] == [
         ["value", "0.1"],
         ["from", "command line"],
-        ["means", "Learning rate; with a schedule, its peak."],
+        ["means", load_config(good).parameters["optimizer.lr"].meaning],
         ["accepts", "float, > 0"],
         ["default", "0.01"],
     ]
@@ -166,8 +166,8 @@ def test_help_lists_every_key_with_its_meaning(good, capsys):
     said = capsys.readouterr().out
     config = load_config(good)
     assert all(f"  {key}=" in said for key in config.parameters)
-    silent = [key for key, one in config.parameters.items() if not one.meaning]
-    assert silent == []
+    undocumented = [key for key, parameter in config.parameters.items() if not parameter.meaning]
+    assert undocumented == []
 
 
 def test_print_config_is_the_resolved_config(good, capsys):

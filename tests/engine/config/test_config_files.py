@@ -1,4 +1,4 @@
-"""Every mistake a person can make in a YAML file is answered in one line with the file and the line."""
+"""A mistake in a YAML file is reported in one line with the file and the line."""
 
 from pathlib import Path
 
@@ -7,9 +7,9 @@ import pytest
 from tests.engine.config.test_config_errors import GOOD, message
 
 FILES = [
-    ("", ": is empty; copy one of configs/*.yaml"),
+    ("", ": is empty; start from a copy of a file in configs/"),
     ("# only a comment\n", ": is empty"),
-    ("- 1\n- 2\n", ":1: is not a mapping; a config is made of lines `key: value`"),
+    ("- 1\n- 2\n", ":1: is not a mapping; a config has lines of the form `key: value`"),
     ("just words\n", ":1: is not a mapping"),
     (GOOD + "seed: 4\n", ":14: seed: is written twice; first on line 1"),
     (GOOD.replace("  name: iris\n", "  name: iris\n  name: iris\n"), ":4: data.name: is written twice; first on line 3"),
@@ -38,12 +38,12 @@ def test_file(tmp_path, text, expected):
     assert message(path).startswith(str(path))
 
 
-def test_file_that_is_none(tmp_path):
+def test_missing_file(tmp_path):
     (tmp_path / "other.yaml").touch()
-    assert f"no such file; {tmp_path} has other.yaml" in message(tmp_path / "absent.yaml")
+    assert f"file not found; files in {tmp_path}: other.yaml" in message(tmp_path / "absent.yaml")
     assert "iris_mlp.yaml" in message(Path("absent.yaml"))
-    assert message(Path("mist_cnn.yml")) == "mist_cnn.yml: no such file; did you mean configs/mnist_cnn.yaml?"
-    assert "is a folder; name a YAML file in it" in message(tmp_path)
+    assert message(Path("mist_cnn.yml")) == "mist_cnn.yml: file not found; did you mean configs/mnist_cnn.yaml?"
+    assert "is a folder; give a YAML file in it" in message(tmp_path)
     (tmp_path / "latin.yaml").write_bytes("seed: é".encode("latin-1"))
     assert "is not UTF-8 text (byte 6); save it as UTF-8" in message(tmp_path / "latin.yaml")
 

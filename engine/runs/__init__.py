@@ -1,0 +1,1 @@
+"""The folder of a run: how it is created, locked, resumed, listed and compared."""
