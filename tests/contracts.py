@@ -1,5 +1,6 @@
-"""What any model and any datamodule must do. A new file in the project is covered by these without another line here; a
-datamodule that needs files finds them in the fixture `small_data` (`tests/files.py`).
+"""The tests that every model and every datamodule must pass. They cover a new file of the project without further changes.
+
+A datamodule that needs files finds them in the fixture `small_data` (`tests/files.py`).
 """
 
 import importlib
@@ -9,13 +10,14 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningDataModule, Trainer
 from torch import Tensor
 
 from datamodules.classification import ClassificationDataModule, DataError, DataSpec
 from datamodules.parts.batches import EpochOrder, TensorBatches
 from datamodules.parts.tokens import TokenRows
 from engine.config.components import component_names, find_component
+from engine.config.signatures import read_component
 from lit_models.classifier import LitClassifier
 from tests import files
 
@@ -28,12 +30,15 @@ SPECS = {
     "tokens": [DataSpec("tokens", (), ("no", "yes"), vocab_size=50, pad_id=0, max_length=16)],
 }
 
+# How many rows of a dataset are copies of another row in its source. Rows 102 and 143 of Iris are equal.
+REPEATED_ROWS = {"iris": 1}
+
 
 def model_class(name: str) -> type[LitClassifier]:
     return getattr(importlib.import_module(f"lit_models.{name}"), find_component("model", name).name)
 
 
-def data_class(name: str) -> type[ClassificationDataModule]:
+def data_class(name: str) -> type[LightningDataModule]:
     return getattr(importlib.import_module(f"datamodules.{name}"), find_component("data", name).name)
 
 
@@ -118,16 +123,27 @@ class ModelContract:
 class DataModuleContract:
     """For a datamodule `name` with `options`; `root` holds its files."""
 
-    def make(self, name: str, root: Path, **options) -> ClassificationDataModule:
-        written = files.options(name, root)
+    def make(self, name: str, root: Path, **options) -> LightningDataModule:
+        """The datamodule, set up. Options that it does not have are left out."""
+        component, written = find_component("data", name), files.options(name, root)
+        known = read_component(component.path, component.name).parameters
         try:
-            datamodule = data_class(name)(**{**written, **options})
+            datamodule = data_class(name)(
+                **{key: value for key, value in {**written, **options}.items() if key in known}
+            )
             datamodule.prepare_data()
-            datamodule.setup()
+            for stage in ("fit", "test"):
+                datamodule.setup(stage)
         except (DataError, TypeError) as error:
             if written or (isinstance(error, TypeError) and "required" not in str(error)):
                 raise
-            pytest.skip(f"data.name={name}: {error}")  # a user's own, whose files are elsewhere
+            pytest.skip(f"data.name={name}: {error}")  # a user's own datamodule, whose files are elsewhere
+        return datamodule
+
+    def make_loaded(self, name: str, root: Path, **options) -> ClassificationDataModule:
+        datamodule = self.make(name, root, **options)
+        if not getattr(datamodule, "is_loaded", False):
+            pytest.skip(f"data.name={name} has its own DataLoaders")
         return datamodule
 
     def everything(self, batches) -> list[bytes]:
@@ -136,7 +152,7 @@ class DataModuleContract:
     def test_batches_are_what_the_spec_promises(self, name, options, small_data):
         datamodule = self.make(name, small_data, batch_size=16, **options)
         spec = datamodule.spec
-        assert spec.modality == find_component("data", name).constants["modality"]
+        assert spec.modality == datamodule.modality == find_component("data", name).constants["modality"]
         for loader in (datamodule.train_dataloader(), datamodule.val_dataloader(), datamodule.test_dataloader()):
             inputs, labels = next(iter(loader))
             if spec.modality == "tokens":
@@ -149,37 +165,39 @@ class DataModuleContract:
             assert len(list(loader)) == len(loader)
 
     def test_splits_are_disjoint_and_complete(self, name, options, small_data):
-        datamodule = self.make(name, small_data, **options)
+        datamodule = self.make_loaded(name, small_data, **options)
         train, val, test = (_rows(*datamodule.splits()[part]) for part in ("train", "val", "test"))
-        if datamodule.modality != "tokens":  # which have no `load`
+        if type(datamodule).load is not ClassificationDataModule.load:
             loaded, official = datamodule.load()
             assert sorted(train + val) == sorted(_rows(*loaded))
             assert test == _rows(*official)
-        for one, other in ((train, val), (train, test), (val, test)):  # real data has a few rows twice, no more
-            assert len(set(one) & set(other)) <= 0.1 * min(len(one), len(other))
+        rows = [*train, *val, *test]
+        repeated = len(rows) - len(set(rows))
+        hint = "rows are in two splits, or the source has copies of rows: then write their number into REPEATED_ROWS"
+        assert repeated == REPEATED_ROWS.get(name, 0), hint
 
     def test_validation_depends_on_split_seed_alone(self, name, options, small_data):
         def held_out(**more):
-            return _rows(*self.make(name, small_data, **{**options, **more})._splits["val"])
+            return _rows(*self.make_loaded(name, small_data, **{**options, **more})._splits["val"])
 
         assert held_out() == held_out(seed=7, batch_size=3)
         assert held_out() != held_out(split_seed=1)
 
     def test_every_class_has_its_share_of_validation(self, name, options, small_data):
-        datamodule = self.make(name, small_data, val_fraction=0.25, **options)
+        datamodule = self.make_loaded(name, small_data, val_fraction=0.25, **options)
         train, val = (torch.bincount(datamodule._splits[part][1]) for part in ("train", "val"))
         assert ((val - 0.25 * (train + val)).abs() <= 0.5).all()
 
     def test_evaluation_sees_every_sample_once_as_it_is(self, name, options, small_data):
-        datamodule = self.make(name, small_data, eval_batch_size=7, **options)
+        datamodule = self.make_loaded(name, small_data, eval_batch_size=7, **options)
         for part, loader in (("val", datamodule.val_dataloader()), ("test", datamodule.test_dataloader())):
             seen, there = self.everything(loader), _rows(*datamodule._splits[part])
             assert sorted(seen) == sorted(there)
-            assert seen == there or datamodule.modality == "tokens"  # which come by length
+            assert seen == there or datamodule.modality == "tokens"  # texts are sorted by length
         assert len(self.everything(datamodule.train_dataloader())) == datamodule.num_samples("train")
 
     def test_mean_and_deviation_come_from_the_training_part_alone(self, name, options, small_data):
-        datamodule = self.make(name, small_data, **options)
+        datamodule = self.make_loaded(name, small_data, **options)
         if datamodule.modality == "tokens":
             assert (datamodule.mean, datamodule.std) == (0, 1)
             return
@@ -188,13 +206,13 @@ class DataModuleContract:
         mean, std = raw.mean(axes, keepdim=True), raw.std(axes, correction=0, keepdim=True)
         torch.testing.assert_close(datamodule.mean.double(), mean[0], rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(datamodule.std.double(), std[0], rtol=1e-4, atol=1e-4)
-        plain = self.make(name, small_data, normalize=False, **options)
+        plain = self.make_loaded(name, small_data, normalize=False, **options)
         assert (plain.mean == 0).all()
         assert (plain.std == 1).all()
 
     def test_order_and_augmentation_are_functions_of_seed_and_epoch(self, name, options, small_data):
         def epoch(number, **more):
-            loader = self.make(name, small_data, **{**options, **more}).train_dataloader()
+            loader = self.make_loaded(name, small_data, **{**options, **more}).train_dataloader()
             loader.batch_sampler.set_epoch(number)
             return self.everything(loader)
 
