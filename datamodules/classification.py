@@ -15,10 +15,9 @@ from torch import Generator, Tensor
 
 from datamodules.parts.batches import AugmentContext, EpochOrder, TensorBatches, derive_seed
 from datamodules.parts.statistics import CHUNK, fingerprint, mean_and_std, num_bytes
-from engine.contracts import DataError, DataSpec, Modality, Split
+from engine.contracts import DataError, DataSpec, Labelled, Modality, Split
 
-# N samples, B batch, C channels, H height, W width, D features, K classes
-Labelled = tuple[Any, Tensor]  # inputs: a tensor (N, ...) or N TokenRows; labels (N,) of 0..K-1
+# N samples, B batch, C channels, D features
 
 
 class ClassificationDataModule(LightningDataModule):
@@ -79,7 +78,7 @@ class ClassificationDataModule(LightningDataModule):
         return inputs
 
     def save(self, folder: Path) -> None:
-        """Write files into a run's folder that later preprocess new data, such as a tokenizer."""
+        """Write files into a run's folder that new data needs as well, such as a tokenizer. By default there are none."""
 
     def splits(self) -> dict[Split, Labelled]:
         """Return the three splits: the data that `load` returns, with validation split off the training set."""

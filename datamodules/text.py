@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 rank_zero_print = rank_zero_only(print)
-MANY_UNKNOWN = 0.05  # fraction of unknown tokens from which on the user is warned
+MANY_UNKNOWN = 0.05  # fraction of unknown tokens above which a warning is printed
 
 
 class Text(ClassificationDataModule):
@@ -54,8 +54,8 @@ class Text(ClassificationDataModule):
         eval_max_tokens: Largest number of tokens in a validation or test batch per device.
         batch_size: Largest number of rows in a training batch per device.
         eval_batch_size: Largest number of rows in a validation or test batch per device.
-        pad_to_multiple_of: Batches are padded to a multiple of this number of tokens; null for 8 on GPUs, which their matrix
-            units need, and 1 elsewhere.
+        pad_to_multiple_of: Batches are padded to a multiple of this number of tokens; null for 8 on GPUs (their matrix
+            units need it) and 1 elsewhere.
         val_fraction: Fraction of the training set that is used for validation if `val` is null.
         test_fraction: Fraction of the training set that is used for the test if `test` is null.
         split_seed: Seed of both splits.
@@ -102,8 +102,8 @@ class Text(ClassificationDataModule):
         self.vocab_size, self.lowercase, self.max_length = vocab_size, lowercase, max_length
         self.max_tokens, self.eval_max_tokens, self.multiple = max_tokens, eval_max_tokens, pad_to_multiple_of
         self.test_fraction, self.cache = test_fraction, Path(cache).expanduser()
-        places = {source if dataset else str(Path(source).expanduser().resolve()) for source in self.sources.values()}
-        if len(places) < len(self.sources):
+        paths = {source if dataset else str(Path(source).expanduser().resolve()) for source in self.sources.values()}
+        if len(paths) < len(self.sources):
             hint = "use different files for training and evaluation"
             raise OptionError(f"data.train: is also the file of another split; {hint}")
         if label_column in (text_column, text_pair_column):
@@ -118,7 +118,7 @@ class Text(ClassificationDataModule):
 
     @property
     def spec(self) -> DataSpec:
-        """Classes and tokens. They are known only after the files have been read and tokenized, so this does it."""
+        """Classes and tokens. The files are read and tokenized first, because they determine both."""
         self.prepare_data()
         vocab_size, pad_id = len(self.tokenizer), int(self.tokenizer.pad_token_id)
         return DataSpec(self.modality, (), self.class_names, vocab_size, pad_id, self._longest)
@@ -135,7 +135,8 @@ class Text(ClassificationDataModule):
         texts = {split: self._read(split, source) for split, source in self.sources.items()}
         self.class_names = _class_names(texts["train"])
         labels = {split: self._encode_labels(labelled) for split, labelled in texts.items()}
-        rows = {split: (split, torch.arange(len(labelled))) for split, labelled in texts.items()}  # source, its rows
+        # the source of each split, and the rows of the split in it
+        rows = {split: (split, torch.arange(len(labelled))) for split, labelled in texts.items()}
         fractions: dict[Split, float] = {"test": self.test_fraction, "val": self.val_fraction}
         for split, fraction in fractions.items():
             if split not in texts:
@@ -148,7 +149,7 @@ class Text(ClassificationDataModule):
         self._prepared = {
             split: (tokens[source].select(chosen), labels[source][chosen]) for split, (source, chosen) in rows.items()
         }
-        self._report_losses(self._prepared["train"][0])
+        self._warn_about_lost_text(self._prepared["train"][0])
 
     def splits(self) -> dict[Split, Labelled]:
         """The three splits, from the files or split off the training file."""
@@ -188,8 +189,8 @@ class Text(ClassificationDataModule):
                 raise DataError(f"{place}: label {label!r} does not occur in the training set, which has {known}")
         return torch.tensor([numbers[label] for label in texts.labels])
 
-    def _report_losses(self, rows: TokenRows) -> None:
-        """Print how many texts were truncated, and whether many tokens are unknown. Both cost accuracy unnoticed."""
+    def _warn_about_lost_text(self, rows: TokenRows) -> None:
+        """Print how many texts were truncated, and whether many tokens are unknown. Both lower the accuracy."""
         num_full = int((rows.lengths >= self.max_length).sum())
         unknown = float((rows.ids == self.tokenizer.unk_token_id).float().mean())
         if num_full:

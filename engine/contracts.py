@@ -16,6 +16,7 @@ COMMAND_LINE = "command line"  # the place of a mistake, instead of file and lin
 Modality = Literal["features", "image", "tokens"]
 Split = Literal["train", "val", "test"]
 Batch: TypeAlias = "tuple[Any, Tensor]"  # inputs: a tensor or a dict of tensors; labels (B,) of 0..K-1
+Labelled: TypeAlias = "tuple[Any, Tensor]"  # a whole split; inputs: a tensor (N, ...) or a TokenTable; labels (N,)
 
 
 class UserError(ValueError):

@@ -176,7 +176,7 @@ def test_check(config, tmp_path, capsys):
         ("note", "data"), ("ok", "input scale"), ("ok", "initial loss"), ("ok", "gradients"),
         ("ok", "overfits one batch"), ("ok", "learning rate"), ("note", "expected time"),
     ]  # fmt: skip
-    assert lines[0].endswith(" has its own DataLoaders, so rows and labels are not checked")
+    assert lines[0].endswith(" loads its data itself, so rows and labels are not checked")
     assert not (tmp_path / "runs").exists()
 
 

@@ -12,22 +12,21 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
-from engine.contracts import CheckResult, TokenTable, listed
+from engine.contracts import CheckResult, Labelled, TokenTable, listed
 
 # N rows, M rows with known labels, A rows whose labels are predicted, K classes, V tokens in the vocabulary
-Labelled = tuple[Any, Tensor]  # inputs: a tensor (N, ...) or a TokenTable; labels (N,) of 0..K-1
 
 MIN_ROWS, MAX_ROWS = 50, 2000  # for `check_labels`: fewer rows prove nothing, more rows take too long
 SIDE = 32  # larger images are averaged down to this side before they are compared
 MIN_DEVIATIONS = 3.0  # above chance; labels of other rows reach it once in 740 times
-# Fewer deviations than `MIN_DEVIATIONS`, but more than these, may be a weak signal, as of 1,000 pictures of cats and dogs.
-# The second number is for fewer than `MAX_ROWS` rows.
+# Above these deviations there may be a weak signal, as in 1,000 pictures of cats and dogs. The second one is for fewer than
+# `MAX_ROWS` rows.
 HINT, HINT_OF_FEW = 2.0, 1.0
 RIDGE = 1.0  # the regularization of the linear model, relative to the mean square of a standardized value
 # Fraction of a split that may also be in train. 1.3 % of a tenth of SST-2 that was split off train are repeated phrases.
 MAX_SHARED = {"val": 0.05, "test": 0.01}
-# More shared rows than this are copies, unless they are less than three times as frequent as repeated rows within train:
-# data with few distinct values has many.
+# At least five rows of test that are also in train are copies, if they are more than three times as frequent as repeated
+# rows within train. Data with few distinct values has many repeated rows.
 MIN_COPIED, MAX_REPEATED = 5, 3
 EARLIER = {"val": "train", "test": "train or val"}
 MAX_CONTRADICTING = 0.01  # fraction of train; SST-2 has 0.01 %
@@ -39,7 +38,7 @@ def check_data(datamodule: Any) -> Iterator[CheckResult]:
     splits: Mapping[Any, Labelled] = datamodule.splits() if getattr(datamodule, "is_loaded", False) else {}
     if not splits or not all(isinstance(inputs, Tensor | TokenTable) for inputs, _ in splits.values()):
         name = type(datamodule).__name__
-        yield CheckResult("note", "data", f"{name} has its own DataLoaders, so rows and labels are not checked")
+        yield CheckResult("note", "data", f"{name} loads its data itself, so rows and labels are not checked")
         return
     yield from check_balance(datamodule.spec.class_names, {split: labels for split, (_, labels) in splits.items()})
     yield check_labels(*splits["train"])
@@ -84,10 +83,10 @@ def check_balance(class_names: tuple[str, ...], labels: Mapping[Any, Tensor]) ->
 def check_labels(inputs: Tensor | TokenTable, labels: Tensor) -> CheckResult:
     """Check whether labels can be predicted from the inputs better than by chance, by models that need no training.
 
-    One half of at most 2,000 rows predicts the other half: nearest neighbours and a linear model for numbers, naive Bayes
-    for tokens. If the labels belong to other rows, the predictions agree with them as with any permutation of them. Mean and
-    variance of that number are known (Hoeffding 1951, https://doi.org/10.1214/aoms/1177729446), so a frequent class is not
-    taken for knowledge.
+    One half of at most 2,000 rows is used to predict the labels of the other half: by nearest neighbours and a linear model
+    for numbers, by naive Bayes for tokens. If labels belong to other rows, they agree with the predictions as often as a
+    random permutation of them. Mean and variance of that number are known (Hoeffding 1951,
+    https://doi.org/10.1214/aoms/1177729446). By this measure, always predicting a frequent class is not better than chance.
 
     Args:
         inputs: (N, ...), or a `TokenTable`.
@@ -124,11 +123,11 @@ def check_labels(inputs: Tensor | TokenTable, labels: Tensor) -> CheckResult:
 
 
 def _agreement(predicted: Tensor, labels: Tensor) -> tuple[float, float, float]:
-    """By how many standard deviations predictions (A,) are better than chance, their accuracy, and that of chance."""
+    """How many standard deviations predictions (A,) are above chance, their accuracy, and the accuracy by chance."""
     count, hits = len(labels), int((predicted == labels).sum())
     num_classes = int(max(predicted.max(), labels.max())) + 1
     predicted_counts, counts = (values.bincount(minlength=num_classes).double() for values in (predicted, labels))
-    pairs = float(predicted_counts @ counts)  # equal pairs of a prediction and a label, of any two rows
+    pairs = float(predicted_counts @ counts)  # pairs of a prediction and an equal label, of any two rows
     mean = pairs / count
     squares = float(predicted_counts @ counts.square() + counts @ predicted_counts.square())
     variance = (pairs - squares / count + mean**2) / (count - 1)

@@ -21,20 +21,16 @@ from engine.training.shared_buffers import NORMS
 
 # K classes
 BATCH_SAMPLES, OVERFIT_SAMPLES = 128, 32  # most samples of a batch, and of the batch that the network has to overfit
-# For `check_overfitting`: a loss counts relative to that of the best constant output, which knows only the class
-# frequencies.
 OVERFIT_SECONDS, OVERFIT_STEPS = 3.0, 200  # for each learning rate
-OVERFIT_RATES = (
-    1e-3,
-    1e-2,
-    1e-4,
-)  # of Adam: the default, for small outputs, for pretrained weights; one of them is enough
-LEARNED, CHANGED = 0.5, 0.99  # below the first the network can learn; above the second its outputs are constant
+OVERFIT_RATES = (1e-3, 1e-2, 1e-4)  # of Adam: its default, for small outputs, for pretrained weights
+# Fractions of the loss of the best constant output. Below the first, the network learns. Above the second, it has learned no
+# more than the class frequencies.
+LEARNED, CONSTANT = 0.5, 0.99
 MIN_STEPS = 20  # fewer steps within the time limit prove nothing
-GRADIENT_STEPS = 3  # steps within which every parameter must have had a gradient that is not zero
-# For `check_learning_rate`: the rate rises in the first five steps.
-RATE_SECONDS, RATE_STEPS, RATE_WARM_UP = 2.0, 20, 5
-STILL, SMALL = 0.99, 0.1  # of the first loss: above the first it does not change, which is no problem below the second
+GRADIENT_STEPS = 3  # every parameter must get a gradient that is not zero within these steps
+RATE_SECONDS, RATE_STEPS, RATE_WARM_UP = 2.0, 20, 5  # the learning rate rises during the warm-up
+# Fractions of the first loss. Above the first, the loss does not change. That is no problem if it is below the second.
+STILL, SMALL = 0.99, 0.1
 
 
 def check_model(
@@ -100,20 +96,15 @@ def check_gradients(probe: Classifier, batch: Batch) -> CheckResult:
     gradients = dict(zip(trained, torch.autograd.grad(loss, list(trained.values()), allow_unused=True), strict=True))
     infinite = [name for name, values in gradients.items() if values is not None and not values.isfinite().all()]
     if infinite:
-        names, hint = listed(infinite), "look for log(0), 1/0 and sqrt(0)"
-        return CheckResult(
-            "WRONG", title, f"not finite for {len(infinite)} of {len(trained)} parameters: {names}; {hint}"
-        )
+        text = f"not finite for {len(infinite)} of {len(trained)} parameters: {listed(infinite)}"
+        return CheckResult("WRONG", title, f"{text}; look for log(0), 1/0 and sqrt(0)")
     missing = [name for name, values in gradients.items() if values is None]
-    if any(
-        values is not None and not values.any() for values in gradients.values()
-    ):  # a later layer may start with zeros
+    has_zeros = any(values is not None and not values.any() for values in gradients.values())
+    if has_zeros:  # a later layer may be initialized with zeros
         missing = _without_gradient_after_steps(probe, trained, batch)
     if missing:
-        names, hint = listed(missing), "use them in forward, or freeze them with requires_grad_(False)"
-        return CheckResult(
-            "WRONG", title, f"none for {len(missing)} of {len(trained)} parameters: {names}{frozen}; {hint}"
-        )
+        text = f"none for {len(missing)} of {len(trained)} parameters: {listed(missing)}{frozen}"
+        return CheckResult("WRONG", title, f"{text}; use them in forward, or freeze them with requires_grad_(False)")
     return CheckResult("ok", title, f"all {len(trained)} parameters get one{frozen}")
 
 
@@ -159,7 +150,7 @@ def check_overfitting(module: Classifier, batch: Batch) -> CheckResult:
     if num_frozen > sum(parameter.numel() for parameter in parameters) / 2:
         hint = "most of the network is frozen: freeze less of it (model.freeze_layers)"
         return CheckResult("warning", title, f"{text}; {hint}")
-    if lowest < CHANGED * constant_loss:
+    if lowest < CONSTANT * constant_loss:
         return CheckResult("warning", title, f"{text}; the network may be too small")
     hint = "the outputs do not seem to depend on the inputs: follow one sample through forward"
     return CheckResult("WRONG", title, f"{text}; {hint}")
@@ -220,9 +211,8 @@ def _prepare_probe(module: Any) -> Any:
 def _first_samples(batches: Sequence[Batch], count: int) -> Batch:
     """The first `count` samples of all batches together. Batches of texts have different lengths, so only one is used."""
     if all(isinstance(inputs, Tensor) for inputs, _ in batches):
-        return _head(
-            (torch.cat([inputs for inputs, _ in batches]), torch.cat([labels for _, labels in batches])), count
-        )
+        inputs, labels = (torch.cat(tensors) for tensors in zip(*batches, strict=True))
+        return _head((inputs, labels), count)
     return _head(max(batches, key=lambda batch: len(batch[1])), count)
 
 

@@ -417,7 +417,7 @@ def test_a_datamodule_with_loaders_of_its_own(check, monkeypatch):
     for part in ("train", "val", "test"):
         monkeypatch.setattr(Iris, f"{part}_dataloader", loader(part))
     verdicts = check(*SHORT)
-    assert verdicts["data"] == [("note", "Iris has its own DataLoaders, so rows and labels are not checked")]
+    assert verdicts["data"] == [("note", "Iris loads its data itself, so rows and labels are not checked")]
     assert levels(verdicts) == {"ok", "note"}
 
 
