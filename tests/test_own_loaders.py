@@ -12,6 +12,7 @@ import datamodules
 import train
 from engine.config.config import load_config
 from engine.config.signatures import PROJECT
+from engine.training.exits import explain_error
 from tests.contracts import DataModuleContract
 from tests.exactness import differences, signalled, start
 from tests.runs import IRIS, figures
@@ -208,3 +209,8 @@ def test_the_seed_of_the_experiment_reaches_a_datamodule_that_takes_it(source, s
         config = load_config(path, ["seed=7"])
         datamodule = train.make(config, "data", seed=config["seed"])
         assert getattr(datamodule, "seed", None) == expected
+
+
+def test_out_of_memory_without_the_option_batch_size():
+    expected = "error: out of memory; lower the batch size (trainer.accumulate_grad_batches compensates)"
+    assert str(explain_error(MemoryError(), None, 1)).startswith(expected)

@@ -61,19 +61,18 @@ class Diverged(RunEnded):
         super().__init__(f"diverged: {message}; {hint}", DIVERGED, agreed=True)
 
 
-def explain_error(error: Exception, batch_size: int, num_devices: int) -> BaseException:
+def explain_error(error: Exception, batch_size: int | None, num_devices: int) -> BaseException:
     """The error as the user should see it: `RunEnded` if it is not a bug, else the error itself.
 
     Args:
         error: The error that ended the training.
-        batch_size: Batch size of the run, for a hint.
+        batch_size: Batch size of the run, for a hint; None if the datamodule has no such option.
         num_devices: Number of devices of the run.
     """
     text = " ".join(str(error).split())
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in text:
-        hint = (
-            f"lower data.batch_size (now {batch_size}; trainer.accumulate_grad_batches compensates) or the model's size"
-        )
+        size = "the batch size (" if batch_size is None else f"data.batch_size (now {batch_size}; "
+        hint = f"lower {size}trainer.accumulate_grad_batches compensates) or the size of the model"
         return RunEnded(f"error: out of memory; {hint}", FAILED)
     if isinstance(error, OSError) and error.errno in NO_ROOM:
         where = f" {error.filename}" if error.filename else ""
