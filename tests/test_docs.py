@@ -16,14 +16,13 @@ import pytest
 import runs
 from benchmarks.__main__ import NAMES as BENCHMARKS
 from engine.command_line import parse
-from engine.config.components import NAMED, component_names
+from engine.config import schema
+from engine.config.components import FIXED, NAMED, SECTIONS, component_names, find_component, section_schema
 from engine.config.signatures import PROJECT
 from engine.contracts import ConfigError
 
-PAGES = {
-    str(path.relative_to(PROJECT)): path.read_text(encoding="utf-8")
-    for path in (PROJECT / "README.md", PROJECT / "CONTRIBUTING.md", *sorted((PROJECT / "docs").glob("*.md")))
-}
+FILES = [PROJECT / "README.md", PROJECT / "CONTRIBUTING.md", *sorted((PROJECT / "docs").glob("*.md"))]
+PAGES = {str(path.relative_to(PROJECT)): path.read_text(encoding="utf-8") for path in FILES}
 FOLDERS = ("engine", "lit_models", "datamodules", "callbacks", "configs", "tests", "benchmarks", "docs")
 # files that the pages show, such as datamodules/penguins.py, and the names that they add
 SHOWN_FILES = {name for text in PAGES.values() for name in re.findall(r"```(?:python|yaml)\n# (\S+\.\w+)\n", text)}
@@ -96,7 +95,7 @@ def test_a_training_command_parses(page, words, capsys):
 @pytest.mark.parametrize(("page", "words"), cases(RUNS))
 def test_a_command_about_runs_parses(page, words):
     words = words if words and words[0] in runs.COMMANDS else ["list", *words]
-    assert runs.parser().parse_args(words)
+    assert runs.make_parser().parse_args(words)
 
 
 def test_benchmarks_exist():
@@ -141,6 +140,19 @@ def test_named_files_and_objects_exist(page):
             assert list(PROJECT.glob(code)), code
         elif re.fullmatch(rf"({'|'.join(FOLDERS)})(\.\w+)+", code):
             assert PROJECT.joinpath(*code.split(".")).with_suffix(".py").is_file() or find(code), code
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_named_keys_exist(page):
+    """Every inline `section.key` is a parameter of a component that the section can choose, or of its base class."""
+    keys = {f"{section}.{name}" for section in FIXED for name in section_schema(section).parameters}
+    for section in NAMED:
+        for name in component_names(section):
+            keys |= {f"{section}.{key}" for key in ("name", *find_component(section, name).parameters)}
+    keys |= {f"callbacks.{name}" for name in (*component_names("callbacks"), "NAME")}
+    for code in inline_code(PAGES[page]):
+        for key in re.findall(rf"^'?((?:{'|'.join(SECTIONS)})\.[a-z_]+)(?:=|$)", code):
+            assert key in keys | {*schema.RENAMED}, key
 
 
 def find(name: str) -> object:
