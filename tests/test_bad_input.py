@@ -1,4 +1,4 @@
-"""Forty mistakes, through the command's own entry: exit code 2, one line, no traceback, nothing left behind."""
+"""Forty mistakes, given to the command: exit code 2, one line, no traceback, no files left behind."""
 
 import time
 from pathlib import Path
@@ -68,15 +68,15 @@ EARLY = [  # answered before torch is imported
     ("27 no steps", lambda _: with_("trainer.max_steps=0"), "trainer.max_steps: 0 is out of range"),
     ("28 accumulation", lambda _: with_("trainer.accumulate_grad_batches=0"), "trainer.accumulate_grad_batches: 0 is out"),
     ("29 clipping", lambda _: with_("trainer.gradient_clip_val=-1"), "trainer.gradient_clip_val: -1 is out of range"),
-    ("30 no such metric", lambda _: with_("callbacks.early_stopping={monitor: val_loss}"), "metric 'val_loss' is not logged"),
+    ("30 no such metric", lambda _: with_("callbacks.early_stopping={monitor: val_loss}"), "'val_loss' is not logged"),
     ("30 wrong mode", lambda _: with_("callbacks.early_stopping={monitor: val/loss, mode: max}"), "max does not fit"),
     ("31 model and data", lambda _: with_("model.name=cnn"), "model.name: cnn takes image, and iris is features"),
     ("32 num_classes", lambda _: with_("model.num_classes=4"), "model.num_classes: unknown key"),
-    ("37 no such run", lambda _: ["--resume", "runs/none"], "--resume: 'runs/none' is no run's folder"),
-    ("37 an address", lambda _: ["--resume", "https://example.org/last.ckpt"], "is no run's folder"),
+    ("37 no such run", lambda _: ["--resume", "runs/none"], "--resume: 'runs/none' is not the folder of a run"),
+    ("37 an address", lambda _: ["--resume", "https://example.org/last.ckpt"], "is not the folder of a run"),
     ("37 nothing to resume", lambda tmp: [*with_(f"run.root={tmp}"), "--resume", "auto"], "nothing to resume"),
-    ("37 damaged", lambda tmp: with_checkpoint(tmp, b"PK\x03\x04" + bytes(500)), "is cut off, or no checkpoint"),
-    ("37 not a checkpoint", lambda tmp: with_checkpoint(tmp, b"text" * 50), "is no checkpoint"),
+    ("37 damaged", lambda tmp: with_checkpoint(tmp, b"PK\x03\x04" + bytes(500)), "is cut off, or not a checkpoint"),
+    ("37 not a checkpoint", lambda tmp: with_checkpoint(tmp, b"text" * 50), "is not a checkpoint"),
     ("37 empty", lambda tmp: with_checkpoint(tmp, b""), "last.ckpt is empty"),
     ("38 another config", lambda tmp: [*with_checkpoint(tmp, b""), "model.dropout=0.5"], "dropout: is 0.5 here, and 0.0 in"),
     ("38 another model", lambda tmp: [*with_checkpoint(tmp, b""), "model.name=bert"], "name: is bert here, and mlp in"),
@@ -84,17 +84,17 @@ EARLY = [  # answered before torch is imported
     ("39 read-only", lambda _: with_("run.root=/proc/runs"), "run.root: cannot write to /proc/runs"),
     ("39 it exists", lambda tmp: with_(f"run.root={tmp}", "run.name=here"), "here exists; choose another name"),
     ("40 no value", lambda _: with_("lr"), "lr: is not an override"),
-    ("37 an empty name", lambda _: ["--resume", ""], "--resume: '' is no run's folder"),
+    ("37 an empty name", lambda _: ["--resume", ""], "--resume: '' is not the folder of a run"),
     ("40 an option's typo", lambda _: with_("--resum", "x"), "--resum: unknown option; did you mean --resume?"),
     ("40 dashes", lambda _: with_("--lr=3"), "--lr: unknown option; write lr=3, without dashes"),
     ("40 empty value", lambda _: with_("optimizer.lr="), "optimizer.lr: has no value"),
     ("40 no such reference", lambda _: with_("seed=${nope}"), "seed: ${nope} has no value"),
     ("40 the environment", lambda _: with_("run.name=${oc.env:HOME}"), "is refused; only references to keys"),
 ]  # fmt: skip
-LATE = [  # only the machine or the data can tell
+LATE = [  # known only from the machine or the data
     ("25 nothing to train on", lambda _: with_("data.val_fraction=0.99999"), "data.val_fraction: "),
     ("33 no data", lambda tmp: ["--config", "configs/mnist_mlp.yaml", f"data.root={tmp}"], "is not in"),
-    ("34 empty part", lambda _: with_("data.val_fraction=0.001"), "0.001 of 120 samples leaves 120 and 0"),
+    ("34 empty part", lambda _: with_("data.val_fraction=0.001"), "0.001 of 120 samples leaves sets of 120 and 0"),
     ("35 no such device", lambda _: with_("trainer.accelerator=gpu"), "trainer.accelerator: No supported gpu backend"),
     ("35 too many devices", lambda _: with_("trainer.devices=4096"), "trainer.devices: devices: 4096 processes"),
     ("36 half precision", lambda _: with_("trainer.precision=16-mixed"), "precision: precision 16-mixed needs a GPU"),
@@ -143,7 +143,7 @@ def test_all_forty_are_here():
 def test_a_finished_run_says_so(tmp_path, capsys):
     _, folder = start(tmp_path / "done", *with_("trainer.max_epochs=1"))
     capsys.readouterr()
-    assert "is finished; its figures are in" in answer(["--resume", str(folder)], tmp_path, capsys)
+    assert "is finished; its metrics are in" in answer(["--resume", str(folder)], tmp_path, capsys)
     assert train.main(["--resume", str(folder), "--explain", "seed"]) == 0
     assert "such as " + str(folder) in answer(["--resume", str(tmp_path / "done")], tmp_path, capsys)
     again = [*with_("trainer.max_epochs=1", f"run.root={tmp_path / 'done'}"), "--resume", "auto"]

@@ -1,11 +1,13 @@
-"""What `trainer:` and `callbacks:` change, what only the machine or the data can refuse, and how a run ends."""
+"""The effect of each option of `trainer` and `callbacks`, options that the machine or the data refuse, the last lines."""
 
 import re
+from pathlib import Path
 
 import pytest
 import torch
 
 import train
+from engine.training.loggers import event_files
 from tests.runs import IRIS, curve, events, figures, run
 
 
@@ -36,12 +38,12 @@ def test_clipping_bounds_what_a_step_changes(tmp_path, precision):
         "trainer.limit_train_batches=1",
         "schedule.name=constant",
     ]
-    weights = []
+    vectors = []
     for clip in ("trainer.gradient_clip_val=0.01", "trainer.gradient_clip_val=0.02"):
         folder = run(tmp_path / clip, "--config", IRIS, f"trainer.precision={precision}", clip, *options)
         state = torch.load(folder / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
-        weights.append(torch.cat([one.flatten() for one in state.values()]))
-    assert (weights[1] - weights[0]).norm().item() == pytest.approx(0.01, rel=0.02)
+        vectors.append(torch.cat([weight.flatten() for weight in state.values()]))
+    assert (vectors[1] - vectors[0]).norm().item() == pytest.approx(0.01, rel=0.02)
 
 
 def test_accumulating_gradients_makes_fewer_steps(tmp_path):
@@ -57,29 +59,110 @@ def test_the_profiler_and_the_summary_are_shown(tmp_path, caplog):
     assert "GPU available" not in caplog.text
 
 
+def trained(tmp_path: Path, *options: str) -> Path:
+    """The folder of a run of the Iris example, which has 3 training batches."""
+    return run(tmp_path / "runs", "--config", IRIS, *options)
+
+
+def names_of_checkpoints(folder: Path) -> set[str]:
+    return {path.name for path in folder.glob("checkpoints/*")}
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return torch.load(folder / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
+
+
+def test_fast_dev_run_takes_one_step_and_writes_no_checkpoint(tmp_path):
+    folder = trained(tmp_path, "trainer.fast_dev_run=true")
+    assert (figures(folder)["steps"], figures(folder)["best_checkpoint"]) == (1, None)
+    assert names_of_checkpoints(folder) == set()
+
+
+def test_overfit_batches_limits_an_epoch(tmp_path):
+    folder = trained(tmp_path, "trainer.overfit_batches=1", "trainer.max_epochs=2")
+    assert (figures(folder)["epochs"], figures(folder)["steps"]) == (2, 2)
+
+
+def test_max_steps_ends_the_training_within_an_epoch(tmp_path):
+    folder = trained(tmp_path, "trainer.max_epochs=null", "trainer.max_steps=4")
+    assert figures(folder)["steps"] == 4
+
+
+def test_without_a_logger_no_curves_are_written(tmp_path):
+    with_curves = trained(tmp_path / "with", "trainer.max_epochs=1")
+    without = trained(tmp_path / "without", "trainer.max_epochs=1", "trainer.logger=false")
+    assert event_files(with_curves)
+    assert event_files(without) == []
+
+
+def test_without_checkpoints_the_last_weights_are_tested(tmp_path):
+    folder = trained(tmp_path, "trainer.max_epochs=1", "trainer.enable_checkpointing=false")
+    assert names_of_checkpoints(folder) == set()
+    assert figures(folder)["best_checkpoint"] is None
+    assert figures(folder)["test/accuracy"] > 0
+
+
+def test_without_validation_there_is_no_best_checkpoint(tmp_path):
+    folder = trained(tmp_path, "trainer.max_epochs=1", "trainer.limit_val_batches=0")
+    assert names_of_checkpoints(folder) == {"last.ckpt"}
+    assert not [name for name in figures(folder) if name.startswith("val/")]
+    assert figures(folder)["best_checkpoint"] is None
+
+
+def test_bf16_mixed_rounds_activations_and_keeps_weights_in_32_bits(tmp_path):
+    losses = {}
+    for precision in ("32-true", "bf16-mixed"):
+        folder = trained(tmp_path / precision, "trainer.max_epochs=1", f"trainer.precision={precision}")
+        assert {weight.dtype for weight in weights(folder).values() if weight.is_floating_point()} == {torch.float32}
+        losses[precision] = curve(folder, "val/loss")
+    assert losses["bf16-mixed"] == pytest.approx(losses["32-true"], rel=0.05)
+    assert losses["bf16-mixed"] != losses["32-true"]
+
+
+def test_64_true_trains_weights_in_64_bits(tmp_path):
+    options = ["trainer.max_epochs=1", "trainer.precision=64-true", "model.class_weights=[1, 2, 3]"]
+    folder = trained(tmp_path, *options)
+    assert {weight.dtype for weight in weights(folder).values() if weight.is_floating_point()} == {torch.float64}
+
+
+@pytest.mark.parametrize("option", ["trainer.max_time='00:00:00:01'", "callbacks.timer={duration: '00:00:00:01'}"])
+def test_a_duration_ends_the_training(tmp_path, option):
+    folder = trained(tmp_path, "trainer.max_epochs=1000000", option)
+    assert 0 < figures(folder)["epochs"] < 1_000_000
+
+
+def test_null_switches_callbacks_off(tmp_path, capsys):
+    folder = trained(tmp_path / "on", "trainer.max_epochs=1")
+    assert "confusion_matrix" in pictures(folder)
+    assert "epoch 1/1" in capsys.readouterr().out
+    off = ["callbacks.confusion_matrix=null", "callbacks.progress_line=null"]
+    folder = trained(tmp_path / "off", "trainer.max_epochs=1", *off)
+    assert "confusion_matrix" not in pictures(folder)
+    assert "epoch 1/1" not in capsys.readouterr().out
+
+
+def pictures(folder: Path) -> str:
+    return " ".join(events(folder, "test").Tags()["images"])
+
+
 @pytest.mark.parametrize(
-    "options",
+    ("option", "count"),
     [
-        ["trainer.fast_dev_run=true"],
-        ["trainer.overfit_batches=1", "trainer.max_epochs=2"],
-        ["trainer.max_epochs=null", "trainer.max_steps=4"],
-        ["trainer.max_epochs=1", "trainer.logger=false"],
-        ["trainer.max_epochs=1", "trainer.enable_checkpointing=false"],
-        ["trainer.max_epochs=1", "trainer.limit_val_batches=0"],
-        ["trainer.max_epochs=1", "trainer.precision=bf16-mixed"],
-        ["trainer.max_epochs=1", "trainer.precision=64-true", "model.class_weights=[1, 2, 3]"],
-        ["trainer.max_epochs=1", "trainer.max_time='00:01:00:00'"],
-        ["trainer.max_epochs=1", "callbacks.confusion_matrix=null", "callbacks.progress_line=null"],
-        ["trainer.max_epochs=2", "trainer.val_check_interval=0.5"],
-        ["trainer.max_epochs=2", "trainer.check_val_every_n_epoch=2"],
-        ["trainer.max_epochs=2", "schedule={name: plateau}", "trainer.check_val_every_n_epoch=2"],
-        ["trainer.max_epochs=1", "callbacks.timer={duration: '00:01:00:00'}"],
+        ("trainer.val_check_interval=1.0", 2),
+        ("trainer.val_check_interval=0.5", 6),
+        ("trainer.check_val_every_n_epoch=2", 1),
     ],
-    ids=" ".join,
 )
-def test_trainer_options(options, tmp_path):
-    folder = run(tmp_path / "runs", "--config", IRIS, *options)
-    assert "test/accuracy" in figures(folder)
+def test_the_number_of_validations(tmp_path, option, count):
+    assert len(curve(trained(tmp_path, "trainer.max_epochs=2", option), "val/loss")) == count
+
+
+def test_plateau_counts_validations(tmp_path):
+    """Without improvement, the second validation, at the end of epoch 4, divides the learning rate by 2."""
+    options = ["schedule={name: plateau, patience: 0, factor: 0.5}", "trainer.check_val_every_n_epoch=2"]
+    steps = ["trainer.max_epochs=6", "trainer.log_every_n_steps=1"]
+    folder = trained(tmp_path, "optimizer={name: sgd, lr: 1.0e-6}", *options, *steps)
+    assert curve(folder, "train/lr") == pytest.approx([1e-6] * 12 + [0.5e-6] * 6)
 
 
 @pytest.mark.filterwarnings("ignore:You are trying to `self.log")
@@ -117,11 +200,11 @@ def test_overfitting_one_batch_learns_it_by_heart(tmp_path):
         (["callbacks.timer={duration: 1h}"], "command line: callbacks.timer.duration: `Timer(duration='1h')`"),
         (["optimizer={name: sgd, nesterov: true}"], "command line: optimizer.nesterov: needs a momentum"),
         (["model.class_weights=[1]"], "command line: model.class_weights: 1 weights for 3 classes"),
-        (["data.val_fraction=0.999"], "command line: data.val_fraction: 0.999 of 120 samples leaves 0 and 120"),
-        (["run.name=a/b"], "command line: run.name: 'a/b' is not a folder's name"),
+        (["data.val_fraction=0.999"], "command line: data.val_fraction: 0.999 of 120 samples leaves sets of 0 and"),
+        (["run.name=a/b"], "command line: run.name: 'a/b' is not the name of a folder; leave out slashes"),
     ],
 )  # fmt: skip
-@pytest.mark.skipif(torch.cuda.is_available(), reason="says what a machine without a GPU says")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the messages are those of a machine without a GPU")
 def test_what_only_the_machine_or_the_data_can_refuse(options, expected, tmp_path, capsys):
     assert train.main(["--config", IRIS, f"run.root={tmp_path}", *options]) == 2
     said = capsys.readouterr().err

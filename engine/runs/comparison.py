@@ -1,33 +1,43 @@
-"""In what runs differ: their configs, and what else may explain another result."""
+"""The differences between runs: configs, environments and metrics."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from engine.contracts import ConfigError
-from engine.runs.run_index import Run, json_mapping
+from engine.runs.run_index import Run, metric_names, read_mapping
 
-# of environment.json: what may explain a difference
+Rows = Iterator[tuple[str, list[Any]]]  # a key, and its value in each run
+
+# Facts of environment.json that may explain a difference of metrics.
 FACTS = ("git_commit", "git_dirty", "packages", "device", "num_devices", "precision", "threads", "data_sha256")
+NOT_SET = "(not set)"
 
 
-def configs(found: Sequence[Run]) -> Iterator[tuple[str, list[Any]]]:
-    """The keys in which their configs differ, with the value of each.
+def compare_configs(runs: Sequence[Run]) -> Rows:
+    """Yield the keys in which the configs differ.
 
     Raises:
-        ConfigError: if one is broken.
+        ConfigError: if a config cannot be read.
     """
-    yield from _differing([dict(_flat(_config(run.folder / "config.yaml"))) for run in found], "not there")
+    return _differences([dict(_flatten(_read_config(run.folder / "config.yaml"))) for run in runs], NOT_SET)
 
 
-def environments(found: Sequence[Run]) -> Iterator[tuple[str, list[Any]]]:
-    """What else than the config may explain a difference."""
-    facts = [json_mapping(run.folder / "environment.json") or {} for run in found]
-    flat = [dict(_flat({name: one.get(name) for name in FACTS})) for one in facts]
-    yield from _differing(flat, None)
+def compare_environments(runs: Sequence[Run]) -> Rows:
+    """Yield the facts of the environments that differ."""
+    environments = [read_mapping(run.folder / "environment.json") or {} for run in runs]
+    facts = [{name: environment.get(name) for name in FACTS} for environment in environments]
+    return _differences([dict(_flatten(values)) for values in facts], None)
 
 
-def _config(path: Path) -> dict[str, Any]:
+def compare_metrics(runs: Sequence[Run]) -> Rows:
+    """Yield all metrics; the value is None in a run without the metric."""
+    numbers = [{name: run.metrics[name] for name in metric_names(run)} for run in runs]
+    for name in dict.fromkeys(name for values in numbers for name in values):
+        yield name, [values.get(name) for values in numbers]
+
+
+def _read_config(path: Path) -> dict[str, Any]:
     import yaml
 
     try:
@@ -35,20 +45,20 @@ def _config(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError, yaml.YAMLError):
         content = None
     if not isinstance(content, dict):
-        raise ConfigError(str(path), "", "is broken", "compare others")
+        raise ConfigError(str(path), "", "cannot be read", "compare other runs")
     return content
 
 
-def _flat(values: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+def _flatten(values: Any, key: str = "") -> Iterator[tuple[str, Any]]:
     if isinstance(values, dict) and values:
         for name, value in values.items():
-            yield from _flat(value, f"{key}.{name}" if key else str(name))
+            yield from _flatten(value, f"{key}.{name}" if key else str(name))
     else:
         yield key, values
 
 
-def _differing(flat: Sequence[dict[str, Any]], absent: Any) -> Iterator[tuple[str, list[Any]]]:
-    for key in dict.fromkeys(key for one in flat for key in one):
-        values = [one.get(key, absent) for one in flat]
+def _differences(mappings: Sequence[dict[str, Any]], missing: Any) -> Rows:
+    for key in dict.fromkeys(key for mapping in mappings for key in mapping):
+        values = [mapping.get(key, missing) for mapping in mappings]
         if any(value != values[0] for value in values):
             yield key, values

@@ -1,4 +1,4 @@
-"""``--resume RUN`` and ``--resume auto``: which run to resume, and whether it is still the same experiment."""
+"""``--resume RUN`` and ``--resume auto``: finds the run to resume and checks that the experiment has not changed."""
 
 import os
 from dataclasses import replace
@@ -11,52 +11,56 @@ from engine.runs.run_folder import experiment_folder
 
 AUTO = "auto"
 # Keys that may differ from those of the run, because they do not change its result.
-FREE = (
+FREE_KEYS = {
     "run.name", "run.root", "run.checkpoint_every_steps", "run.checkpoint_every_minutes", "run.timeout_minutes",
     "trainer.enable_progress_bar",
-)  # fmt: skip
+}  # fmt: skip
 
 
-def find_run(which: str, path: Path | None, overrides: list[str]) -> Config:
-    """The config of the run that goes on, with its folder in `resumes`.
+def find_run(text: str, path: Path | None, overrides: list[str]) -> Config:
+    """Return the config of the run to resume, with its folder in `resumes`.
 
     Args:
-        which: `AUTO`, a run's folder, or a checkpoint in it.
-        path: The config that was named beside; null for the run's own.
-        overrides: What was written beside.
+        text: `AUTO`, the folder of a run, or a checkpoint in it.
+        path: The config on the command line; None for that of the run.
+        overrides: Overrides on the command line.
 
     Raises:
-        ConfigError: if there is no such run, or if it was another experiment.
+        ConfigError: if there is no such run, or if the experiment has changed.
     """
-    if which == AUTO:
-        return _newest(path, overrides)
-    named = Path(which)
-    folder = named.parent.parent if named.suffix == ".ckpt" else named
-    if not which or not (folder / "config.yaml").is_file():
-        below = [one.parent for depth in ("*", "*/*") for one in named.glob(f"{depth}/config.yaml")] if which else []
-        meant = max(below, key=_last_written, default="runs/CONFIG/NAME")
-        hint = f"give a run's folder, such as {meant}, or a checkpoint in it"
-        raise ConfigError(COMMAND_LINE, "--resume", f"{which!r} is no run's folder (no config.yaml in it)", hint)
-    if named.suffix == ".ckpt" and not named.is_file():
-        raise ConfigError(COMMAND_LINE, "--resume", f"there is no file {named}")
-    config = load_config(path or folder / "config.yaml", overrides)
-    if changed := difference(load_config(folder / "config.yaml"), config):
-        key, there, here = changed
-        problem = f"is {here} here, and {there} in {folder}"
+    if text == AUTO:
+        return _find_newest(path, overrides)
+    given = Path(text)
+    is_checkpoint = given.suffix == ".ckpt"
+    folder = given.parent.parent if is_checkpoint else given
+    if not text or not (folder / "config.yaml").is_file():
+        configs = [config for depth in ("*", "*/*") for config in given.glob(f"{depth}/config.yaml")] if text else []
+        example = max((config.parent for config in configs), key=_last_written, default="runs/CONFIG/NAME")
+        hint = f"give the folder of a run, such as {example}, or a checkpoint in it"
         raise ConfigError(
-            config.where(key), key, problem, "a changed experiment is a new run; start it without --resume"
+            COMMAND_LINE, "--resume", f"{text!r} is not the folder of a run (it has no config.yaml)", hint
         )
-    return replace(config, resumes=folder, checkpoint=named if named.suffix == ".ckpt" else None)
+    if is_checkpoint and not given.is_file():
+        raise ConfigError(COMMAND_LINE, "--resume", f"there is no file {given}")
+    config = load_config(path or folder / "config.yaml", overrides)
+    if changed := first_difference(load_config(folder / "config.yaml"), config):
+        key, old, new = changed
+        problem, hint = (
+            f"is {new} here, and {old} in {folder}",
+            "for a changed experiment, start a new run without --resume",
+        )
+        raise ConfigError(config.where(key), key, problem, hint)
+    return replace(config, resumes=folder, checkpoint=given if is_checkpoint else None)
 
 
 def check_unfinished(config: Config) -> None:
-    """Refuse to train a run that has been trained and tested.
+    """Refuse to resume a run that is finished.
 
     Raises:
-        ConfigError: it says where its figures are.
+        ConfigError: with the file of its metrics.
     """
     if config.resumes is not None and is_finished(config.resumes):
-        hint = f"its figures are in {config.resumes / 'metrics.json'}; a longer or changed one is a new run"
+        hint = f"its metrics are in {config.resumes / 'metrics.json'}; to train longer, start a new run"
         raise ConfigError(COMMAND_LINE, "--resume", f"{config.resumes} is finished", hint)
 
 
@@ -64,34 +68,36 @@ def is_finished(folder: Path) -> bool:
     return (folder / "metrics.json").is_file()
 
 
-def difference(one: Config, other: Config) -> tuple[str, Any, Any] | None:
-    """The first key that decides the result and differs, with both values."""
-    keys = {*one.all_keys(), *other.all_keys()} - {*FREE}
-    for key in sorted(keys, key=lambda key: (not key.endswith(".name"), key)):  # another model has other keys, too
-        values = [config[key] if key in config.all_keys() else "not there" for config in (one, other)]
+def first_difference(old: Config, new: Config) -> tuple[str, Any, Any] | None:
+    """Return the first key that affects the result and differs, with both values; None if the experiments are the same."""
+    keys = {*old.all_keys(), *new.all_keys()} - FREE_KEYS
+    for key in sorted(
+        keys, key=lambda key: (not key.endswith(".name"), key)
+    ):  # names first, because they change other keys
+        values = [config[key] if key in config.all_keys() else "not set" for config in (old, new)]
         if values[0] != values[1]:
-            there, here = ("null" if value is None else value for value in values)
-            return key, there, here
+            before, now = ("null" if value is None else value for value in values)
+            return key, before, now
     return None
 
 
-def _newest(path: Path | None, overrides: list[str]) -> Config:
+def _find_newest(path: Path | None, overrides: list[str]) -> Config:
     if path is None:
         hint = "python train.py --config FILE --resume auto, or --resume runs/CONFIG/NAME"
-        raise ConfigError(COMMAND_LINE, "--resume", f"{AUTO} looks for a run of a config, and none is named", hint)
+        raise ConfigError(COMMAND_LINE, "--resume", f"{AUTO} needs a config", hint)
     config = load_config(path, overrides)
     root, name = experiment_folder(config), config["run.name"]
-    folders = [one.parent for one in root.glob(f"{name or '*'}/config.yaml") if not is_finished(one.parent)]
-    said, hint = f"{root} has no unfinished run" + (f" {name}" if name else ""), "start a run without --resume"
+    folders = [file.parent for file in root.glob(f"{name or '*'}/config.yaml") if not is_finished(file.parent)]
+    problem, hint = f"{root} has no unfinished run" + (f" {name}" if name else ""), "start a run without --resume"
     if folders:
         newest = max(folders, key=_last_written)
-        changed = difference(load_config(newest / "config.yaml"), config)
+        changed = first_difference(load_config(newest / "config.yaml"), config)
         if changed is None:
             return replace(config, resumes=newest, falls_back=True)
-        key, there, here = changed
-        said = f"in the newest unfinished run, {newest}, {key} is {there}, and {here} here"
+        key, old, new = changed
+        problem = f"in the newest unfinished run, {newest}, {key} is {old}, and {new} here"
         hint = f"give --resume {newest}, or start a run without --resume"
-    raise ConfigError(COMMAND_LINE, "--resume", f"nothing to resume: {said}", hint)
+    raise ConfigError(COMMAND_LINE, "--resume", f"nothing to resume: {problem}", hint)
 
 
 def _last_written(folder: Path) -> float:

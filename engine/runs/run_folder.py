@@ -1,4 +1,4 @@
-"""A run's folder: created once, used by one run, locked by the process that trains there."""
+"""The folder of a run: created by the first process, locked while the run trains."""
 
 import json
 import os
@@ -9,20 +9,23 @@ from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from engine.config.config import Config
 from engine.config.signatures import PROJECT
-from engine.contracts import ConfigError, UserError
+from engine.contracts import COMMAND_LINE, ConfigError, UserError
 from engine.runs.run_lock import lock_run
 from engine.terminal import print_line
 
+if TYPE_CHECKING:
+    from filelock import FileLock
+
 INTERRUPTED = (130, 143)  # exit codes of Ctrl-C and SIGTERM
-VARIABLE = "LIT_RUN_FOLDER"  # tells the processes that Lightning starts for more devices where the run's folder is
+VARIABLE = "LIT_RUN_FOLDER"  # passes the run's folder to the processes that Lightning starts for more devices
 
 
 def rank() -> int:
-    """The number of this process among those of the run, under torchrun, srun or Lightning's own launcher."""
+    """Return the rank of this process under torchrun, srun or Lightning's own launcher; 0 for a single process."""
     environ = os.environ
     if "RANK" in environ:
         return int(environ["RANK"])
@@ -33,10 +36,10 @@ def rank() -> int:
 
 @contextmanager
 def run_folder(config: Config) -> Iterator[Path]:
-    """The folder of the run: the one that is resumed, or a new ROOT/CONFIG/NAME that holds the resolved config.
+    """Open the folder of a run: that of the run to resume, or a new folder ROOT/CONFIG/NAME with the resolved config.
 
-    Only the first process creates and locks the folder; the others write nothing. A new run that is refused before it trains
-    leaves no folder. A run that ends early says why in ``status.json``. ``--check`` works in a temporary folder.
+    Only the first process creates and locks the folder. A run that ends early leaves the reason in ``status.json``. If a new
+    run is refused before it trains, its folder is removed. ``--check`` uses a temporary folder.
 
     Raises:
         ConfigError: if the folder exists, cannot be created, or is in use by another process.
@@ -45,19 +48,19 @@ def run_folder(config: Config) -> Iterator[Path]:
         with TemporaryDirectory(prefix="check-", ignore_cleanup_errors=True) as temporary:
             yield Path(temporary)
         return
-    folder, is_first = _open_folder(config), rank() == 0
-    lock = lock_run(folder) if is_first else None
+    folder, is_first, lock = _find_folder(config), rank() == 0, None
     if is_first:
-        for part in folder.glob("checkpoints/*.part"):  # from a process that was killed while it wrote
-            part.unlink()
+        lock = _create_folder(config, folder) if config.resumes is None else _lock_existing(folder)
+        for unfinished in folder.glob("checkpoints/*.part"):  # of a process that was killed while it wrote
+            unfinished.unlink()
+        os.environ[VARIABLE] = str(folder.resolve())
         print_line(f"{'run folder:' if config.resumes is None else 'resuming'} {folder}")
     before = _file_identity(folder / "environment.json")
     try:
         yield folder
     except BaseException as error:
-        # a run that was refused before it trained, or before it went on, keeps its status
-        has_begun = _file_identity(folder / "environment.json") != before
-        if is_first and has_begun and not (folder / "metrics.json").exists():
+        has_started = _file_identity(folder / "environment.json") != before  # a refused run keeps its earlier status
+        if is_first and has_started and not (folder / "metrics.json").exists():
             with suppress(OSError):  # a full disk may be the reason why the run ends
                 _write_status(folder, error)
         raise
@@ -70,35 +73,39 @@ def run_folder(config: Config) -> Iterator[Path]:
 
 
 def experiment_folder(config: Config) -> Path:
-    """The folder of all runs of a config: ROOT/CONFIG."""
+    """Return the folder of all runs of a config, ROOT/CONFIG. A run's own config.yaml belongs to the config of the run."""
     path = config.path.resolve()
-    is_of_a_run = path.name == "config.yaml" and path.parent != PROJECT / "configs"
-    return Path(config["run.root"]) / (path.parent.parent.name if is_of_a_run else path.stem)
+    is_in_run_folder = path.name == "config.yaml" and path.parent != PROJECT / "configs"
+    return Path(config["run.root"]) / (path.parent.parent.name if is_in_run_folder else path.stem)
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write `content` so that `path` holds either the old content or all of the new."""
+    """Write JSON so that `path` always has either the old or the complete new content."""
+    _write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def _write_text(path: Path, text: str) -> None:
     temporary = path.with_suffix(".part")
     with temporary.open("w", encoding="utf-8") as file:
-        file.write(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+        file.write(text)
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
 
 
 def _file_identity(path: Path) -> tuple[int, int] | None:
-    """Changes when a file is replaced; None if there is no file."""
+    """Return a value that changes when the file is replaced; None if the file does not exist."""
     try:
-        found = path.stat()
+        status = path.stat()
     except OSError:
         return None
-    return found.st_ino, found.st_mtime_ns
+    return status.st_ino, status.st_mtime_ns
 
 
 def _write_status(folder: Path, error: BaseException) -> None:
     """Write how a run ended. The process that resumes the run deletes this file."""
-    by_python = 130 if isinstance(error, KeyboardInterrupt) else 1
-    code = getattr(error, "exit_code", 2 if isinstance(error, UserError) else by_python)
+    code_of_python = 130 if isinstance(error, KeyboardInterrupt) else 1
+    code = getattr(error, "exit_code", 2 if isinstance(error, UserError) else code_of_python)
     reason = " ".join(str(error).split()) or type(error).__name__
     content = {
         "status": "interrupted" if code in INTERRUPTED else "failed",
@@ -109,31 +116,28 @@ def _write_status(folder: Path, error: BaseException) -> None:
     write_json(folder / "status.json", content)
 
 
-def _open_folder(config: Config) -> Path:
+def _find_folder(config: Config) -> Path:
+    """Return the folder of the run, which may not exist yet."""
     if config.resumes is not None:
-        folder = config.resumes
-    elif rank() > 0:
+        return config.resumes
+    if rank() > 0:  # it writes nothing there; only Lightning's own launcher passes the name of the folder
         by_lightning = "LOCAL_RANK" in os.environ and "RANK" not in os.environ
         return Path(os.environ[VARIABLE]) if by_lightning and VARIABLE in os.environ else experiment_folder(config)
-    else:
-        folder = _create_folder(config)
-    os.environ[VARIABLE] = str(folder.resolve())
-    return folder
-
-
-def _create_folder(config: Config) -> Path:
     name = config["run.name"] or f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
     if Path(name).name != name:
         problem = f"{name!r} is not the name of a folder"
         raise ConfigError(config.where("run.name"), "run.name", problem, "leave out slashes")
-    folder = experiment_folder(config) / name
+    return experiment_folder(config) / name
+
+
+def _create_folder(config: Config, folder: Path) -> "FileLock | None":
+    """Create the folder of a new run, lock it, and write its config."""
     try:
         folder.mkdir(parents=True)
-        with (folder / ".config.part").open("w", encoding="utf-8") as file:  # config.yaml is complete or missing
-            file.write(config.to_yaml(name=None))  # it can be repeated under a new name
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(file.name, folder / "config.yaml")
+        lock = lock_run(folder)  # before the config, because other processes take a folder with a config for a run
+        _write_text(
+            folder / "config.yaml", config.to_yaml(name=None)
+        )  # without the name, so that the run can be repeated
     except FileExistsError:
         hint = f"choose another name, or resume it: --resume {folder}"
         raise ConfigError(config.where("run.name"), "run.name", f"{folder} exists", hint) from None
@@ -141,4 +145,11 @@ def _create_folder(config: Config) -> Path:
         shutil.rmtree(folder, ignore_errors=True)
         problem = f"cannot write to {folder} ({error.strerror})"
         raise ConfigError(config.where("run.root"), "run.root", problem) from None
-    return folder
+    return lock
+
+
+def _lock_existing(folder: Path) -> "FileLock | None":
+    lock = lock_run(folder)
+    if not (folder / "config.yaml").exists():
+        raise ConfigError(COMMAND_LINE, "--resume", f"{folder} was deleted")
+    return lock

@@ -1,4 +1,4 @@
-"""What a run records: environment, metrics, hyperparameters, and what it prints at its start and end."""
+"""Records a run: its environment and metrics as files, and summaries at its start and end on the terminal."""
 
 import json
 import os
@@ -20,25 +20,19 @@ from engine.runs.run_folder import write_json
 from engine.terminal import count_of, print_line
 from engine.training.clock import Clock
 from engine.training.exits import REFUSED, RunEnded
-from engine.training.loggers import log_everywhere, takes_pictures, tensorboard_of
+from engine.training.loggers import log_everywhere, missing_displays, tensorboard_of
 
 PACKAGES = ("lightning", "torch", "torchmetrics", "tensorboard", "omegaconf", "numpy", "transformers", "tokenizers")
-# what must not change when a run is resumed, and what to do if it has changed
+# Facts that must be the same when a run is resumed -> how to fix a difference.
 MUST_MATCH = {
     "data_sha256": "the data has changed since the run began; restore it, or start a new run",
-    "threads": "another number of threads sums in another order; set OMP_NUM_THREADS={there}",
-    "num_devices": "set trainer.devices={there}",
-    "precision": "this device computes in another precision; use the one of before, or start a new run",
+    "threads": "the number of threads changes the order of sums; set OMP_NUM_THREADS={old}",
+    "num_devices": "set trainer.devices={old}",
+    "precision": "this device computes in another precision; use the earlier device, or start a new run",
 }
-MAY_DIFFER = (
-    "git_commit",
-    "git_dirty",
-    "python",
-    "packages",
-    "device",
-    "pretrained",
-)  # noted, because results may differ
-TITLE_WIDTH = 13  # of the first column of the summary
+# Facts whose changes are recorded when a run is resumed, because results may differ slightly.
+MAY_DIFFER = ("git_commit", "git_dirty", "python", "packages", "device", "pretrained")
+TITLE_WIDTH = 13  # of the first column of the summaries
 
 
 class RunRecord(Callback):
@@ -48,7 +42,7 @@ class RunRecord(Callback):
         folder: Folder of the run.
         config_yaml: The resolved config, shown as text in TensorBoard.
         hyperparameters: The flat config, shown beside the final metrics under HPARAMS.
-        varied: Hyperparameters whose columns come first there.
+        varied: Hyperparameters whose columns come first under HPARAMS.
         resumes: Whether the run is resumed from a checkpoint.
         prints_start: Whether to print data, model, device and steps when training starts.
     """
@@ -65,19 +59,20 @@ class RunRecord(Callback):
         self.folder, self.config_yaml, self.hyperparameters = folder, config_yaml, hyperparameters
         self.varied, self.resumes, self.prints_start, self.clock = varied, resumes, prints_start, Clock()
         self.metrics: dict[str, Any] = {}
-        self.validation: dict[str, float] = {}  # of the weights in memory; a checkpoint restores its own
+        self.validation: dict[str, float] = {}  # metrics of the weights in memory, restored with a checkpoint
         self.epoch = 0
-        self._started, self._seconds = 0.0, 0.0  # start of this process's training, seconds of earlier processes
+        self._started = 0.0  # time when training started in this process; 0 before it starts
+        self._earlier_seconds = 0.0  # training time of earlier processes, if the run is resumed
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.resumes:
             path = self.folder / "environment.json"
             try:
-                there = dict(json.loads(path.read_text(encoding="utf-8")))
+                old = dict(json.loads(path.read_text(encoding="utf-8")))
             except (OSError, ValueError, TypeError):
-                problem = f"{path} is missing or broken, so it is unknown whether this run can be resumed here"
+                problem = f"{path} is missing or broken, so this environment cannot be compared with that of the run"
                 raise RunEnded(f"error: --resume: {problem}", REFUSED) from None
-            facts = self._compare(trainer, there, self._facts(trainer))
+            facts = self._compare(trainer, old, self._facts(trainer))
             if trainer.is_global_zero:
                 self._write_start(facts)
 
@@ -90,9 +85,8 @@ class RunRecord(Callback):
                     logger.write_start(self._texts(facts))
             if self.prints_start:
                 print_line(start_summary(trainer, facts, self.hyperparameters))
-                for other in trainer.loggers:
-                    if not takes_pictures(other):
-                        print_line(f"{'logger':<{TITLE_WIDTH}}{type(other).__name__} takes curves, but no pictures")
+                for line in missing_displays(trainer.loggers):
+                    print_line(f"{'logger':<{TITLE_WIDTH}}{line}")
         self._started = time.monotonic()
         self.clock.train_start()
 
@@ -102,7 +96,7 @@ class RunRecord(Callback):
         self.metrics |= {**counts, "train_seconds": round(self._all_seconds(), 3)}
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if pl_module.device.type == "cuda":  # work that is queued there belongs to the training
+        if pl_module.device.type == "cuda":  # finish queued work, which belongs to the training
             torch.cuda.synchronize(pl_module.device)
         self.clock.begin("validation")
 
@@ -112,7 +106,7 @@ class RunRecord(Callback):
             self.validation, self.epoch = _logged(trainer, "val/"), trainer.current_epoch + 1
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not self._started:  # nothing was left to train
+        if not self._started:  # the resumed run had no steps left
             self.clock.test_start()
 
     def state_dict(self) -> dict[str, Any]:
@@ -121,14 +115,14 @@ class RunRecord(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.validation, self.epoch = state_dict["validation"], state_dict["epoch"]
-        if not self.metrics:  # the checkpoint that is tested at the end must not replace them
-            self.metrics, self._seconds = state_dict["metrics"], state_dict["seconds"]
+        if not self.metrics:  # loading the best checkpoint for the test must not replace them
+            self.metrics, self._earlier_seconds = state_dict["metrics"], state_dict["seconds"]
 
     def finish(self, trainer: Trainer, tested: Path | None) -> None:
         """Write ``metrics.json`` and the entry under HPARAMS, and print a summary, in the first process only.
 
         Args:
-            trainer: After its test.
+            trainer: The trainer after the test.
             tested: The checkpoint that was tested; None for the last weights.
         """
         if not trainer.is_global_zero:
@@ -137,20 +131,20 @@ class RunRecord(Callback):
         best = str(tested.relative_to(self.folder)) if tested else None
         self.clock.test_end()
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
-            self.metrics |= getattr(callback, "run_metrics", {})  # such as the throughput
+            self.metrics |= getattr(callback, "run_metrics", {})  # such as that of callbacks.throughput
         seconds = {name: round(value, 3) for name, value in self.clock.seconds.items()}
         self.metrics = {**test, **self.validation, **self.metrics, "seconds": seconds, "best_checkpoint": best}
         if best:
             self.metrics["best_epoch"] = self.epoch
-        # the validation metrics of the tested weights, because those of the last epoch may be of worse weights
-        chosen = {name.replace("val/", "tested/val_"): value for name, value in self.validation.items()}
-        log_everywhere(trainer, chosen, self.metrics["steps"])
+        # the validation metrics of the tested weights, because the last epoch may have worse weights
+        validation = {name.replace("val/", "tested/val_"): value for name, value in self.validation.items()}
+        log_everywhere(trainer, validation, self.metrics["steps"])
         if (logger := tensorboard_of(trainer)) is not None:
             shown = [name for name in test if not name.startswith("test_class_accuracy/")]
-            logger.write_hparams(self.hyperparameters, self.varied, [*shown, *chosen])
-        for other in trainer.loggers:
-            other.save()
-        write_json(self.folder / "metrics.json", self.metrics)  # written last, because it marks the run as finished
+            logger.write_hparams(self.hyperparameters, self.varied, [*shown, *validation])
+        for each in trainer.loggers:
+            each.save()
+        write_json(self.folder / "metrics.json", self.metrics)  # the last file, because it marks the run as finished
         since = "since it was resumed: " if self.resumes else ""
         times = [f"{since}{line}" for line in self.clock.summary()]
         print_line(
@@ -165,11 +159,11 @@ class RunRecord(Callback):
         return facts
 
     def _write_start(self, facts: Mapping[str, Any]) -> None:
-        write_json(self.folder / "environment.json", facts)  # marks that the run, or its resumption, has begun
-        (self.folder / "status.json").unlink(missing_ok=True)  # of an earlier end
+        write_json(self.folder / "environment.json", facts)  # marks that the run has started, or was resumed
+        (self.folder / "status.json").unlink(missing_ok=True)  # of the process that was interrupted
 
     def _texts(self, facts: Mapping[str, Any]) -> dict[str, str]:
-        """The run in Markdown, for TensorBoard."""
+        """Return config, command and environment in Markdown, for TensorBoard."""
         rows = "\n".join(f"| {name} | {_cell(value)} |" for name, value in facts.items() if name != "command")
         return {
             "run/config": f"```yaml\n{self.config_yaml}\n```",
@@ -178,37 +172,37 @@ class RunRecord(Callback):
         }
 
     def _all_seconds(self) -> float:
-        return self._seconds + (time.monotonic() - self._started if self._started else 0.0)
+        return self._earlier_seconds + (time.monotonic() - self._started if self._started else 0.0)
 
-    def _compare(self, trainer: Trainer, there: dict[str, Any], here: dict[str, Any]) -> dict[str, Any]:
-        """The environment of the run with a note about this resumption.
+    def _compare(self, trainer: Trainer, old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+        """Return the environment of the run with a note about this resumption.
 
         Raises:
             RunEnded: if the run cannot be resumed in this environment.
         """
         for name, hint in MUST_MATCH.items():
-            if name == "threads" and not str(here["device"]).startswith("cpu"):
+            if name == "threads" and not str(new["device"]).startswith("cpu"):
                 continue
-            if there.get(name) != here[name]:
-                old, new = (str(facts.get(name))[:12] for facts in (there, here))
-                problem = f"{name} was {old} and is {new}: {hint.format(there=old)}"
+            if old.get(name) != new[name]:
+                before, now = (str(facts.get(name))[:12] for facts in (old, new))
+                problem = f"{name} was {before} and is {now}: {hint.format(old=before)}"
                 raise RunEnded(f"error: --resume: {problem}", REFUSED)
-        others = [name for name in MAY_DIFFER if there.get(name) != here.get(name)]
-        if others and trainer.is_global_zero:
-            print_line(f"resuming may not be exact: {', '.join(others)} changed (environment.json)")
-        note = {"at": datetime.now(UTC).isoformat(timespec="seconds"), "after_seconds": round(self._seconds, 3)}
-        note |= {"command": here["command"], **{name: here[name] for name in others}}
-        return {**there, "resumed": [*there.get("resumed", []), note]}
+        changed = [name for name in MAY_DIFFER if old.get(name) != new.get(name)]
+        if changed and trainer.is_global_zero:
+            print_line(f"resuming may not be exact: {', '.join(changed)} changed (environment.json)")
+        note = {"at": datetime.now(UTC).isoformat(timespec="seconds"), "after_seconds": round(self._earlier_seconds, 3)}
+        note |= {"command": new["command"], **{name: new[name] for name in changed}}
+        return {**old, "resumed": [*old.get("resumed", []), note]}
 
 
 def environment(device: torch.device, precision: str, world_size: int) -> dict[str, Any]:
-    """What decides a result besides the config: code, versions, device, threads."""
+    """Return the facts that affect a result besides the config: code, versions, device, threads."""
     commit = _git("rev-parse", "HEAD")
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name()
     return {
         "command": shlex.join([Path(sys.executable).name, *sys.argv]),
         "git_commit": commit,
-        "git_dirty": commit and bool(_git("status", "--porcelain")),  # new files count, because one may be a model
+        "git_dirty": commit and bool(_git("status", "--porcelain")),  # with new files, because a model may be new
         "python": platform.python_version(),
         "platform": platform.platform(),
         "packages": {package: found for package in PACKAGES if (found := _version(package))},
@@ -221,10 +215,10 @@ def environment(device: torch.device, precision: str, world_size: int) -> dict[s
 
 
 def start_summary(trainer: Trainer, facts: Mapping[str, Any], hyperparameters: Mapping[str, Any]) -> str:
-    """Data, model, device and steps of a training that is about to begin.
+    """Return lines about data, model, device and steps, before training starts.
 
     Args:
-        trainer: In its fit.
+        trainer: The trainer in `fit`.
         facts: The environment.
         hyperparameters: The flat config.
     """
@@ -238,14 +232,14 @@ def start_summary(trainer: Trainer, facts: Mapping[str, Any], hyperparameters: M
 
 
 def end_summary(metrics: Mapping[str, Any], monitor: str, times: list[str], folder: Path, has_tensorboard: bool) -> str:
-    """Metrics of the tested checkpoint, times, and where the files are.
+    """Return lines about the metrics of the tested checkpoint, times and files.
 
     Args:
         metrics: The content of ``metrics.json``.
         monitor: Metric that chose the checkpoint.
-        times: Lines about where the time went.
+        times: Lines about how the time was spent.
         folder: Folder of the run.
-        has_tensorboard: Whether it has files for TensorBoard.
+        has_tensorboard: Whether the run has files for TensorBoard.
     """
     rows = []
     for title, stage in (("test", "test"), ("validation", "val")):
@@ -253,14 +247,14 @@ def end_summary(metrics: Mapping[str, Any], monitor: str, times: list[str], fold
         shown = "  ".join(f"{name} {value:.4f}" for name, value in values.items() if value is not None)
         rows.append((title, shown or "not measured"))
     if (mirrored := metrics.get("test_mirrored/accuracy")) is not None:
-        rows.append(("mirrored", f"accuracy {mirrored:.4f}, of the mean over an image and its mirror image"))
+        rows.append(("mirrored", f"accuracy {mirrored:.4f} for the mean prediction of an image and its mirror image"))
     if "best_epoch" in metrics:
         rows.append(("checkpoint", f"epoch {metrics['best_epoch']}, the best by {monitor}"))
     counts = f"{count_of(metrics['epochs'], 'epoch')}, {count_of(metrics['steps'], 'step')}"
     rows.append(("trained", f"{counts} in {metrics['train_seconds']:.1f} s"))
     if "samples_per_second" in metrics:
         fraction = metrics.get("peak_share")
-        reached = f", {fraction:.0%} of what a matrix product reaches here" if fraction is not None else ""
+        reached = f", {fraction:.0%} of the speed of large matrix products" if fraction is not None else ""
         rows.append(("speed", f"{metrics['samples_per_second']:,.0f} samples/s{reached}"))
     rows += [("time", line) for line in times]
     rows += [("run folder", str(folder))]
@@ -290,7 +284,7 @@ def _parameter_facts(trainer: Trainer) -> str:
 
 
 def _device_facts(trainer: Trainer, facts: Mapping[str, Any]) -> Iterator[str]:
-    count = f"{trainer.world_size} times " if trainer.world_size > 1 else ""
+    count = f"{trainer.world_size} x " if trainer.world_size > 1 else ""
     yield f"{count}{facts['device']}"
     if str(facts["device"]).startswith("cpu"):
         yield count_of(facts["threads"], "thread")
@@ -300,15 +294,15 @@ def _device_facts(trainer: Trainer, facts: Mapping[str, Any]) -> Iterator[str]:
 def _step_facts(trainer: Trainer) -> str:
     devices, accumulated = trainer.world_size, trainer.accumulate_grad_batches
     batches, size = trainer.num_training_batches, getattr(trainer.datamodule, "batch_size", None)  # type: ignore[attr-defined]
-    per_epoch = f"{-(-batches // accumulated):,}" if isinstance(batches, int) else "?"
     epochs = trainer.max_epochs or -1
     limits = [count_of(epochs, "epoch")] if epochs > 0 else []
     limits += [count_of(trainer.max_steps, "step")] if trainer.max_steps > 0 else []
-    text = f"{' or '.join(limits) or 'no limit'}, {per_epoch} an epoch"
+    per_epoch = f"{-(-batches // accumulated):,}" if isinstance(batches, int) else "?"
+    text = f"{' or '.join(limits) or 'no limit'}, {per_epoch} steps per epoch"
     if size is None:
         return text
-    each = f" ({devices} devices, batch size {size} per device)" if devices > 1 else ""
-    return f"{text}, steps of {size * devices * accumulated}{each}"
+    per_device = f" ({devices} devices, batch size {size} per device)" if devices > 1 else ""
+    return f"{text}, {count_of(size * devices * accumulated, 'sample')} per step{per_device}"
 
 
 def _logged(trainer: Trainer, prefix: str) -> dict[str, float]:
@@ -316,7 +310,7 @@ def _logged(trainer: Trainer, prefix: str) -> dict[str, float]:
 
 
 def _cell(value: Any) -> str:
-    """A value as a cell of a table in Markdown."""
+    """Return a value as a cell of a table in Markdown."""
     if isinstance(value, Mapping):
         return ", ".join(f"{name} {item}" for name, item in value.items())
     return "" if value is None else str(value).replace("|", "\\|")
@@ -335,10 +329,12 @@ def _cpu_name() -> str:
 
 
 def _git(*arguments: str) -> str | None:
-    """The output of a git command in the project; None without git or a repository."""
+    """Return the output of a git command in the project; None without git or a repository."""
     try:
         folder = Path(__file__).resolve().parent
-        done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, timeout=10, check=True)
+        output = subprocess.check_output(
+            ["git", *arguments], cwd=folder, stderr=subprocess.DEVNULL, text=True, timeout=10
+        )
     except (OSError, subprocess.SubprocessError):
         return None
-    return done.stdout.strip()
+    return output.strip()

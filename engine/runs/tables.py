@@ -1,4 +1,4 @@
-"""What `runs.py` prints: text in columns, for a terminal or a pipe, or JSON for programs."""
+"""The output of ``runs.py``: aligned columns for people, JSON for programs."""
 
 import json
 import math
@@ -6,49 +6,54 @@ import shutil
 import sys
 from typing import Any
 
-GAP, SHORTEST = "  ", 16  # between columns; what a text that is cut keeps, by which 120 columns show why a run failed
+GAP = "  "  # between columns
+MIN_WIDTH = 16  # of a shortened column
 
 
-def table(titles: list[str], rows: list[list[str]], fits: bool = True) -> None:
-    """Print aligned columns, but for empty ones.
+def print_table(titles: list[str], rows: list[list[str]], shorten: bool = True) -> None:
+    """Print aligned columns. Empty columns are left out.
 
     Args:
-        titles: Of the columns.
-        rows: A text for each.
-        fits: Whether no line is to be longer than the terminal. There the longest texts are cut, and what then has no room
-            is left out whole, from the right: half a figure would be another one.
+        titles: Title of each column.
+        rows: One text per column.
+        shorten: Whether to fit the table to the width of a terminal. Long texts are cut. If that is not enough, columns are
+            left out, the last ones first, because a number that is cut would look like another number.
     """
-    columns = [[printable(one) for one in column] for column in zip(titles, *rows, strict=True) if any(column[1:])]
+    columns = [list(map(escape, column)) for column in zip(titles, *rows, strict=True) if any(column[1:])]
     widths = [max(map(len, column)) for column in columns]
-    if fits and sys.stdout.isatty():
-        room = shutil.get_terminal_size().columns + len(GAP)
-        while sum(widths) + len(GAP) * len(widths) > room and max(widths[1:], default=0) > SHORTEST:
-            widths[widths.index(max(widths[1:]), 1)] -= 1
-        while sum(widths) + len(GAP) * len(widths) > room and len(widths) > 1:
-            widths.pop()
-        widths[0] = min(widths[0], room - len(GAP))
+    if shorten and sys.stdout.isatty():
+        widths = _fit(widths, shutil.get_terminal_size().columns)
     for line in zip(*columns, strict=True):
-        print(GAP.join(cut(one, width).ljust(width) for one, width in zip(line, widths, strict=False)).rstrip())
+        print(GAP.join(_cut(text, width).ljust(width) for text, width in zip(line, widths, strict=False)).rstrip())
 
 
-def cut(text: str, width: int) -> str:
+def _fit(widths: list[int], room: int) -> list[int]:
+    """Narrow the widest columns, then drop the last columns, until a line has at most `room` characters."""
+    widths = list(widths)
+    while len(GAP.join(" " * width for width in widths)) > room and max(widths[1:], default=0) > MIN_WIDTH:
+        widths[widths.index(max(widths[1:]), 1)] -= 1
+    while len(GAP.join(" " * width for width in widths)) > room and len(widths) > 1:
+        widths.pop()
+    return [min(widths[0], room), *widths[1:]]
+
+
+def _cut(text: str, width: int) -> str:
     return text if len(text) <= width else text[: max(width - 2, 0)] + ".."
 
 
-def printable(text: str) -> str:
-    """`text` with what would move a terminal's cursor, or is no text at all, written out."""
-    return text if text.isprintable() else "".join(one if one.isprintable() else repr(one)[1:-1] for one in text)
+def escape(text: str) -> str:
+    """Return `text` with escape sequences in place of control characters, which could move a terminal's cursor."""
+    return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
 
 
-def dump(content: Any) -> int:
-    """Print what any reader of JSON takes: in ASCII, null for what is not finite."""
-    print(json.dumps(strict(content), indent=2))
-    return 0
+def print_json(content: Any) -> None:
+    """Print strict JSON in ASCII. NaN and infinity become null."""
+    print(json.dumps(_finite(content), indent=2))
 
 
-def strict(content: Any) -> Any:
+def _finite(content: Any) -> Any:
     if isinstance(content, dict):
-        return {name: strict(value) for name, value in content.items()}
+        return {name: _finite(value) for name, value in content.items()}
     if isinstance(content, list):
-        return [strict(value) for value in content]
+        return [_finite(value) for value in content]
     return None if isinstance(content, float) and not math.isfinite(content) else content
