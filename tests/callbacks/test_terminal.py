@@ -82,7 +82,7 @@ def test_run_prints_a_summary_at_its_start_and_at_its_end(terminal):
     assert f"data         {data}\n" in terminal[0]
     assert "model        mlp: 4,675 parameters\n" in terminal[0]
     assert re.search(r"^device       cpu: .*\d threads?, 32-true$", terminal[0], re.M)
-    assert "steps        16 epochs, 96 an epoch, steps of 1\n" in terminal[0]
+    assert "steps        16 epochs, 96 steps per epoch, 1 sample per step\n" in terminal[0]
 
 
 def test_log_file_gets_complete_lines(tmp_path, capsys):

@@ -98,4 +98,4 @@ def test_only_a_long_run_measures_its_fraction_of_the_peak(tmp_path, request, ca
     assert 0 <= figures(long)["peak_share"] < 1
     assert curve(long, "train/peak_share") == [pytest.approx(figures(long)["peak_share"], abs=1e-4)]
     assert len(curve(long, "train/samples_per_second")) == 2
-    assert "of what a matrix product reaches here" in capsys.readouterr().out
+    assert "of the speed of large matrix products" in capsys.readouterr().out

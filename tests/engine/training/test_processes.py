@@ -100,7 +100,7 @@ def test_two_processes_share_the_work(normalization, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "Warning" not in done.stderr
     assert done.stdout.count("run folder:") == 1
-    assert "steps of 32 (2 devices, batch size 16 per device)" in done.stdout
+    assert "32 samples per step (2 devices, batch size 16 per device)" in done.stdout
     (folder,) = tmp_path.glob("*/*")
     from datamodules.iris import Iris
 
