@@ -25,7 +25,7 @@ from engine.terminal import print_line
 from engine.training import checkpoint_file
 from engine.training.clock import Clock
 from engine.training.consensus import ProcessConsensus
-from engine.training.epoch_loop import EpochLoop, restore_rng_and_metric_state, rng_and_metric_state
+from engine.training.epoch_loop import epoch_loop_of, rng_and_metric_state
 from engine.training.exits import REFUSED, RunEnded, Stopped
 from engine.training.loggers import log_files, tensorboard_of
 from engine.training.signals import Signals
@@ -104,17 +104,19 @@ class Checkpoints(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.signals.deferred = True  # before this, a process may wait for others, and a signal must end it at once
-        _epoch_loop(trainer).before_batch = partial(self.before_batch, trainer)
+        loop = epoch_loop_of(trainer)
+        loop.before_batch = partial(self.before_batch, trainer)
+        loop.before_validation = partial(self.before_validation, trainer)
         if self._restored is None:
             self._truncate_logs(trainer, {}, 0)
             return
         if trainer.is_global_zero:
             print_line(f"resuming in {_place(trainer, trainer.fit_loop.batch_idx + 1)}")
-        restore_rng_and_metric_state(trainer, self._restored["processes"][trainer.global_rank])
+        loop.resume_state = self._restored["processes"][trainer.global_rank]
         self._saved_at, self._saved_step, self._restored = time.monotonic(), trainer.global_step, None
 
     def before_batch(self, trainer: Trainer, batch_idx: int) -> None:
-        """Write a checkpoint if it is due, and stop the run after a signal. `EpochLoop` calls this before every batch."""
+        """Write a checkpoint if it is due, and stop the run after a signal. `EpochLoop` calls this."""
         if batch_idx % trainer.accumulate_grad_batches:
             return  # a checkpoint does not hold gradients
         signum, is_due = self._requests(trainer, batch_idx)
@@ -123,9 +125,9 @@ class Checkpoints(Callback):
         if signum:
             raise Stopped(signum, _place(trainer, batch_idx))
 
-    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        training = trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking
-        self._before_validation = self._current_position(trainer) if training else None
+    def before_validation(self, trainer: Trainer) -> None:
+        """Record where training is, for a checkpoint during or after the validation. `EpochLoop` calls this."""
+        self._before_validation = self._current_position(trainer)
 
     def on_validation_batch_start(self, trainer: Trainer, *__: Any) -> None:
         signum = self.consensus.agree_on_signal(self.signals.received)
@@ -137,12 +139,14 @@ class Checkpoints(Callback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         position, self._before_validation = self._before_validation, None
-        if position is None:
+        if position is None or trainer.barebones:  # a barebones trainer logs no metrics
             return
         metrics = trainer.callback_metrics
         if self.monitor not in metrics:
             names = listed(sorted(name for name in metrics if not name.startswith("train/")), most=20)
-            raise OptionError(f"run.monitor: no metric {self.monitor!r} is logged in validation; logged: {names}")
+            raise OptionError(
+                f"run.monitor: metric {self.monitor!r} is not logged in validation; logged metrics: {names}"
+            )
         value = float(metrics[self.monitor])
         is_better = self.best is None or (value < self.best if self.mode == "min" else value > self.best)
         if math.isfinite(value) and is_better:
@@ -174,7 +178,7 @@ class Checkpoints(Callback):
             self._restored = checkpoint["position"]
             if not self._restored["exact"]:
                 raise RunEnded("error: --resume: a run cannot be resumed from this checkpoint; take last.ckpt", REFUSED)
-            _epoch_loop(trainer).validation_due = self._restored["validation_due"]
+            epoch_loop_of(trainer).validation_due = self._restored["validation_due"]
             self._restored["step"] = checkpoint["global_step"]
             trainer.should_stop = self._restored["should_stop"]  # a trained run only repeats its test
         else:  # with weight averaging, test the averaged weights, which were validated, and not the trained ones
@@ -250,12 +254,6 @@ class Checkpoints(Callback):
             elif path.stat().st_size > size:
                 os.truncate(path, size)
         self._old_logs = set()
-
-
-def _epoch_loop(trainer: Trainer) -> EpochLoop:
-    loop = trainer.fit_loop.epoch_loop
-    assert isinstance(loop, EpochLoop), "call install_loop first"
-    return loop
 
 
 def _place(trainer: Trainer, batch_idx: int) -> str:

@@ -50,18 +50,31 @@ class EpochLoop(_TrainingEpochLoop):
 
     Attributes:
         before_batch: Called with the index of the next batch in the epoch, before that batch is loaded.
+        before_validation: Called before a validation, before its loaders are started.
         validation_due: Whether to validate before the next batch, because the checkpoint was written before a validation.
-        epoch_start: Random states when the iterators of ordinary DataLoaders were created. They determine the order of the
-            samples. None if the loaders restore their position themselves.
+        resume_state: Result of `rng_and_metric_state` to restore before the next batch.
         fast_step: Trains the batches; None if Lightning's own step does.
         clock: Measures the time that loading data takes.
     """
 
     before_batch: Callable[[int], None] = staticmethod(lambda batch_idx: None)
+    before_validation: Callable[[], None] = staticmethod(lambda: None)
     validation_due = False
-    epoch_start: dict[str, Any] | None = None
+    resume_state: dict[str, Any] | None = None
     fast_step: "FastStep | None" = None
-    clock: Clock
+
+    def __init__(self, trainer: Trainer, clock: Clock, **limits: Any) -> None:
+        super().__init__(trainer, **limits)
+        self.clock = clock
+        self._loaders: list[Any] = []
+        self._epoch_start: dict[str, Any] | None = None  # random states when the iterators of the loaders were created
+        validate = self.val_loop.run
+
+        def call_hook_and_validate() -> Any:
+            self.before_validation()
+            return validate()
+
+        self.val_loop.run = call_hook_and_validate  # type: ignore[method-assign]
 
     @property
     def done(self) -> bool:
@@ -76,41 +89,55 @@ class EpochLoop(_TrainingEpochLoop):
         self.fast_step = FastStep(self.trainer) if supports_fast_step(self.trainer) else None
 
     def on_run_start(self, data_fetcher: Any) -> None:
-        loaders = data_fetcher.combined_loader.flattened
-        is_resuming = self.trainer.fit_loop.is_resuming
-        if is_resuming and self.trainer.is_global_zero:
-            for reason in _inexact_reasons(loaders, data_fetcher.length):
-                print_line(f"resuming may not be exact: {reason}")
-        if all(_restores_position(loader) for loader in loaders):
-            super().on_run_start(data_fetcher)
-            return
-        if not (
-            is_resuming and self.batch_progress.is_last_batch
-        ):  # otherwise only the validation of this epoch is left
-            self._start_iterators(data_fetcher, loaders, self.epoch_start if is_resuming else None)
-        data_fetcher._start_profiler, data_fetcher._stop_profiler = self._on_before_fetch, self._on_after_fetch
-
-    def _start_iterators(self, data_fetcher: Any, loaders: list[Any], resumed: dict[str, Any] | None) -> None:
-        """Create the iterators of ordinary DataLoaders, and skip the batches that the run has trained on.
-
-        Lightning creates the iterators of the first epoch before the random states can be recorded or restored. So they are
-        created again here.
-        """
-        current, generators = rng_state(), _generators(loaders)
-        if resumed is None:
-            self.epoch_start = {"rng": current, "generators": [generator.get_state() for generator in generators]}
+        self._loaders = data_fetcher.combined_loader.flattened
+        state, self.resume_state = self.resume_state, None
+        if all(hasattr(getattr(loader, "batch_sampler", None), "resume_at") for loader in self._loaders):
+            super().on_run_start(data_fetcher)  # the loaders of this project know their position
         else:
-            set_rng_state(resumed["rng"])
-            for generator, state in zip(generators, resumed["generators"], strict=True):
-                generator.set_state(state)
-        iter(data_fetcher)
-        if done := self.batch_progress.current.ready:
-            if self.trainer.is_global_zero:
-                print_line(f"loading and skipping the first {done:,} batches of this epoch")
+            # Lightning creates the iterators of the first epoch before the states of loaders and random generators can be
+            # recorded or restored. So they are created again here.
+            if state is None:
+                self._epoch_start = {"rng": rng_state(), "generators": _generator_states(self._loaders)}
+                iter(data_fetcher)
+            else:
+                self._resume_loaders(data_fetcher, **state["loaders"])
+            data_fetcher._start_profiler, data_fetcher._stop_profiler = self._on_before_fetch, self._on_after_fetch
+        if state is not None:
+            restore_rng_and_metric_state(self.trainer, state)
+
+    def loader_state(self) -> dict[str, Any]:
+        """The state of the training loaders: their position in the epoch, and the order of its samples."""
+        return {
+            "states": [loader.state_dict() for loader in self._loaders if _has_state(loader)],
+            "epoch_start": self._epoch_start,
+            "generators": _generator_states(self._loaders),
+        }
+
+    def _resume_loaders(
+        self, data_fetcher: Any, states: list[Any], epoch_start: dict[str, Any], generators: list[Tensor]
+    ) -> None:
+        """Create iterators that continue at the batch of the checkpoint. The arguments are the result of `loader_state`.
+
+        Loaders with a state (such as torchdata's StatefulDataLoader) restore their position. Other loaders repeat the epoch
+        from its start, and the batches that the run has trained on are skipped.
+        """
+        done, self._epoch_start = self.batch_progress.current.ready, epoch_start
+        set_rng_state(epoch_start["rng"])
+        _set_generator_states(self._loaders, epoch_start["generators"])
+        notes = _inexact_reasons(self._loaders, data_fetcher.length)
+        if all(map(_has_state, self._loaders)):
+            for loader, state in zip(self._loaders, states, strict=True):
+                loader.load_state_dict(state)
+            iter(data_fetcher)
+            data_fetcher.fetched += done
+        elif not self.batch_progress.is_last_batch:  # otherwise only the validation of this epoch is left
+            iter(data_fetcher)
+            notes += [f"loading and skipping the first {done:,} batches of this epoch"] if done else []
             for _ in range(done):
                 next(data_fetcher)
-        if resumed is not None:
-            set_rng_state(current)
+        _set_generator_states(self._loaders, generators)
+        if notes and self.trainer.is_global_zero:
+            print_line("\n".join(notes))
 
     def advance(self, data_fetcher: Any) -> None:
         if self.validation_due:
@@ -148,11 +175,18 @@ def install_loop(trainer: Trainer, timeout_minutes: float, clock: Clock | None =
         clock: Measures the time that loading data takes.
     """
     old = trainer.fit_loop.epoch_loop
-    loop = trainer.fit_loop.epoch_loop = EpochLoop(trainer, min_steps=old.min_steps, max_steps=old.max_steps)
-    loop.clock = clock or Clock()
+    clock = clock or Clock()
+    trainer.fit_loop.epoch_loop = EpochLoop(trainer, clock, min_steps=old.min_steps, max_steps=old.max_steps)
     trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
     if hasattr(trainer.strategy, "_timeout"):
         trainer.strategy._timeout = timedelta(minutes=timeout_minutes)
+
+
+def epoch_loop_of(trainer: Trainer) -> EpochLoop:
+    """The loop that `install_loop` has given to `trainer`."""
+    loop = trainer.fit_loop.epoch_loop
+    assert isinstance(loop, EpochLoop)
+    return loop
 
 
 def supports_fast_step(trainer: Trainer) -> bool:
@@ -258,12 +292,13 @@ class FastStep:
 def rng_and_metric_state(trainer: Trainer) -> dict[str, Any]:
     """The state of this process that Lightning does not save.
 
-    It holds the random states, the metrics of the epoch so far, and the logged metrics, which schedules use.
+    It holds the random states, the state of the training loaders, the metrics of the epoch so far, and the logged metrics,
+    which schedules use.
     """
-    module, loop = trainer.lightning_module, trainer.fit_loop.epoch_loop
+    module = trainer.lightning_module
     return {
         **rng_state(module.device),
-        "epoch_start": getattr(loop, "epoch_start", None),
+        "loaders": epoch_loop_of(trainer).loader_state(),
         "metrics": {
             name: [metric.update_count, {state: _copy(value) for state, value in metric.metric_state.items()}]
             for name, metric in _metrics(module)
@@ -274,19 +309,17 @@ def rng_and_metric_state(trainer: Trainer) -> dict[str, Any]:
 
 
 def restore_rng_and_metric_state(trainer: Trainer, state: dict[str, Any]) -> None:
-    """Restore the result of `rng_and_metric_state`."""
-    module, loop = trainer.lightning_module, trainer.fit_loop.epoch_loop
+    """Restore the result of `rng_and_metric_state`, except for the loaders."""
+    module = trainer.lightning_module
     for name, value in state["logged"].items():
         trainer._logger_connector._callback_metrics[name] = _move(value, module.device)
-    set_rng_state(state, module.device)
-    if isinstance(loop, EpochLoop):
-        loop.epoch_start = state["epoch_start"]
     for name, metric in _metrics(module):
         if name in state["metrics"]:
             metric.reset()
             metric._update_count, values = state["metrics"][name]
             for attribute, value in values.items():
                 setattr(metric, attribute, _move(value, metric.device))
+    set_rng_state(state, module.device)
 
 
 def rng_state(device: torch.device | None = None) -> dict[str, Any]:
@@ -316,28 +349,35 @@ def set_rng_state(state: dict[str, Any], device: torch.device | None = None) -> 
         getattr(torch, device.type).set_rng_state(state[device.type].cpu())
 
 
-def _restores_position(loader: Any) -> bool:
-    """Whether a loader restores its position in the epoch: this project's, or one with a state (StatefulDataLoader)."""
-    return hasattr(getattr(loader, "batch_sampler", None), "resumed") or hasattr(loader, "load_state_dict")
+def _has_state(loader: Any) -> bool:
+    return hasattr(loader, "state_dict") and hasattr(loader, "load_state_dict")
 
 
 def _inexact_reasons(loaders: list[Any], num_batches: int | None) -> list[str]:
-    """Reasons why an epoch with these loaders may not be resumed exactly; empty if it is exact."""
+    """Reasons why training with these loaders may not resume exactly, in lines for the user."""
+    has_persistent_workers = any(getattr(loader, "persistent_workers", False) for loader in loaders)
     reasons = {
-        "persistent workers of a DataLoader do not repeat their random numbers": any(
-            getattr(loader, "persistent_workers", False) for loader in loaders
-        ),
+        "persistent workers of a DataLoader do not repeat their random numbers": has_persistent_workers,
         "a DataLoader has no length, so one batch was loaded in advance": num_batches is None,
         "there are several DataLoaders": len(loaders) > 1,
     }
-    return [reason for reason, holds in reasons.items() if holds]
+    return [f"resuming may not be exact: {reason}" for reason, holds in reasons.items() if holds]
 
 
 def _generators(loaders: list[Any]) -> list[torch.Generator]:
-    """The random generators that were passed to DataLoaders or samplers."""
+    """The random generators that were passed to DataLoaders or their samplers."""
     owners = [owner for loader in loaders for owner in (loader, getattr(loader, "sampler", None))]
     generators = [getattr(owner, "generator", None) for owner in owners]
     return [generator for generator in generators if isinstance(generator, torch.Generator)]
+
+
+def _generator_states(loaders: list[Any]) -> list[Tensor]:
+    return [generator.get_state() for generator in _generators(loaders)]
+
+
+def _set_generator_states(loaders: list[Any], states: list[Tensor]) -> None:
+    for generator, state in zip(_generators(loaders), states, strict=True):
+        generator.set_state(state)
 
 
 def _overridden_hooks(trainer: Trainer, name: str) -> list[Callable[..., Any]]:
