@@ -1,6 +1,7 @@
 """What every test gets: no network but loopback, threads pinned, small files in the real formats."""
 
 import os
+import shutil
 import signal
 import socket
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 
 # One: models so small gain nothing by a second, and two that wait for each other are slow where cores are shared.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("MKL_NUM_THREADS", os.environ["OMP_NUM_THREADS"])
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it, and tests need it
 
@@ -71,10 +73,18 @@ def _loopback_only(resolve):
     return guarded
 
 
+@pytest.fixture(scope="session")
+def written_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `small_data` copies: written once."""
+    with pytest.MonkeyPatch.context() as patch:
+        return files.write_all(tmp_path_factory.mktemp("written") / "data", patch)
+
+
 @pytest.fixture
-def small_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A `data.root` with every dataset in its real format, at a hundredth of its size."""
-    return files.write_all(tmp_path / "data", monkeypatch)
+def small_data(written_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A `data.root` with every dataset in its real format, at a hundredth of its size; a test may spoil its copy."""
+    files.tell_readers(monkeypatch)
+    return shutil.copytree(written_data, tmp_path / "data")
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """Small files in the real formats: what MNIST's, CIFAR's and a user's own look like, with inputs that can be learnt."""
 
 import gzip
+import shutil
 import struct
 from dataclasses import replace
 from importlib.util import find_spec
@@ -38,17 +39,33 @@ def pictures(count: int, num_classes: int, shape: tuple[int, ...], seed: int) ->
 
 def write_all(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Write every dataset below `root`, and tell the readers of the smaller sizes."""
-    monkeypatch.setattr(mnist, "TRAIN_SIZE", TRAIN)
-    monkeypatch.setattr(mnist, "TEST_SIZE", TEST)
-    monkeypatch.setattr(cifar, "TEST_RECORDS", TEST)
-    for name, variant in list(cifar.VARIANTS.items()):
-        monkeypatch.setitem(cifar.VARIANTS, name, replace(variant, records=TRAIN // len(variant.train)))
+    tell_readers(monkeypatch)
     for variant in mnist.VARIANTS.values():
         write_mnist(root / variant.folder / "raw")
     write_cifar(root, "cifar10")
     write_cifar(root, "cifar100")
     write_texts(root / "text/train.tsv", 300)
     return root
+
+
+def tell_readers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """That files are as small as those of `write_all`."""
+    monkeypatch.setattr(mnist, "TRAIN_SIZE", TRAIN)
+    monkeypatch.setattr(mnist, "TEST_SIZE", TEST)
+    monkeypatch.setattr(cifar, "TEST_RECORDS", TEST)
+    for name, variant in list(cifar.VARIANTS.items()):
+        monkeypatch.setitem(cifar.VARIANTS, name, replace(variant, records=TRAIN // len(variant.train)))
+
+
+def write_bert(folder: Path) -> Path:
+    """A small BERT as transformers saves it, with the pretrained one's tokenizer."""
+    from lit_models.bert import LitBERT
+
+    small = {"hidden_size": 32, "num_layers": 2, "num_heads": 2}
+    LitBERT([], 3, vocab_size=30522, max_length=128, **small).network.encoder.save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(MINILM / name, folder)
+    return folder
 
 
 def texts(count: int, seed: int = 0) -> list[tuple[str, str]]:

@@ -169,7 +169,7 @@ def test_first_filters_are_the_weights_of_the_layer_that_sees_the_image(model, s
 
 @pytest.mark.parametrize("shape", [(7, 1, 28, 28), (50, 3, 300, 200), (2, 5, 10, 10)])
 def test_thumbnails_fit_into_one_picture(shape):
-    images = (torch.rand(shape) * 255).to(torch.uint8)
+    images = torch.randint(0, 255, shape, dtype=torch.uint8)
     thumbnails = projector.make_thumbnails(images)
     side = int(np.ceil(np.sqrt(len(thumbnails))))
     assert thumbnails.shape[:2] == (shape[0], 3)

@@ -43,6 +43,12 @@ def set_clock(monkeypatch: pytest.MonkeyPatch, seconds_per_call: float = 0.0) ->
     monkeypatch.setattr("callbacks.evaluation.time", SimpleNamespace(monotonic=monotonic))
 
 
+@pytest.fixture(autouse=True)
+def clock_stands_still(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which validations are drawn must not depend on the speed of the machine."""
+    set_clock(monkeypatch)
+
+
 @pytest.fixture(scope="module")
 def iris(tmp_path_factory) -> Path:
     os.chdir(PROJECT)

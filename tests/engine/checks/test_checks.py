@@ -27,6 +27,13 @@ Verdicts = dict[str, list[tuple[str, str]]]  # title -> level and text
 SHORT = ["--config", IRIS, "trainer.max_epochs=2"]
 
 
+@pytest.fixture(autouse=True)
+def time_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that no verdict depends on how fast the machine is; steps are limited, too."""
+    for name in ("OVERFIT_SECONDS", "RATE_SECONDS"):
+        monkeypatch.setattr(model_checks, name, 1000.0)
+
+
 @pytest.fixture
 def check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> Callable[..., Verdicts]:
     """The verdicts on a command line, of which nothing may be left, and whose exit code must be that of their worst."""
@@ -91,10 +98,13 @@ def test_iris_is_all_right(check):
 def test_other_models_and_data_are_all_right(name, check, small_data, tmp_path):
     options = files.options("text" if "bert" in name else "mnist", small_data)
     more = ["trainer.max_epochs=1", "trainer.limit_train_batches=2", "trainer.limit_val_batches=1"]
+    if name == "cifar10_cnn":
+        more += ["model.widths=[16, 32]", "model.convs_per_stage=1", "data.batch_size=64"]
     if "bert" in name:
         more += ["data.dataset=null", "data.test=null", "data.text_column=text", "data.val_fraction=0.1"]
     if name == "sst2_bert":
         more += [f"model.pretrained={files.MINILM}", "model.freeze_embeddings=true", "model.freeze_layers=5"]
+        more += ["data.batch_size=8"]
     verdicts = check(
         "--config", f"configs/{name}.yaml", *more, *(f"data.{key}={value}" for key, value in options.items())
     )

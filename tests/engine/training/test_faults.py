@@ -29,9 +29,9 @@ from engine.training.exits import Stopped
 from lit_models.classifier import LitClassifier
 from lit_models.mlp import LitMLP
 from tests.exactness import differences, different, signalled, start
-from tests.runs import IRIS, curve
+from tests.runs import IRIS, WITHOUT_PICTURES, curve
 
-SHORT = ["--config", IRIS, "trainer.max_epochs=5", "model.dropout=0.1"]
+SHORT = ["--config", IRIS, "trainer.max_epochs=5", "model.dropout=0.1", *WITHOUT_PICTURES]
 
 
 def at_step(step: int):
@@ -424,7 +424,7 @@ def test_secrets(tmp_path, monkeypatch):
     secret = "hf_s3cr3tOfThisTest"
     for name in ("HF_TOKEN", "AWS_SECRET_ACCESS_KEY", "MY_PASSWORD"):
         monkeypatch.setenv(name, secret)
-    _, folder = start(tmp_path, *SHORT)
+    _, folder = start(tmp_path, "--config", IRIS, "trainer.max_epochs=5")
     for path in folder.rglob("*"):
         assert path.is_dir() or secret.encode() not in path.read_bytes()
 
@@ -711,7 +711,7 @@ def test_stopped_in_the_test(tmp_path, monkeypatch, whole):
         ["trainer.logger=false"],
         ["trainer.num_sanity_val_steps=2"],
         ["run.checkpoint_every_steps=1"],
-        ["callbacks.confusion_matrix=null", "callbacks.finite_steps=null"],
+        ["callbacks.confusion_matrix={}", "callbacks.gallery={}", "callbacks.finite_steps=null"],
         ["trainer.log_every_n_steps=1"],
     ],
     ids=lambda options: options[0],

@@ -1,11 +1,15 @@
 """A run that was stopped and resumed ends as one that never was, to the bit."""
 
 import signal
+from itertools import count
+from types import SimpleNamespace
 
 import pytest
 
 import train
+from tests import files
 from tests.exactness import differences, signalled, start
+from tests.runs import WITHOUT_PICTURES
 
 CNN = [
     "--config", "configs/mnist_cnn.yaml", "model.widths=[8, 8, 8]", "data.batch_size=64", "trainer.max_epochs=3",
@@ -13,7 +17,7 @@ CNN = [
 ]  # fmt: skip
 SPEED = [
     "--config", "configs/cifar10_cnn.yaml", "model.widths=[8, 8, 8]", "data.batch_size=64", "trainer.max_epochs=3",
-    "trainer.log_every_n_steps=1",
+    "trainer.precision=32-true", "trainer.log_every_n_steps=1",
 ]  # fmt: skip
 BERT = [
     "--config", "configs/text_bert.yaml", "model.hidden_size=16", "model.num_layers=1", "model.num_heads=2",
@@ -48,11 +52,16 @@ def finished(tmp_path_factory):
     return run
 
 
-def options_of(model, small_data):
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+def options_of(model, data, cache):
     if model == "speed":
-        return [*SPEED, f"data.root={small_data}"]
-    texts = [f"data.train={small_data}/text/train.tsv", f"data.cache={small_data}/cache"]
-    return [*CNN, f"data.root={small_data}"] if model == "cnn" else [*BERT, *texts]
+        return [*SPEED, f"data.root={data}"]
+    texts = [f"data.train={data}/text/train.tsv", f"data.cache={cache}"]
+    return [*CNN, f"data.root={data}"] if model == "cnn" else [*BERT, *texts]
 
 
 VARIANTS = [
@@ -93,9 +102,20 @@ VARIANTS = [
 ]
 
 
+def test_what_is_left_does_not_depend_on_the_clock(finished, written_data, cache, tmp_path, monkeypatch):
+    """A machine so slow that every validation is looked at leaves the same checkpoints, figures and curves."""
+    files.tell_readers(monkeypatch)
+    options = options_of("cnn", written_data, cache)
+    fast = finished(options)
+    seconds = count(step=1000.0)
+    monkeypatch.setattr("callbacks.evaluation.time", SimpleNamespace(monotonic=lambda: next(seconds)))
+    assert differences(fast, start(tmp_path, *options)[1]) == []
+
+
 @pytest.mark.parametrize(("model", "changes", "stops"), VARIANTS, ids=str)
-def test_stopped_by_a_signal_and_resumed(model, changes, stops, small_data, finished, tmp_path, monkeypatch):
-    options = [*options_of(model, small_data), *changes]
+def test_stopped_by_a_signal_and_resumed(model, changes, stops, written_data, cache, finished, tmp_path, monkeypatch):
+    files.tell_readers(monkeypatch)
+    options = [*options_of(model, written_data, cache), *changes, *(WITHOUT_PICTURES if changes else [])]
     first = True
     for stop in stops:
         with signalled(monkeypatch, at(*stop)):
