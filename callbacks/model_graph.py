@@ -1,11 +1,11 @@
 """The graph of the network's operations, for TensorBoard's GRAPHS."""
 
+import copy
 import warnings
 from contextlib import redirect_stdout
 from io import StringIO
 from typing import Any
 
-import torch
 from lightning.pytorch import Trainer
 from torch import Tensor
 
@@ -46,10 +46,10 @@ class ModelGraph(EvaluationCallback):
             return
         self._is_written = True
         try:
-            # the tracer also prints its errors; a compiled network must run eagerly to be traced
-            with warnings.catch_warnings(), redirect_stdout(StringIO()), torch.compiler.set_stance("force_eager"):
+            network = copy.deepcopy(pl_module.network)  # not compiled, because a compiled network cannot be traced
+            with warnings.catch_warnings(), redirect_stdout(StringIO()):  # the tracer also prints its errors
                 warnings.simplefilter("ignore")  # of the tracer, about its own deprecation and about the network
-                PictureWriter(trainer, "train").add_graph(pl_module.network, (self._sample,), use_strict_trace=False)
+                PictureWriter(trainer, "train").add_graph(network, (self._sample,), use_strict_trace=False)
         except Exception as error:  # not every network can be traced
             reason = str(error).strip().partition("\n")[0]
             print_line(f"TensorBoard gets no graph of the network: {type(error).__name__}: {reason}")

@@ -1,8 +1,9 @@
-"""BERT's encoder on text, images and rows of features.
+"""BERT for text, images and features.
 
-Devlin et al. 2018, https://arxiv.org/abs/1810.04805, as in Hugging Face transformers. Images are cut into patches as in ViT
-(Dosovitskiy et al. 2020, https://arxiv.org/abs/2010.11929), a row of features is one token per feature as in FT-Transformer
-(Gorishniy et al. 2021, https://arxiv.org/abs/2106.11959); from there on all three are the same sequence of vectors.
+The encoder is BERT (Devlin et al. 2018, https://arxiv.org/abs/1810.04805) of Hugging Face transformers. Its input is a
+sequence of vectors: one per token of a text, one per patch of an image as in ViT (Dosovitskiy et al. 2020,
+https://arxiv.org/abs/2010.11929), or one per feature as in FT-Transformer (Gorishniy et al. 2021,
+https://arxiv.org/abs/2106.11959).
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -22,19 +23,19 @@ from lit_models.parts.sequences import FeatureTokens, Patches, num_tokens
 if TYPE_CHECKING:
     from transformers import BertModel
 
-# B batch, T tokens, E hidden size, C channels, H height, W width, P patch size, D features, K classes
+# B batch, T tokens, E hidden size, K classes
 
 
 class BERT(nn.Module):
-    """An encoder, one vector for the whole sequence, a linear layer.
+    """A BERT encoder, pooling over the sequence, dropout and a linear layer.
 
     Args:
-        encoder: Of transformers.
-        tokens: Makes a sequence of vectors of anything but token ids; null for those.
-        num_classes: K.
-        pooling: "cls" takes the vector of the first token through BERT's pooler, "mean" averages all that are no padding.
-        dropout: Probability of dropping a unit before the linear layer.
-        layer_decay: Each layer trains at so many times the rate of the next one above it.
+        encoder: Encoder of transformers.
+        tokens: Layer that turns images or features into a sequence of vectors (B, T, E); None for token ids.
+        num_classes: Number of classes K.
+        pooling: "cls" takes the output of BERT's pooler for the first token, "mean" the mean of all tokens except padding.
+        dropout: Probability of zeroing a unit before the linear layer.
+        layer_decay: Ratio of the learning rates of a layer and of the layer above it.
     """
 
     def __init__(
@@ -50,7 +51,7 @@ class BERT(nn.Module):
         hidden_size, std = encoder.config.hidden_size, encoder.config.initializer_range
         self.encoder, self.tokens, self.pooling, self.layer_decay = encoder, tokens, pooling, layer_decay
         if tokens is not None:
-            # no words, no table of them: a parameter without gradients would stop DDP
+            # the table of word vectors would get no gradient, which DDP does not allow
             encoder.embeddings.word_embeddings = None  # type: ignore[assignment]
             self.cls = nn.Parameter(torch.randn(hidden_size) * std)
         self.dropout = nn.Dropout(dropout)
@@ -59,41 +60,48 @@ class BERT(nn.Module):
         nn.init.zeros_(self.head.bias)
 
     def forward(self, inputs: Tensor | Mapping[str, Tensor]) -> Tensor:
-        """Logits (B, K) of images, features, or token ids with or without mask and types (B, T)."""
+        """Return logits (B, K).
+
+        Args:
+            inputs: Images or features for the layer `tokens`; or a mapping with ``input_ids`` (B, T) or ``inputs_embeds``
+                (B, T, E), and optionally ``attention_mask`` and ``token_type_ids`` (B, T).
+        """
         mask = None
         if isinstance(inputs, Tensor):
             assert self.tokens is not None
-            sequence = self.tokens(inputs)
+            sequence = self.tokens(inputs)  # (B, T, E)
             cls = self.cls.to(sequence.dtype).expand(len(sequence), 1, -1)
-            given = {"inputs_embeds": torch.cat([cls, sequence], dim=1)}  # (B, 1 + T, E)
+            arguments = {"inputs_embeds": torch.cat([cls, sequence], dim=1)}  # (B, 1 + T, E)
         else:
-            given = {name: inputs[name] for name in ("input_ids", "inputs_embeds", "token_type_ids") if name in inputs}
+            names = ("input_ids", "inputs_embeds", "token_type_ids")
+            arguments = {name: inputs[name] for name in names if name in inputs}
             if (mask := inputs.get("attention_mask")) is not None:
-                # four axes are taken as they are; of two the library would ask the device whether all are set
-                given["attention_mask"] = mask.bool()[:, None, None, :]
-        with self.attention():
-            outputs = self.encoder(**given)
+                # a mask (B, T) would make transformers wait for the device to see whether it is all ones
+                arguments["attention_mask"] = mask.bool()[:, None, None, :]  # (B, 1, 1, T)
+        with self.attention_kernel():
+            outputs = self.encoder(**arguments)
         if self.pooling == "cls":
-            pooled = outputs.pooler_output
+            pooled = outputs.pooler_output  # (B, E)
         elif mask is None:
             pooled = outputs.last_hidden_state.mean(1)
         else:
-            weights = mask.to(outputs.last_hidden_state.dtype)[:, :, None]
+            weights = mask.to(outputs.last_hidden_state.dtype)[:, :, None]  # (B, T, 1)
             pooled = (outputs.last_hidden_state * weights).sum(1) / weights.sum(1)
         return self.head(self.dropout(pooled))
 
-    def attention(self) -> AbstractContextManager[None]:
-        """Chooses the kernel: on CPUs the plain one, because the fused one is 3 to 7 times slower there in bf16."""
+    def attention_kernel(self) -> AbstractContextManager[None]:
+        """Choose the attention kernel. On a CPU, the fused kernel is 3 to 7 times slower in bf16 than the plain one."""
         return sdpa_kernel(SDPBackend.MATH) if self.head.weight.device.type == "cpu" else nullcontext()
 
     def checkpoint_activations(self) -> None:
-        """Keep each layer's input alone, and compute the rest again, with the same kernels, in the backward pass."""
-        options = {"use_reentrant": False, "context_fn": lambda: (nullcontext(), self.attention())}
-        enable = getattr(self.encoder, "activation_checkpointing_enable", None)  # the newer name
+        """Store only the input of each layer, and compute the rest again in the backward pass, with the same kernel."""
+        options = {"use_reentrant": False, "context_fn": lambda: (nullcontext(), self.attention_kernel())}
+        # new versions of transformers have the first name
+        enable = getattr(self.encoder, "activation_checkpointing_enable", None)
         (enable or self.encoder.gradient_checkpointing_enable)(options)
 
     def lr_scales(self) -> dict[str, float]:
-        """Parameter name -> factor of the learning rate: 1 at the top, less with every layer below it."""
+        """Return the factors of the learning rate by parameter name: 1 for the head, and less for every lower layer."""
         num_layers = len(self.encoder.encoder.layer)
         scales = {}
         for name, _ in self.named_parameters():
@@ -105,29 +113,29 @@ class BERT(nn.Module):
 
 
 class LitBERT(LitClassifier):
-    """BERT on text, images (as patches) or features (a token each), pretrained or from scratch.
+    """BERT for text, images or features, pretrained or from scratch.
 
-    A checkpoint holds the whole model: it loads without the pretrained one.
+    A checkpoint contains the whole model. Loading it does not need the pretrained model.
 
     Args:
-        vocab_size: Of tokens: ids go from 0 to this less one.
-        pad_id: Of tokens: the id that fills up a row.
-        max_length: Of tokens: the most in a row.
-        pretrained: Hub name of a BERT, or a folder with its config.json and model.safetensors; null to start from scratch.
-        revision: Its commit, tag or branch on the hub; null for the newest.
-        hidden_size: Width of a token's vector; null for 128, or what the pretrained model has, as for the next three.
-        num_layers: Transformer layers; null for 4.
+        vocab_size: For tokens: ids go from 0 to vocab_size - 1.
+        pad_id: For tokens: the id that fills up short rows.
+        max_length: For tokens: the largest number of tokens in a row.
+        pretrained: A BERT on the hub, or a folder with config.json and model.safetensors; null to train from scratch.
+        revision: Commit, tag or branch of the pretrained model on the hub; null for the newest.
+        hidden_size: Size of the vector of a token; null for 128. The pretrained model sets this and the next three.
+        num_layers: Number of transformer layers; null for 4.
         num_heads: Attention heads of a layer; null for 4.
-        intermediate_size: Width of a layer's hidden units; null for four times the hidden size.
-        patch_size: Side of an image's patches, in pixels; it must divide the image's.
-        pooling: What stands for the whole sequence: the first token's vector (cls) or the mean of all.
-        dropout: Probability of dropping a unit, in the embeddings, attention, layers and before the classifier.
-        freeze_embeddings: Keep the embeddings as they are.
-        freeze_layers: Keep the first so many layers as they are.
-        layer_decay: Each layer trains at so many times the rate of the next one above it; 1 for all alike.
-        gradient_checkpointing: Compute activations again in the backward pass, to save memory.
-        architecture: Of the pretrained model, from a checkpoint.
-        options: Those of `LitClassifier`.
+        intermediate_size: Hidden units in the MLP of a layer; null for four times the hidden size.
+        patch_size: Side of the square patches of an image, in pixels. It must divide height and width.
+        pooling: Vector that the last layer classifies: the first token after BERT's pooler (cls) or the mean of all (mean).
+        dropout: Probability of zeroing a unit in embeddings, attention and layers, and before the last layer.
+        freeze_embeddings: Do not train the embeddings.
+        freeze_layers: Number of layers, from the input on, that are not trained.
+        layer_decay: Ratio of the learning rates of a layer and of the layer above it; 1 for equal rates.
+        gradient_checkpointing: Compute activations again in the backward pass, which saves memory.
+        architecture: Config of the pretrained model, from a checkpoint.
+        options: Arguments of `LitClassifier`.
     """
 
     accepts = ("tokens", "image", "features")
@@ -160,33 +168,36 @@ class LitBERT(LitClassifier):
         self.train_padding = MeanLoss() if not input_shape else None
         for name in ("hidden_size", "num_layers", "num_heads", "intermediate_size"):
             if pretrained is not None and self.hparams[name] is not None:
-                raise OptionError(f"model.{name}: {pretrained} has its own; leave it out, or set model.pretrained=null")
+                raise OptionError(f"model.{name}: {pretrained} sets it; leave it out, or set model.pretrained=null")
         if input_shape:
             length, vocab_size = num_tokens(input_shape, patch_size), 1
         elif vocab_size is None or max_length is None:
-            raise OptionError("model: tokens (input_shape=()) need a vocab_size and a max_length")
+            raise OptionError("model: tokens (input_shape=()) need vocab_size and max_length")
         else:
             length = max_length
-        pooler = pooling == "cls"
+        has_pooler = pooling == "cls"
         if architecture is None and pretrained is not None:
-            bert = encoder.load(pretrained, revision, dropout, pooler)
-            self.hparams["architecture"] = {name: getattr(bert.config, name) for name in encoder.DESCRIPTION}
-            self.pretrained_identity = encoder.identity(pretrained, revision)
+            bert = encoder.load(pretrained, revision, dropout, has_pooler)
+            self.hparams["architecture"] = {key: getattr(bert.config, key) for key in encoder.CONFIG_KEYS}
+            self.pretrained_identity = encoder.identify(pretrained, revision)
         else:
-            width = hidden_size or 128
-            layers = (num_layers or 4, num_heads or 4, intermediate_size or 4 * width)
-            scratch = encoder.describe(width, *layers, vocab_size, pad_id, length)
-            bert = encoder.build(architecture or scratch, dropout, pooler)
-        encoder.check_fits(pretrained, bert.config, vocab_size, length, images=bool(input_shape))
+            size = hidden_size or 128
+            layers = (num_layers or 4, num_heads or 4, intermediate_size or 4 * size)
+            config = architecture or encoder.make_config(size, *layers, vocab_size, pad_id, length)
+            bert = encoder.build(config, dropout, has_pooler)
         tokens: nn.Module | None = None
+        hint = "set a smaller data.max_length"
         if len(input_shape) == 3:
             tokens = Patches(input_shape[0], patch_size, bert.config.hidden_size)
+            hint = "set a larger model.patch_size"
         elif input_shape:
             tokens = FeatureTokens(input_shape[0], bert.config.hidden_size, bert.config.initializer_range)
+            hint = "use fewer features"
+        encoder.check_fits(pretrained, bert.config, vocab_size, length, hint)
         self.network = BERT(bert, tokens, num_classes, pooling, dropout, layer_decay)
         if freeze_layers > len(bert.encoder.layer):
             raise OptionError(
-                f"model.freeze_layers: {freeze_layers} cannot be frozen, there are {len(bert.encoder.layer)}"
+                f"model.freeze_layers: {freeze_layers} is more than the {len(bert.encoder.layer)} layers of the encoder"
             )
         frozen = [bert.embeddings] if freeze_embeddings else []
         for module in (*frozen, *bert.encoder.layer[:freeze_layers]):
@@ -195,19 +206,19 @@ class LitBERT(LitClassifier):
             self.network.checkpoint_activations()
 
     def attribution_inputs(self, inputs: Any) -> tuple[Tensor, Tensor, Callable[[Tensor], Tensor]]:
-        """As `LitClassifier`; of tokens the sample is their vectors (1, T, E), compared with as many of the padding."""
+        """As in `LitClassifier`. The sample of a text has word vectors (1, T, E), and its baseline those of padding."""
         if not isinstance(inputs, Mapping):
             return super().attribution_inputs(inputs)
         assert isinstance(self.network, BERT)
-        words = self.network.encoder.get_input_embeddings()
-        rest = {name: one for name, one in inputs.items() if name != "input_ids"}
+        embed = self.network.encoder.get_input_embeddings()
+        others = {name: value for name, value in inputs.items() if name != "input_ids"}
 
         def logits(vectors: Tensor) -> Tensor:
-            several = {name: one.expand(len(vectors), -1) for name, one in rest.items()}
-            return self.network.forward({"inputs_embeds": vectors, **several})
+            expanded = {name: value.expand(len(vectors), -1) for name, value in others.items()}
+            return self.network.forward({"inputs_embeds": vectors, **expanded})
 
         ids = inputs["input_ids"]
-        return words(ids), words(torch.full_like(ids, self.hparams["pad_id"])), logits
+        return embed(ids), embed(torch.full_like(ids, self.hparams["pad_id"])), logits
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         loss = super().training_step(batch, batch_idx)

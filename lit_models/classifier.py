@@ -1,7 +1,7 @@
-"""What every classifier shares: normalisation, steps, loss, metrics, optimizer.
+"""Base class of all models: normalization of inputs, training and evaluation steps, loss, metrics and optimizer.
 
-A model is one file: a plain `nn.Module`, and a subclass of `LitClassifier` that makes it in its constructor and puts it
-into ``self.network``. It lists the kinds of input it takes in ``accepts``.
+A model is one file with a plain `nn.Module` and a subclass of `LitClassifier`. The constructor of the subclass assigns the
+module to ``self.network``. The class attribute ``accepts`` lists the modalities that the model supports.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -21,30 +21,30 @@ from engine.training.loggers import log_everywhere
 from lit_models import optimizers, schedules
 from lit_models.parts.metrics import MeanLoss, TrainingMeans, evaluation_metrics
 
-# B batch, K classes
+# N samples, B batch, C channels, D features, F inputs of the last linear layer, K classes
 
 
 class LitClassifier(LightningModule):
-    """Trains a network of logits (B, K) with cross-entropy; two classes are two logits.
+    """Trains a network that returns logits (B, K) with cross-entropy. A binary problem has K = 2.
 
-    Inputs come in the units of the data: `forward` shifts and scales them by `input_mean` and `input_std`, which are part
-    of every checkpoint (0 and 1 until `set_normalization`). Tokens, a mapping of tensors, go to the network as they are.
+    Inputs have the units of the data. `forward` subtracts `input_mean` and divides by `input_std`, which are stored in every
+    checkpoint (0 and 1 until `set_normalization` is called). Tokens (a mapping of tensors) are passed on unchanged.
 
-    Validation and test losses are plain cross-entropy, without smoothing, weights or penalty, so that runs can be compared.
+    Validation and test losses are plain cross-entropy without smoothing, weights or penalty, so that runs are comparable.
 
     Args:
-        input_shape: Shape of one input, without the batch: (4,) or (1, 28, 28); () for tokens.
-        num_classes: K.
-        class_names: Names for pictures and predictions; kept in the checkpoint.
-        label_smoothing: Share of the target that is spread over all classes.
-        class_weights: One weight per class in the training loss; null for all equal.
-        l1_penalty: Times the sum of absolute weights, without biases and norms, is added to the training loss.
-        compile: Run the network through torch.compile; checkpoints stay the same.
-        optimizer: {"name": ..., **options} of `lit_models.optimizers`; null for Adam.
-        schedule: {"name": ..., **options} of `lit_models.schedules`; null for a constant rate.
+        input_shape: Shape of one input without the batch dimension, such as (4,) or (1, 28, 28); () for tokens.
+        num_classes: Number of classes K.
+        class_names: Class names in pictures and predictions, stored in the checkpoint; None for the class numbers.
+        label_smoothing: Fraction of the target that is spread evenly over all classes.
+        class_weights: One weight per class in the training loss; null for equal weights.
+        l1_penalty: Factor of the sum of absolute weights (without biases and normalization scales) in the training loss.
+        compile: Run the network with torch.compile. Checkpoints are not affected.
+        optimizer: {"name": ..., **options} of a function in `lit_models.optimizers`; None for Adam.
+        schedule: {"name": ..., **options} of a function in `lit_models.schedules`; None for a constant learning rate.
     """
 
-    choosable: ClassVar[bool] = False  # a base class, which no config can name
+    choosable: ClassVar[bool] = False  # a config cannot name the base class
     accepts: ClassVar[tuple[str, ...]] = ()
     network: nn.Module
 
@@ -62,7 +62,6 @@ class LitClassifier(LightningModule):
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
-        self._is_compiled = False
         if class_weights is not None and len(class_weights) != num_classes:
             raise OptionError(
                 f"model.class_weights: {len(class_weights)} weights for {num_classes} classes; give one per class"
@@ -81,71 +80,92 @@ class LitClassifier(LightningModule):
 
     @property
     def class_names(self) -> list[str]:
-        """K names; the numbers of the classes if the data has no names."""
+        """K names. The class numbers if the data has no names."""
         return list(self.hparams["class_names"] or map(str, range(self.hparams["num_classes"])))
 
     @classmethod
     def load_from_checkpoint(cls, checkpoint_path: Any, map_location: Any = None, **hyperparameters: Any) -> Self:  # type: ignore[override]
-        """The model of a checkpoint of a run; hyperparameters that are given replace those in it.
+        """Load the model of a run. It needs no config and no data.
+
+        Args:
+            checkpoint_path: A local file.
+            map_location: Device of the weights; None for the device on which they were saved.
+            hyperparameters: Replace the hyperparameters in the checkpoint.
 
         Raises:
-            BrokenCheckpointError: if the file is missing, damaged, no checkpoint, or an address.
+            BrokenCheckpointError: if the file is missing, damaged, or not a checkpoint.
         """
         verify(Path(checkpoint_path))
         if "weights_only" in hyperparameters:
-            raise TypeError("weights_only cannot be chosen: nothing but tensors and plain values is ever loaded")
+            raise TypeError("weights_only cannot be chosen: only tensors and plain values are loaded")
         with plain_values_only(checkpoint_path):
             return super().load_from_checkpoint(checkpoint_path, map_location, weights_only=True, **hyperparameters)
 
     def setup(self, stage: str) -> None:
-        if self.hparams["compile"] and not self._is_compiled:
-            self.network.compile()  # in place, because a wrapper would rename every key of the state
-            self._is_compiled = True
+        if self.hparams["compile"]:
+            self.network.compile()  # in place, because a wrapper would rename the keys of the state; a second call is free
 
     def set_normalization(self, mean: Tensor, std: Tensor) -> None:
-        """Shift and scale every input from now on, per feature (D,) or per channel (C, 1, 1)."""
+        """Set the mean and standard deviation of the inputs, per feature (D,) or per channel (C, 1, 1)."""
         self.input_mean.copy_(mean)
         self.input_std.copy_(std)
 
     def initialize_from_data(self, inputs: Any, mean: Tensor, std: Tensor) -> None:
-        """All that begins with a look at the training inputs (N, *input_shape): here the normalisation."""
+        """Set everything that depends on the training data: here the normalization.
+
+        Args:
+            inputs: All training inputs (N, *input_shape).
+            mean: Per feature (D,) or per channel (C, 1, 1).
+            std: Per feature (D,) or per channel (C, 1, 1).
+        """
         self.set_normalization(mean, std)
 
+    def initialize_without_data(self) -> None:
+        """Called instead of `initialize_from_data` if the datamodule brings its own DataLoaders.
+
+        Raises:
+            OptionError: if an option of the model needs all training inputs.
+        """
+
     def forward(self, inputs: Any) -> Tensor:
-        """Logits (B, K) of a batch in the units of the data, of any number type; or of tokens as a tokenizer gives them."""
-        if isinstance(inputs, Mapping):
-            return self.network(inputs)
+        """Return the logits (B, K) of inputs (B, *input_shape) of any dtype, or of tokens as a tokenizer returns them."""
         return self.network(self.normalized(inputs))
 
-    def normalized(self, inputs: Tensor) -> Tensor:
-        """Inputs (B, *input_shape) of any number type, shifted and scaled."""
+    def normalized(self, inputs: Any) -> Any:
+        """Return inputs (B, *input_shape) of any dtype as the network gets them. Tokens do not change."""
+        if isinstance(inputs, Mapping):
+            return inputs
         return (inputs.to(self.input_mean.dtype) - self.input_mean) / self.input_std
 
     def attribution_inputs(self, inputs: Any) -> tuple[Tensor, Tensor, Callable[[Tensor], Tensor]]:
-        """What an explanation of one sample's logits goes by: here its normalised values, from the training mean on.
+        """Return what integrated gradients need to explain the logits of one sample.
 
         Args:
-            inputs: Of one sample, in a batch of its own.
+            inputs: A batch with one sample.
 
         Returns:
-            The sample (1, ...) and what it is compared with (1, ...), both as the network's first layer takes them, and the
-            function from any such batch to logits (B, K).
+            The sample (1, ...) as the first layer gets it; a baseline of the same shape, here the mean of the training data;
+            and a function that maps a batch of such inputs to logits (B, K).
         """
         sample = self.normalized(inputs)
         return sample, torch.zeros_like(sample), self.network.forward
 
     def features(self, inputs: Any) -> Tensor | None:
-        """What the last linear layer is given (B, F), for inputs as in `forward`; null if a network does not end in one."""
-        linear = [one for one in self.network.modules() if isinstance(one, nn.Linear)]
-        seen: list[Tensor] = []
-        if not linear or linear[-1].out_features != self.hparams["num_classes"]:
+        """Return the inputs (B, F) of the last linear layer. None if the network does not end with a linear layer.
+
+        Args:
+            inputs: As in `forward`.
+        """
+        linear_layers = [module for module in self.network.modules() if isinstance(module, nn.Linear)]
+        if not linear_layers or linear_layers[-1].out_features != self.hparams["num_classes"]:
             return None
-        hook = linear[-1].register_forward_pre_hook(lambda _, given: seen.append(given[0]))
-        try:  # `forward` of the network, because one that is compiled calls no hooks
-            self.network.forward(inputs if isinstance(inputs, Mapping) else self.normalized(inputs))
+        layer_inputs: list[Tensor] = []
+        hook = linear_layers[-1].register_forward_pre_hook(lambda _, arguments: layer_inputs.append(arguments[0]))
+        try:  # `forward` instead of a call, because a compiled network does not call hooks
+            self.network.forward(self.normalized(inputs))
         finally:
             hook.remove()
-        return seen[-1].flatten(1) if seen else None
+        return layer_inputs[-1].flatten(1) if layer_inputs else None
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         inputs, labels = batch
@@ -176,22 +196,22 @@ class LitClassifier(LightningModule):
         self._log_evaluation("test", self.test_loss, self.test_metrics)
 
     def configure_optimizers(self) -> tuple[list[torch.optim.Optimizer], list[dict[str, Any]]]:  # type: ignore[override]
-        make_optimizer, options = _choice(optimizers, self.hparams["optimizer"], "adam")
+        make_optimizer, options = _find_function(optimizers, self.hparams["optimizer"], "adam")
         if "fused" in signature(make_optimizer).parameters and self._clips_in_mixed_precision():
-            options["fused"] = options.get("fused") or False  # Lightning cannot clip for a fused optimizer there
+            options["fused"] = options.get("fused") or False  # Lightning cannot clip gradients for a fused optimizer
         optimizer = make_optimizer(self.network, **options)
-        make_schedule, options = _choice(schedules, self.hparams["schedule"], "constant")
-        entries = make_schedule(optimizer, self.trainer.estimated_stepping_batches, **options)
-        for entry in entries:
-            if "monitor" in entry:  # it has no new value between two validations
-                entry["frequency"] = self.trainer.check_val_every_n_epoch or 1
-        return [optimizer], entries
+        make_schedule, options = _find_function(schedules, self.hparams["schedule"], "constant")
+        schedulers = make_schedule(optimizer, self.trainer.estimated_stepping_batches, **options)
+        for scheduler in schedulers:
+            if "monitor" in scheduler:  # the metric has a new value only after a validation
+                scheduler["frequency"] = self.trainer.check_val_every_n_epoch or 1
+        return [optimizer], schedulers
 
     def _clips_in_mixed_precision(self) -> bool:
         return bool(self.trainer.gradient_clip_val) and "mixed" in str(self.trainer.precision)
 
     def _evaluate(self, batch: Batch, loss: MeanLoss, metrics: MetricCollection) -> Tensor:
-        """Update the metrics of a stage; logits (B, K) are for callbacks."""
+        """Update the metrics of a stage. Returns logits (B, K) for callbacks."""
         inputs, labels = batch
         logits = _at_least_float32(self(inputs))
         loss.update(F.cross_entropy(logits, labels), len(labels))
@@ -200,17 +220,17 @@ class LitClassifier(LightningModule):
 
     def _log_evaluation(self, stage: Literal["val", "test"], loss: MeanLoss, metrics: MetricCollection) -> None:
         values = metrics.compute()
-        by_class = values.pop("class_accuracy")
+        class_accuracies = values.pop("class_accuracy")
         self.log_dict({f"{stage}/loss": loss.compute(), **{f"{stage}/{name}": value for name, value in values.items()}})
         if stage == "test":
-            accuracies = dict(zip(self.class_names, by_class, strict=True))
-            # `callbacks.confusion_matrix` draws them, because a hundred curves would say less
-            self.log_dict({f"test_class_accuracy/{name}": value for name, value in accuracies.items()}, logger=False)
+            named = zip(self.class_names, class_accuracies, strict=True)
+            # not to the logger, because `callbacks.confusion_matrix` draws all of them as one picture
+            self.log_dict({f"test_class_accuracy/{name}": value for name, value in named}, logger=False)
         loss.reset()
         metrics.reset()
 
     def _log_step(self, loss: Tensor, batch_idx: int) -> None:
-        """A point of the step curves; straight to the logger, because `self.log` costs as much as a small step."""
+        """Log the loss and the learning rate of a step. `self.log` would take as long as the step of a small model."""
         if not self.trainer.loggers or batch_idx % self.trainer.accumulate_grad_batches:
             return
         if self.global_step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
@@ -218,16 +238,16 @@ class LitClassifier(LightningModule):
             log_everywhere(self.trainer, {"train/loss_step": loss.item(), "train/lr": rate})
 
     def _absolute_weights(self) -> Tensor:
-        weights = (one for one in self.network.parameters() if one.ndim > 1 and one.requires_grad)
-        return torch.stack([one.abs().sum() for one in weights]).sum()
+        weights = (weight for weight in self.network.parameters() if weight.ndim > 1 and weight.requires_grad)
+        return torch.stack([weight.abs().sum() for weight in weights]).sum()
 
 
 def _at_least_float32(logits: Tensor) -> Tensor:
-    """A softmax of half-precision logits loses digits that the loss needs."""
+    """Half precision is not exact enough for the softmax in the loss."""
     return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
 
 
-def _choice(module: Any, section: Mapping[str, Any] | None, default: str) -> tuple[Any, dict[str, Any]]:
-    """The function that a section names, and its options."""
+def _find_function(module: Any, section: Mapping[str, Any] | None, default: str) -> tuple[Any, dict[str, Any]]:
+    """Return the function of `module` that a config section names, and its options."""
     options = dict(section or {"name": default})
     return getattr(module, options.pop("name")), options

@@ -1,9 +1,9 @@
-"""A small convolutional network for small images.
+"""A convolutional network (CNN) for small images.
 
-Stages of 3x3 convolutions; each stage halves the image right after its first convolution, so that the others cost a
-quarter (the order of Jordan's airbench, https://arxiv.org/abs/2404.00498, which is also the source of whitening, of the
-initialisation and of the scaled logits). Images are laid out channels-last: on CPUs and on GPUs with tensor cores
-convolutions are up to twice as fast.
+The network has stages of 3x3 convolutions. Each stage halves the image after its first convolution, so that the other
+convolutions cost a quarter. This order, the whitening layer, the Dirac initialization and the scaled logits are those of
+Jordan's airbench (https://arxiv.org/abs/2404.00498). Images are stored channels-last, because convolutions are then up to
+twice as fast on CPUs and on GPUs with tensor cores.
 """
 
 from collections.abc import Sequence
@@ -16,16 +16,20 @@ from torch import Tensor, nn
 from engine.contracts import OptionError
 from lit_models.classifier import LitClassifier
 
-# B batch, C channels, H height, W width, K classes, F values of a patch
+# N samples, B batch, C channels, H height, W width, K classes, P patches, F values in a patch
 
-WHITENING_SIZE, WHITENING_PATCHES = 2, 5_000_000  # side of its patches, and how many are measured, or some more
+WHITENING_SIZE = 2  # side of a patch, in pixels
+WHITENING_PATCHES = 5_000_000  # a larger data set is subsampled to at least this number of patches
 WHITENING_CHUNK = 2**20  # patches in memory at a time
-LEAST_VARIANCE = 5e-4  # added to that of a principal component: the faint ones are noise
+VARIANCE_EPS = 5e-4  # added to the variance of each component: a small variance is noise (the value of airbench)
 
 
 class Whitening(nn.Conv2d):
-    """A fixed convolution onto the principal components of the training patches, each scaled to variance 1, and their
-    negatives, for the activation after it; a bias is trained."""
+    """A convolution that whitens the patches of an image. Only its bias is trained.
+
+    The filters are the principal components of the training patches, scaled to variance 1, and the negatives of these
+    filters, because the next activation suppresses negative values.
+    """
 
     def __init__(self, in_channels: int) -> None:
         components = in_channels * WHITENING_SIZE**2
@@ -34,30 +38,31 @@ class Whitening(nn.Conv2d):
         nn.init.zeros_(self.bias)  # type: ignore[arg-type]
 
     @torch.no_grad()
-    def measure(self, images: Tensor) -> None:
-        """Take the components from images (N, C, H, W) that are normalised."""
+    def fit(self, images: Tensor) -> None:
+        """Compute the filters from normalized images (N, C, H, W)."""
         size, count = WHITENING_SIZE, 0
         products = torch.zeros(self.weight[0].numel(), self.weight[0].numel(), dtype=torch.float64)
-        for some in images.split(max(1, WHITENING_CHUNK // images[0, 0].numel())):
-            patches = some.unfold(2, size, 1).unfold(3, size, 1).permute(0, 2, 3, 1, 4, 5).flatten(3).flatten(0, 2)
-            products += patches.double().T @ patches.double()  # (F, F), of (N * H' * W', F)
+        for chunk in images.split(max(1, WHITENING_CHUNK // images[0, 0].numel())):
+            patches = chunk.unfold(2, size, 1).unfold(3, size, 1)  # (N, C, H - 1, W - 1, size, size)
+            patches = patches.permute(0, 2, 3, 1, 4, 5).flatten(3).flatten(0, 2).double()  # (P, F)
+            products += patches.T @ patches  # (F, F)
             count += len(patches)
         variances, components = torch.linalg.eigh(products / count)  # (F,), (F, F)
-        filters = (components / (variances + LEAST_VARIANCE).sqrt()).T.view(-1, *self.weight.shape[1:])
+        filters = (components / (variances + VARIANCE_EPS).sqrt()).T.view(-1, *self.weight.shape[1:])
         self.weight.copy_(torch.cat([filters, -filters]))
 
 
 class ConvBlock(nn.Module):
-    """Convolution, optional halving, batch normalisation, GELU.
+    """3x3 convolution, optional 2x2 max pooling, batch normalization and GELU.
 
     Args:
-        in_channels: Of the input.
-        out_channels: Of the output.
-        halve: Keep the largest of every 2x2.
-        residual: Add the input.
-        dirac: Start as the identity for as many channels as there are in both.
-        norm_momentum: Share of a batch in the running mean and variance.
-        norm_scale: Train the scale of the normalisation; its shift is trained in any case.
+        in_channels: Channels of the input.
+        out_channels: Channels of the output.
+        halve: Halve the image by max pooling.
+        residual: Add the input to the output.
+        dirac: Initialize the convolution so that it copies its input channels.
+        norm_momentum: Momentum of the running mean and variance.
+        norm_scale: Train the scale of the normalization. Its shift is always trained.
     """
 
     def __init__(
@@ -86,18 +91,18 @@ class ConvBlock(nn.Module):
 
 
 class CNN(nn.Module):
-    """Whitening if wanted, stages of convolutions, the maximum over the image, a linear layer.
+    """Optional whitening, stages of convolutions, global max pooling and a linear layer.
 
     Args:
-        in_channels: C.
-        num_classes: K.
-        widths: Channels of each stage; each halves the image.
+        in_channels: Number of channels C.
+        num_classes: Number of classes K.
+        widths: Channels of each stage. Each stage halves the image.
         convs_per_stage: Convolutions in a stage.
-        residual: Add a block's input to its output, from the second convolution of a stage on.
-        dropout: Probability of dropping a channel before the linear layer.
-        whitening: Begin with `Whitening`.
-        logit_scale: The logits are multiplied by it.
-        block: More options of every `ConvBlock`.
+        residual: Add the input of a block to its output, except in the first block of a stage.
+        dropout: Probability of zeroing a channel before the linear layer.
+        whitening: Start with a `Whitening` layer.
+        logit_scale: Factor of the logits.
+        block_options: Further arguments of every `ConvBlock`.
     """
 
     def __init__(
@@ -110,15 +115,15 @@ class CNN(nn.Module):
         dropout: float,
         whitening: bool,
         logit_scale: float,
-        **block: Any,
+        **block_options: Any,
     ) -> None:
         super().__init__()
         self.whitening = Whitening(in_channels) if whitening else None
         in_channels = self.whitening.out_channels if self.whitening else in_channels
         blocks: list[nn.Module] = []
         for width in widths:
-            blocks.append(ConvBlock(in_channels, width, halve=True, **block))
-            blocks += [ConvBlock(width, width, residual=residual, **block) for _ in range(convs_per_stage - 1)]
+            blocks.append(ConvBlock(in_channels, width, halve=True, **block_options))
+            blocks += [ConvBlock(width, width, residual=residual, **block_options) for _ in range(convs_per_stage - 1)]
             in_channels = width
         self.stages = nn.Sequential(*blocks)
         self.dropout = nn.Dropout(dropout)
@@ -135,20 +140,20 @@ class CNN(nn.Module):
 
 
 class LitCNN(LitClassifier):
-    """Convolutional network on images.
+    """Convolutional network for images.
 
     Args:
-        widths: Channels of each stage; each stage halves the image.
+        widths: Channels of each stage. Each stage halves the image.
         convs_per_stage: 3x3 convolutions in a stage.
-        residual: Add a block's input to its output, from the second convolution of a stage on.
-        dropout: Probability of dropping a channel before the last layer.
-        whitening: Begin with a fixed 2x2 convolution onto the principal components of the training patches.
-        dirac: Start convolutions as the identity.
-        norm_momentum: Share of a batch in the running mean and variance of batch normalisation.
-        norm_scale: Train the scale of batch normalisation; without it, and with `optimizer.normalize`, rates mean the same
-            for every layer.
-        logit_scale: The logits are multiplied by it; below 1 the last layer trains faster.
-        options: Those of `LitClassifier`.
+        residual: Add the input of a convolution to its output, except for the first convolution of a stage.
+        dropout: Probability of zeroing a channel before the last layer.
+        whitening: Start with a fixed 2x2 convolution whose filters are the principal components of the training patches.
+        dirac: Initialize convolutions so that they copy their input channels.
+        norm_momentum: Momentum of the running mean and variance in batch normalization.
+        norm_scale: Train the scale of batch normalization. If it is not trained and optimizer.normalize is true, a learning
+            rate has the same effect in every layer.
+        logit_scale: Factor of the logits. Below 1, the last layer trains faster.
+        options: Arguments of `LitClassifier`.
     """
 
     accepts = ("image",)
@@ -170,17 +175,18 @@ class LitCNN(LitClassifier):
     ) -> None:
         super().__init__(input_shape, num_classes, **options)
         channels, height, width = input_shape
-        height, width = (height - WHITENING_SIZE + 1, width - WHITENING_SIZE + 1) if whitening else (height, width)
-        if not widths or min(height, width) < 2 ** len(widths):
-            most = min(height, width).bit_length() - 1
-            if most < 1:
-                raise OptionError(f"images of {height}x{width} are too small for a CNN; take mlp")
+        shrinks_by = WHITENING_SIZE - 1 if whitening else 0
+        most = (min(height, width) - shrinks_by).bit_length() - 1  # stages, each of which halves the image
+        if most < 1:
+            raise OptionError(f"images of {height}x{width} pixels are too small for a CNN; set model.name=mlp")
+        if not 1 <= len(widths) <= most:
             raise OptionError(
-                f"model.widths: {len(widths)} stages for images of {height}x{width}; each halves the image: give 1 to {most}"
+                f"model.widths: {len(widths)} stages do not fit images of {height}x{width} pixels, because each stage halves"
+                f" the image; set 1 to {most} widths"
             )
-        block = {"dirac": dirac, "norm_momentum": norm_momentum, "norm_scale": norm_scale}
+        block_options = {"dirac": dirac, "norm_momentum": norm_momentum, "norm_scale": norm_scale}
         self.network = CNN(
-            channels, num_classes, widths, convs_per_stage, residual, dropout, whitening, logit_scale, **block
+            channels, num_classes, widths, convs_per_stage, residual, dropout, whitening, logit_scale, **block_options
         )
 
     def initialize_from_data(self, inputs: Tensor, mean: Tensor, std: Tensor) -> None:
@@ -188,4 +194,10 @@ class LitCNN(LitClassifier):
         assert isinstance(self.network, CNN)
         if self.network.whitening is not None:
             step = max(1, inputs[:, 0].numel() // WHITENING_PATCHES)
-            self.network.whitening.measure(self.normalized(inputs[::step]))  # from all over the set: it may lie sorted
+            self.network.whitening.fit(self.normalized(inputs[::step]))  # evenly spaced, because the data may be sorted
+
+    def initialize_without_data(self) -> None:
+        if self.hparams["whitening"]:
+            raise OptionError(
+                "model.whitening: needs all training images in memory; the datamodule has only DataLoaders"
+            )

@@ -1,4 +1,4 @@
-"""A multilayer perceptron: any input, flattened."""
+"""A multilayer perceptron (MLP). Inputs of any shape are flattened."""
 
 import math
 from collections.abc import Sequence
@@ -12,16 +12,18 @@ from lit_models.classifier import LitClassifier
 ACTIVATIONS = {"relu": nn.ReLU, "gelu": nn.GELU, "silu": nn.SiLU, "tanh": nn.Tanh}
 NORMS = {"none": None, "batch": nn.BatchNorm1d, "layer": nn.LayerNorm}
 
+# B batch, K classes
+
 
 class MLP(nn.Module):
-    """Linear layers with normalisation, activation and dropout between them.
+    """Linear layers with normalization, activation and dropout between them.
 
     Args:
-        sizes: Widths from the flattened input to the last hidden layer.
-        num_outputs: Width of the output.
-        activation: A class of activation.
-        norm: A class of normalisation that takes a width, or None.
-        dropout: Probability of dropping a hidden unit.
+        sizes: Widths of the flattened input and of each hidden layer.
+        num_outputs: Width of the output (K).
+        activation: Module class of the activation.
+        norm: Module class of the normalization, constructed with a width; None for no normalization.
+        dropout: Probability of zeroing a hidden unit.
     """
 
     def __init__(
@@ -30,7 +32,7 @@ class MLP(nn.Module):
         super().__init__()
         layers: list[nn.Module] = []
         for width, next_width in pairwise(sizes):
-            layers.append(nn.Linear(width, next_width, bias=norm is None))  # a norm has a bias of its own
+            layers.append(nn.Linear(width, next_width, bias=norm is None))  # a norm adds its own bias
             layers += [norm(next_width)] if norm else []
             layers += [activation(), *([nn.Dropout(dropout)] if dropout > 0 else [])]
         self.layers = nn.Sequential(*layers, nn.Linear(sizes[-1], num_outputs))
@@ -40,14 +42,14 @@ class MLP(nn.Module):
 
 
 class LitMLP(LitClassifier):
-    """Multilayer perceptron on features or images.
+    """Multilayer perceptron for features or images.
 
     Args:
         hidden_sizes: Width of each hidden layer; [] for a linear classifier.
-        activation: After each hidden layer.
-        dropout: Probability of dropping a hidden unit.
-        normalization: Between each hidden layer and its activation.
-        options: Those of `LitClassifier`.
+        activation: Activation after each hidden layer.
+        dropout: Probability of zeroing a hidden unit.
+        normalization: Normalization between each hidden layer and its activation.
+        options: Arguments of `LitClassifier`.
     """
 
     accepts = ("features", "image")

@@ -1,21 +1,21 @@
-"""Optimizers by name: ``optimizer: {name: sgd, lr: 0.1}`` calls `sgd(network, lr=0.1)`.
+"""Optimizers by name: ``optimizer: {name: sgd, lr: 0.1}`` in a config calls ``sgd(network, lr=0.1)``.
 
-A function's keyword-only parameters are the keys of the section. Weight decay is left off biases and normalisation
-scales (He et al. 2019, "Bag of Tricks for Image Classification", https://arxiv.org/abs/1812.01187, section 3.1). A network
-with a method ``lr_scales()``, parameter name -> factor, has some of its parameters trained at a share of the rate.
+The keyword-only parameters of a function are the keys of the config section. Biases and normalization parameters have no
+weight decay (He et al. 2019, "Bag of Tricks for Image Classification", https://arxiv.org/abs/1812.01187, section 3.1). The
+method ``lr_scales()`` of a network, if it has one, returns factors of the learning rate by parameter name.
 """
 
 from collections.abc import Sequence
 from typing import Annotated, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from engine.contracts import OptionError
 from lit_models.parts.muon import Muon
 
-# layers whose weights are matrices, or can be seen as one
+# layers whose weight is a matrix, or becomes a matrix with one row per output if it is flattened
 MATRIX_LAYERS = (
     nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d,
 )  # fmt: skip
@@ -33,15 +33,15 @@ def sgd(
     """Stochastic gradient descent.
 
     Args:
-        lr: Learning rate; with a schedule, its peak.
-        momentum: Share of the last update that is kept.
-        nesterov: Look ahead along the momentum; it needs a momentum above 0.
-        weight_decay: L2 penalty on weights, not on biases and norms.
-        fused: One kernel for all parameters; null for yes where the device has it.
+        lr: Learning rate; its peak if there is a schedule.
+        momentum: Momentum factor.
+        nesterov: Use Nesterov momentum. It needs a momentum above 0.
+        weight_decay: L2 penalty on weights, but not on biases and normalization parameters.
+        fused: Update all parameters in one kernel; null to do so on devices that support it.
     """
     if nesterov and momentum == 0:
-        raise OptionError("optimizer.nesterov: needs a momentum; set optimizer.momentum=0.9")
-    groups, fused = _groups(network, lr, weight_decay), _fused(network, fused)
+        raise OptionError("optimizer.nesterov: needs a momentum above 0; set optimizer.momentum=0.9")
+    groups, fused = _decay_groups(network, lr, weight_decay), _use_fused(network, fused)
     return torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=nesterov, fused=fused)
 
 
@@ -57,13 +57,13 @@ def adam(
     """Adam (https://arxiv.org/abs/1412.6980).
 
     Args:
-        lr: Learning rate; with a schedule, its peak.
-        betas: Decay of the running mean of gradients and of their squares.
+        lr: Learning rate; its peak if there is a schedule.
+        betas: Decay rates of the running means of gradients and of squared gradients.
         eps: Added to the denominator.
-        weight_decay: L2 penalty on weights, not on biases and norms.
-        fused: One kernel for all parameters; null for yes where the device has it.
+        weight_decay: L2 penalty on weights, but not on biases and normalization parameters.
+        fused: Update all parameters in one kernel; null to do so on devices that support it.
     """
-    groups, fused = _groups(network, lr, weight_decay), _fused(network, fused)
+    groups, fused = _decay_groups(network, lr, weight_decay), _use_fused(network, fused)
     return torch.optim.Adam(groups, lr=lr, betas=_pair(betas), eps=eps, fused=fused)
 
 
@@ -79,13 +79,13 @@ def adamw(
     """Adam with decoupled weight decay (https://arxiv.org/abs/1711.05101).
 
     Args:
-        lr: Learning rate; with a schedule, its peak.
-        betas: Decay of the running mean of gradients and of their squares.
+        lr: Learning rate; its peak if there is a schedule.
+        betas: Decay rates of the running means of gradients and of squared gradients.
         eps: Added to the denominator.
-        weight_decay: Share of a weight that a step at lr=1 removes; not from biases and norms.
-        fused: One kernel for all parameters; null for yes where the device has it.
+        weight_decay: Every step multiplies weights by 1 - lr * weight_decay, but not biases and normalization parameters.
+        fused: Update all parameters in one kernel; null to do so on devices that support it.
     """
-    groups, fused = _groups(network, lr, weight_decay), _fused(network, fused)
+    groups, fused = _decay_groups(network, lr, weight_decay), _use_fused(network, fused)
     return torch.optim.AdamW(groups, lr=lr, betas=_pair(betas), eps=eps, fused=fused)
 
 
@@ -101,13 +101,14 @@ def rmsprop(
     """RMSprop (Tieleman and Hinton 2012).
 
     Args:
-        lr: Learning rate; with a schedule, its peak.
-        alpha: Decay of the running mean of squared gradients.
+        lr: Learning rate; its peak if there is a schedule.
+        alpha: Decay rate of the running mean of squared gradients.
         eps: Added to the denominator.
-        momentum: Share of the last update that is kept.
-        weight_decay: L2 penalty on weights, not on biases and norms.
+        momentum: Momentum factor.
+        weight_decay: L2 penalty on weights, but not on biases and normalization parameters.
     """
-    return torch.optim.RMSprop(_groups(network, lr, weight_decay), lr=lr, alpha=alpha, eps=eps, momentum=momentum)
+    groups = _decay_groups(network, lr, weight_decay)
+    return torch.optim.RMSprop(groups, lr=lr, alpha=alpha, eps=eps, momentum=momentum)
 
 
 def muon(
@@ -122,62 +123,65 @@ def muon(
     vector_lr: Annotated[float, "> 0"] = 0.05,
     sgd_momentum: Annotated[float, ">= 0, < 1"] = 0.9,
 ) -> Optimizer:
-    """Muon for the weights of all linear and convolutional layers but the last, SGD with momentum for the rest
-    (https://kellerjordan.github.io/posts/muon). To make an update orthogonal costs little beside convolutions, and more than
-    all the rest of a small MLP's step.
+    """Muon for the weights of linear and convolutional layers except the last; SGD with momentum for other parameters.
+
+    Source: https://kellerjordan.github.io/posts/muon. The orthogonalization takes little time compared with convolutions. In
+    a small MLP, it takes longer than the rest of the step.
 
     Args:
-        lr: Learning rate of Muon; with a schedule, its peak. An update has singular values of about this size.
-        momentum: Of Muon: share of the last update that is kept.
-        weight_decay: Share of a weight that a step at lr=1 removes; not from biases and norms.
-        normalize: Hold the rows of Muon's weights at norm 1, instead of decay; for networks with a norm after each layer.
-        ns_steps: Newton-Schulz steps that make an update orthogonal. With fewer, small singular values stay small.
-        head_lr: Learning rate of the last layer's weights, and of embeddings.
-        vector_lr: Learning rate of biases and norms.
-        sgd_momentum: Of SGD.
+        lr: Learning rate of Muon; its peak if there is a schedule. The singular values of an update are close to it.
+        momentum: Momentum factor of Muon.
+        weight_decay: Every step multiplies weights by 1 - lr * weight_decay, but not biases and normalization parameters.
+        normalize: Keep the rows of Muon's weights at a norm of about 1, instead of weight decay. Use it only if a
+            normalization layer follows every layer.
+        ns_steps: Newton-Schulz steps that orthogonalize an update. With fewer steps, small singular values stay small.
+        head_lr: Learning rate of the weights of the last layer and of embeddings.
+        vector_lr: Learning rate of biases and normalization parameters.
+        sgd_momentum: Momentum factor of SGD.
     """
-    layers = [one.weight for one in network.modules() if isinstance(one, MATRIX_LAYERS)]
-    matrices = {id(one) for one in layers[:-1]}
-    rest = {"momentum": sgd_momentum, "matrices": False}
+    layers = [module.weight for module in network.modules() if isinstance(module, MATRIX_LAYERS)]
+    with_sgd = {"momentum": sgd_momentum, "orthogonalize": False}
     options: dict[str, dict[str, Any]] = {
-        "matrices": {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "matrices": True},
-        "heads": {"lr": head_lr, "weight_decay": weight_decay, **rest},
-        "vectors": {"lr": vector_lr, "weight_decay": 0.0, **rest},
+        "matrix": {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "orthogonalize": True},
+        "weight": {"lr": head_lr, "weight_decay": weight_decay, **with_sgd},
+        "vector": {"lr": vector_lr, "weight_decay": 0.0, **with_sgd},
     }
+    return Muon(_param_groups(network, options, matrices=layers[:-1]), ns_steps, normalize)
+
+
+def _decay_groups(network: nn.Module, lr: float, weight_decay: float) -> list[dict[str, Any]]:
+    """Parameter groups with and without weight decay."""
+    options = {"weight": {"lr": lr, "weight_decay": weight_decay}, "vector": {"lr": lr, "weight_decay": 0.0}}
+    return _param_groups(network, options)
+
+
+def _param_groups(
+    network: nn.Module, options: dict[str, dict[str, Any]], matrices: Sequence[Tensor] = ()
+) -> list[dict[str, Any]]:
+    """Group the trained parameters by their kind and by the factor of their learning rate.
+
+    Args:
+        network: May have the method ``lr_scales()``.
+        options: Options of each kind of parameters, in the order of the groups. A kind is "matrix", "weight" (two or more
+            dimensions) or "vector" (biases and normalization parameters).
+        matrices: Parameters of the kind "matrix".
+    """
+    scales: dict[str, float] = getattr(network, "lr_scales", dict)()
+    matrix_ids = {id(parameter) for parameter in matrices}
     groups: dict[tuple[str, float], list[nn.Parameter]] = {}
-    scales = _scales(network)
-    for name, one in network.named_parameters():
-        kind = "matrices" if id(one) in matrices else "heads" if one.ndim > 1 else "vectors"
-        if one.requires_grad:
-            groups.setdefault((kind, scales.get(name, 1.0)), []).append(one)
-    made = [
-        {**options[kind], "params": groups[kind, scale], "lr": options[kind]["lr"] * scale}
-        for kind, scale in sorted(groups, key=lambda group: (list(options).index(group[0]), -group[1]))
-    ]
-    return Muon(made, ns_steps, normalize)
-
-
-def _groups(network: nn.Module, lr: float, weight_decay: float) -> list[dict[str, Any]]:
-    """Weights with decay, and biases and normalisation scales without, which have one dimension; the highest rate first."""
-    scales = _scales(network)
-    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
     for name, parameter in network.named_parameters():
         if parameter.requires_grad:
-            groups.setdefault((scales.get(name, 1.0), parameter.ndim > 1), []).append(parameter)
+            kind = "matrix" if id(parameter) in matrix_ids else "weight" if parameter.ndim > 1 else "vector"
+            groups.setdefault((kind, scales.get(name, 1.0)), []).append(parameter)
+    kinds = list(options)
     return [
-        {"params": groups[scale, decays], "lr": lr * scale, "weight_decay": weight_decay if decays else 0.0}
-        for scale, decays in sorted(groups, reverse=True)
+        {**options[kind], "params": groups[kind, scale], "lr": options[kind]["lr"] * scale}
+        for kind, scale in sorted(groups, key=lambda key: (kinds.index(key[0]), -key[1]))  # the highest rate first
     ]
 
 
-def _scales(network: nn.Module) -> dict[str, float]:
-    """Shares of the rate, by the names of parameters; 1 for those that are not in it."""
-    scales: dict[str, float] = getattr(network, "lr_scales", dict)()
-    return scales
-
-
-def _fused(network: nn.Module, asked: bool | None) -> bool:
-    return next(network.parameters()).device.type in ("cpu", "cuda") if asked is None else asked
+def _use_fused(network: nn.Module, fused: bool | None) -> bool:
+    return next(network.parameters()).device.type in ("cpu", "cuda") if fused is None else fused
 
 
 def _pair(betas: Sequence[float]) -> tuple[float, float]:

@@ -1,7 +1,8 @@
-"""Learning-rate schedules by name: ``schedule: {name: cosine, warmup_fraction: 0.1}``.
+"""Learning-rate schedules by name: ``schedule: {name: cosine, warmup_fraction: 0.1}`` in a config.
 
-A function's keyword-only parameters are the keys of the section. Everything is a fraction of the training, so that a
-schedule means the same for one epoch or a thousand. Each returns Lightning's scheduler entries.
+The keyword-only parameters of a function are the keys of the config section. Each function takes an optimizer with the peak
+learning rate, and the number of optimizer steps in the training (infinite if unknown). It returns Lightning's scheduler
+configurations. Durations are fractions of the training, so a schedule has the same shape for any number of epochs.
 """
 
 import math
@@ -13,7 +14,7 @@ from torch.optim.lr_scheduler import LambdaLR, LinearLR, ReduceLROnPlateau
 
 from engine.contracts import OptionError, is_lower_better
 
-Entries = list[dict[str, Any]]
+SchedulerConfigs = list[dict[str, Any]]
 
 
 def constant(
@@ -21,12 +22,14 @@ def constant(
     total_steps: float,
     *,
     warmup_fraction: Annotated[float, ">= 0, < 1"] = 0.0,
-) -> Entries:
-    """The same rate throughout.
+) -> SchedulerConfigs:
+    """Keep the learning rate constant.
 
     Args:
-        warmup_fraction: Share of all steps in which the rate rises linearly to its peak.
+        warmup_fraction: Fraction of all steps in which the learning rate rises linearly to its peak.
     """
+    if warmup_fraction == 0:
+        return []
     return _by_step(optimizer, total_steps, warmup_fraction, lambda _: 1.0)
 
 
@@ -36,18 +39,16 @@ def cosine(
     *,
     warmup_fraction: Annotated[float, ">= 0, < 1"] = 0.0,
     final_fraction: Annotated[float, ">= 0, <= 1"] = 0.0,
-) -> Entries:
-    """Half a cosine from the peak to the final rate (https://arxiv.org/abs/1608.03983, without restarts).
+) -> SchedulerConfigs:
+    """Follow half a cosine from the peak to the final learning rate (https://arxiv.org/abs/1608.03983, without restarts).
 
     Args:
-        warmup_fraction: Share of all steps in which the rate rises linearly to its peak.
-        final_fraction: The last rate as a share of the peak.
+        warmup_fraction: Fraction of all steps in which the learning rate rises linearly to its peak.
+        final_fraction: Last learning rate as a fraction of the peak.
     """
-
-    def factor(progress: float) -> float:
-        return final_fraction + (1 - final_fraction) * (1 + math.cos(math.pi * progress)) / 2
-
-    return _by_step(optimizer, total_steps, warmup_fraction, factor)
+    return _by_step(
+        optimizer, total_steps, warmup_fraction, lambda progress: _half_cosine(1.0, final_fraction, progress)
+    )
 
 
 def linear(
@@ -56,12 +57,12 @@ def linear(
     *,
     warmup_fraction: Annotated[float, ">= 0, < 1"] = 0.0,
     final_fraction: Annotated[float, ">= 0, <= 1"] = 0.0,
-) -> Entries:
-    """A straight line from the peak to the final rate.
+) -> SchedulerConfigs:
+    """Decrease the learning rate linearly from the peak to the final learning rate.
 
     Args:
-        warmup_fraction: Share of all steps in which the rate rises linearly to its peak.
-        final_fraction: The last rate as a share of the peak.
+        warmup_fraction: Fraction of all steps in which the learning rate rises linearly to its peak.
+        final_fraction: Last learning rate as a fraction of the peak.
     """
     return _by_step(optimizer, total_steps, warmup_fraction, lambda progress: 1 - (1 - final_fraction) * progress)
 
@@ -73,19 +74,19 @@ def one_cycle(
     warmup_fraction: Annotated[float, "> 0, < 1"] = 0.3,
     initial_fraction: Annotated[float, ">= 0, <= 1"] = 0.04,
     final_fraction: Annotated[float, ">= 0, <= 1"] = 0.0,
-) -> Entries:
-    """Up in half a cosine and down in another (https://arxiv.org/abs/1708.07120).
+) -> SchedulerConfigs:
+    """Increase the learning rate along half a cosine, and decrease it along another one (https://arxiv.org/abs/1708.07120).
 
     Args:
-        warmup_fraction: Share of all steps in which the rate rises to its peak.
-        initial_fraction: The first rate as a share of the peak.
-        final_fraction: The last rate as a share of the peak.
+        warmup_fraction: Fraction of all steps in which the learning rate rises to its peak.
+        initial_fraction: First learning rate as a fraction of the peak.
+        final_fraction: Last learning rate as a fraction of the peak.
     """
 
     def factor(progress: float) -> float:
         if progress < warmup_fraction:
-            return _between(initial_fraction, 1.0, progress / warmup_fraction)
-        return _between(1.0, final_fraction, (progress - warmup_fraction) / (1 - warmup_fraction))
+            return _half_cosine(initial_fraction, 1.0, progress / warmup_fraction)
+        return _half_cosine(1.0, final_fraction, (progress - warmup_fraction) / (1 - warmup_fraction))
 
     return _by_step(optimizer, total_steps, 0.0, factor)
 
@@ -97,17 +98,19 @@ def step(
     warmup_fraction: Annotated[float, ">= 0, < 1"] = 0.0,
     milestones: Annotated[Sequence[float], "> 0, < 1"] = (0.5, 0.75),
     factor: Annotated[float, "> 0, < 1"] = 0.1,
-) -> Entries:
-    """A drop at each milestone.
+) -> SchedulerConfigs:
+    """Multiply the learning rate by a factor at each milestone.
 
     Args:
-        warmup_fraction: Share of all steps in which the rate rises linearly to its peak.
-        milestones: Shares of the steps after warm-up at which the rate drops.
-        factor: What the rate is multiplied by at each.
+        warmup_fraction: Fraction of all steps in which the learning rate rises linearly to its peak.
+        milestones: Fractions of the steps after warm-up at which the learning rate drops.
+        factor: Factor of the learning rate at each milestone.
     """
-    return _by_step(
-        optimizer, total_steps, warmup_fraction, lambda progress: factor ** sum(progress >= one for one in milestones)
-    )
+
+    def multiplier(progress: float) -> float:
+        return factor ** sum(progress >= milestone for milestone in milestones)
+
+    return _by_step(optimizer, total_steps, warmup_fraction, multiplier)
 
 
 def plateau(
@@ -118,29 +121,30 @@ def plateau(
     factor: Annotated[float, "> 0, < 1"] = 0.1,
     patience: Annotated[int, ">= 0"] = 3,
     monitor: str = "val/loss",
-) -> Entries:
-    """A drop whenever the monitored metric has stopped improving.
+) -> SchedulerConfigs:
+    """Multiply the learning rate by a factor whenever a metric has stopped improving.
 
     Args:
-        warmup_fraction: Share of all steps in which the rate rises linearly to its peak.
-        factor: What the rate is multiplied by.
-        patience: Epochs without improvement that are waited for.
-        monitor: The metric that is watched after every validation.
+        warmup_fraction: Fraction of all steps in which the learning rate rises linearly to its peak.
+        factor: Factor of the learning rate.
+        patience: Validations without improvement before the learning rate drops.
+        monitor: Metric of the validation.
     """
-    entries: Entries = []
-    if warmup_fraction > 0:  # LinearLR multiplies the rate that is there, so the two do not undo each other
+    configs: SchedulerConfigs = []
+    if warmup_fraction > 0:  # LinearLR multiplies the current learning rate, so it does not undo the other scheduler
         steps = max(1, round(warmup_fraction * _finite(total_steps)))
         warmup = LinearLR(optimizer, start_factor=1 / (steps + 1), end_factor=1.0, total_iters=steps)
-        entries.append({"scheduler": warmup, "interval": "step"})
+        configs.append({"scheduler": warmup, "interval": "step"})
     mode: Literal["min", "max"] = "min" if is_lower_better(monitor) else "max"
     drop = ReduceLROnPlateau(optimizer, mode=mode, factor=factor, patience=patience)
-    return [*entries, {"scheduler": drop, "interval": "epoch", "monitor": monitor}]
+    return [*configs, {"scheduler": drop, "interval": "epoch", "monitor": monitor}]
 
 
 def _by_step(
     optimizer: Optimizer, total_steps: float, warmup_fraction: float, factor: Callable[[float], float]
-) -> Entries:
-    """Multiply the rate by a linear warm-up, then by `factor` of the share (0 to 1) of the steps after it."""
+) -> SchedulerConfigs:
+    """Scale the learning rate by a linear warm-up, and then by `factor` of the fraction (0 to 1) of the remaining steps."""
+    _finite(total_steps)
 
     def multiplier(step: int) -> float:
         warmup_steps = warmup_fraction * total_steps
@@ -148,19 +152,15 @@ def _by_step(
             return (step + 1) / (warmup_steps + 1)
         return factor(min(1.0, (step - warmup_steps) / max(1.0, total_steps - warmup_steps)))
 
-    if warmup_fraction == 0 and factor(0.0) == factor(0.5) == factor(1.0):
-        return []  # a rate that never changes
-    _finite(total_steps)
     return [{"scheduler": LambdaLR(optimizer, multiplier), "interval": "step"}]
 
 
 def _finite(total_steps: float) -> float:
     if math.isinf(total_steps):
-        raise OptionError(
-            "schedule: needs to know where the training ends; set trainer.max_epochs or trainer.max_steps"
-        )
+        raise OptionError("schedule: the number of steps must be known; set trainer.max_epochs or trainer.max_steps")
     return total_steps
 
 
-def _between(start: float, end: float, share: float) -> float:
-    return end + (start - end) * (1 + math.cos(math.pi * share)) / 2
+def _half_cosine(start: float, end: float, progress: float) -> float:
+    """Interpolate from `start` (progress 0) to `end` (progress 1)."""
+    return end + (start - end) * (1 + math.cos(math.pi * progress)) / 2

@@ -1,4 +1,4 @@
-"""What is measured in training and in evaluation, over any number of processes."""
+"""Metrics of training and evaluation. They are synchronized between processes."""
 
 import torch
 from torch import Tensor
@@ -9,10 +9,10 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibratio
 
 
 class MeanLoss(Metric):
-    """Mean over samples, on any number of processes.
+    """Mean of the loss over samples.
 
-    Torchmetrics' MeanMetric forgets the weights with ``nan_strategy="disable"``, and with any other looks for NaN in every
-    batch, for which a GPU has to stop.
+    It replaces torchmetrics' MeanMetric, which ignores the weights with ``nan_strategy="disable"``. With any other strategy,
+    MeanMetric checks every batch for NaN, for which the CPU has to wait for the GPU.
     """
 
     full_state_update = False
@@ -25,8 +25,8 @@ class MeanLoss(Metric):
         self.add_state("count", torch.zeros(()), dist_reduce_fx="sum")
 
     def update(self, loss: Tensor, batch_size: int) -> None:
-        if batch_size:  # the mean of nothing is no number
-            self.total.add_(loss, alpha=batch_size)  # in place: setting a module's attribute costs more than the sum
+        if batch_size:  # the mean loss of an empty batch is NaN
+            self.total.add_(loss, alpha=batch_size)  # in place, because setting an attribute of a module takes longer
             self.count.add_(batch_size)
 
     def compute(self) -> Tensor:
@@ -34,7 +34,7 @@ class MeanLoss(Metric):
 
 
 class TrainingMeans(MeanLoss):
-    """Mean loss and accuracy over an epoch's samples: one metric, because it is part of every step."""
+    """Mean loss and accuracy over the samples of an epoch. It is a single metric, because every step updates it."""
 
     hits: Tensor
 
@@ -51,20 +51,20 @@ class TrainingMeans(MeanLoss):
 
 
 class CalibrationError(MulticlassCalibrationError):
-    """Of logits: torchmetrics takes those for probabilities that all lie between 0 and 1, as those of a small batch may."""
+    """Expected calibration error of logits (B, K).
+
+    The base class accepts logits as well, but it takes them for probabilities if all values of a batch are between 0 and 1.
+    """
 
     def update(self, logits: Tensor, labels: Tensor) -> None:
         super().update(logits.softmax(1), labels)
 
 
-def accuracy(num_classes: int) -> MulticlassAccuracy:
-    return MulticlassAccuracy(num_classes, average="micro", validate_args=False)
-
-
 def evaluation_metrics(num_classes: int) -> MetricCollection:
+    """Return the metrics of validation and test, which are updated with logits (B, K) and labels (B,)."""
     return MetricCollection(
         {
-            "accuracy": accuracy(num_classes),
+            "accuracy": MulticlassAccuracy(num_classes, average="micro", validate_args=False),
             "f1": MulticlassF1Score(num_classes, average="macro", validate_args=False),
             "calibration_error": CalibrationError(num_classes, n_bins=15, validate_args=False),
             "class_accuracy": MulticlassAccuracy(num_classes, average="none", validate_args=False),

@@ -1,4 +1,4 @@
-"""Images and rows of features as sequences of vectors, which is what a transformer reads."""
+"""Layers that turn images and features into sequences of vectors, which a transformer takes."""
 
 from collections.abc import Sequence
 
@@ -11,7 +11,7 @@ from engine.contracts import OptionError
 
 
 class Patches(nn.Module):
-    """An image (B, C, H, W) as a sequence of projected patches (B, H/P * W/P, E)."""
+    """Cuts images (B, C, H, W) into patches and projects each patch to a vector (B, H/P * W/P, E)."""
 
     def __init__(self, channels: int, patch_size: int, hidden_size: int) -> None:
         super().__init__()
@@ -21,11 +21,12 @@ class Patches(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         size = self.patch_size
         patches = images.unfold(2, size, size).unfold(3, size, size)  # (B, C, H/P, W/P, P, P)
-        return self.projection(patches.permute(0, 2, 3, 1, 4, 5).flatten(3).flatten(1, 2))
+        patches = patches.permute(0, 2, 3, 1, 4, 5).flatten(3).flatten(1, 2)  # (B, H/P * W/P, C * P * P)
+        return self.projection(patches)
 
 
 class FeatureTokens(nn.Module):
-    """A row of features (B, D) as a sequence (B, D, E): each value scales the vector of its feature."""
+    """Maps features (B, D) to vectors (B, D, E): each value is multiplied by a trained vector of its feature."""
 
     def __init__(self, num_features: int, hidden_size: int, std: float) -> None:
         super().__init__()
@@ -36,13 +37,17 @@ class FeatureTokens(nn.Module):
 
 
 def num_tokens(input_shape: Sequence[int], patch_size: int) -> int:
-    """Length of the sequence of an image or a row of features, with the token that stands for all."""
+    """Length of the sequence for an image (C, H, W) or for features (D,), including the class token.
+
+    Raises:
+        OptionError: if the patches do not fill the image exactly.
+    """
     if len(input_shape) == 1:
         return 1 + input_shape[0]
     height, width = input_shape[1:]
     if height % patch_size or width % patch_size:
-        fitting = [size for size in range(1, min(height, width) + 1) if height % size == 0 and width % size == 0]
+        divisors = [size for size in range(1, min(height, width) + 1) if height % size == 0 and width % size == 0]
         raise OptionError(
-            f"model.patch_size: {patch_size} does not divide {height} x {width} pixels; take one of {fitting}"
+            f"model.patch_size: {patch_size} does not divide {height} x {width} pixels; choose one of {divisors}"
         )
     return 1 + (height // patch_size) * (width // patch_size)

@@ -146,13 +146,13 @@ def test_gradient_checkpointing_changes_no_gradient(dropout):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"input_shape": [1, 28, 28], "patch_size": 5}, "model.patch_size: 5 does not divide 28 x 28 pixels; take one of"),
+        ({"input_shape": [1, 28, 28], "patch_size": 5}, "model.patch_size: 5 does not divide 28 x 28 pixels; choose one of"),
         ({"hidden_size": 30, "num_heads": 4}, "model.num_heads: 4 does not divide model.hidden_size 30"),
-        ({"num_layers": 2, "freeze_layers": 3}, "model.freeze_layers: 3 cannot be frozen, there are 2"),
-        ({"vocab_size": None}, "model: tokens (input_shape=()) need a vocab_size and a max_length"),
-        ({"pretrained": str(MINILM), "num_layers": 2}, f"model.num_layers: {MINILM} has its own; leave it out"),
-        ({"pretrained": str(MINILM), "max_length": 600}, "there can be 600; set a smaller data.max_length"),
-        ({"pretrained": str(MINILM), "vocab_size": 40_000}, "knows 30522 tokens, the tokenizer has 40000; set"),
+        ({"num_layers": 2, "freeze_layers": 3}, "model.freeze_layers: 3 is more than the 2 layers of the encoder"),
+        ({"vocab_size": None}, "model: tokens (input_shape=()) need vocab_size and max_length"),
+        ({"pretrained": str(MINILM), "num_layers": 2}, f"model.num_layers: {MINILM} sets it; leave it out"),
+        ({"pretrained": str(MINILM), "max_length": 600}, "but the data has 600; set a smaller data.max_length"),
+        ({"pretrained": str(MINILM), "vocab_size": 40_000}, "has 30522 tokens, but the tokenizer has 40000; set"),
         ({"pretrained": str(MINILM), "input_shape": [1, 64, 64], "patch_size": 2}, "1025; set a larger model.patch_size"),
         ({"pretrained": "/no/such"}, "model.pretrained: /no/such is neither a folder nor the name of a model on the hub"),
     ],
@@ -193,7 +193,7 @@ def test_pickled_weights_are_not_read(folder):
     )
     (folder / "model.safetensors").unlink()
     BertModel.from_pretrained(folder)  # which the library itself would read
-    assert "put config.json, model.safetensors, tokenizer.json and tokenizer_config.json there" in refused(folder)
+    assert "put config.json, model.safetensors, tokenizer.json and tokenizer_config.json into" in refused(folder)
 
 
 def test_an_empty_folder_a_broken_file_and_another_model(folder, tmp_path):
@@ -201,7 +201,7 @@ def test_an_empty_folder_a_broken_file_and_another_model(folder, tmp_path):
     refused(tmp_path / "empty")
     shutil.copy(folder / "config.json", tmp_path / "empty")
     with pytest.raises(
-        DataError, match=r"has no tokenizer\.json with words and a padding token; put config\.json, model"
+        DataError, match=r"has no tokenizer\.json with a vocabulary and a padding token; put config\.json, model"
     ):
         pretrained_tokenizer(str(tmp_path / "empty"), None)
     content = (folder / "model.safetensors").read_bytes()
@@ -210,9 +210,9 @@ def test_an_empty_folder_a_broken_file_and_another_model(folder, tmp_path):
     (folder / "model.safetensors").write_bytes(content)
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     (folder / "config.json").write_text(json.dumps({**config, "model_type": "roberta"}), encoding="utf-8")
-    assert "is roberta; only BERT is built here" in refused(folder)
+    assert "is a model of the type roberta; only bert is supported" in refused(folder)
     (folder / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 3}), encoding="utf-8")
-    assert "lacks weights of BERT (encoder.layer.2" in refused(folder)
+    assert "has no weights for encoder.layer.2" in refused(folder)
 
 
 # --- through the command
@@ -236,7 +236,7 @@ def test_text_from_scratch_learns_and_predicts_raw_text_from_the_run_folder_alon
     assert 0 <= curve(done, "train/padding_share")[0] < 0.5
     shutil.rmtree(tmp_path / "text")
     shutil.rmtree(tmp_path / "cache")
-    code, _ = re.findall(r"```python\n(.*?)```", (PROJECT / "README.md").read_text(encoding="utf-8"), re.S)
+    (code,) = re.findall(r"```python\n(.*?)```", (PROJECT / "docs/text.md").read_text(encoding="utf-8"), re.S)
     code = re.sub(r'"runs/.*?"', repr(str(done)), code.replace("a fine film", "great , and MOVING music"))
     code = code.replace("too long", "an awful film")
     made = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, check=True)
@@ -245,7 +245,7 @@ def test_text_from_scratch_learns_and_predicts_raw_text_from_the_run_folder_alon
 
 @pytest.mark.parametrize("tokenizer", ["null", "another/model"])
 def test_a_pretrained_model_with_another_vocabulary_is_refused_without_torch(tokenizer):
-    problem = f"data.tokenizer: is {tokenizer}, but a pretrained model reads the tokens of its own only; set data.token"
+    problem = f"data.tokenizer: is {tokenizer}, but a pretrained model needs its own tokenizer; set data.token"
     with pytest.raises(ConfigError, match=re.escape(problem)):
         load_config("configs/sst2_bert.yaml", [f"data.tokenizer={tokenizer}", "model.pretrained=some/model"])
 
@@ -266,7 +266,7 @@ def test_files_that_are_missing_are_told_at_once(tmp_path, capsys):
     own = ["data.dataset=null", f"data.train={tmp_path}/train.tsv", root]
     assert train.main(["--config", "configs/sst2_bert.yaml", *own]) == 2
     problem = (
-        "data.test: there is no file validation; give a .csv, .tsv or .jsonl file, or null to cut it from data.train\n"
+        "data.test: there is no file validation; give a .csv, .tsv or .jsonl file, or null to split it off data.train\n"
     )
     assert capsys.readouterr().err == f"error: configs/sst2_bert.yaml:8: {problem}"
     assert not (tmp_path / "runs").exists()
@@ -371,7 +371,7 @@ def test_model_and_data_by_name_from_a_hub_and_then_from_the_cache(folder, tmp_p
         pinned = on_hub(url, tmp_path, "model.revision=nosuch")
         assert pinned.returncode == 2
         for part in (
-            "data.tokenizer: google-bert/bert-base-uncased is no folder here, and cannot be downloaded",
+            "data.tokenizer: google-bert/bert-base-uncased is not a local folder and cannot be downloaded",
             "tree/nosuch",
         ):
             assert part in pinned.stderr

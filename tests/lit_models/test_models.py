@@ -5,11 +5,11 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
 from torchmetrics.functional.classification import multiclass_calibration_error
 
 from datamodules.parts.batches import EpochOrder, TensorBatches
+from engine.contracts import OptionError
 from engine.training.hardware import precision_for
 from lit_models import optimizers, schedules
 from lit_models.cnn import LitCNN
@@ -56,7 +56,7 @@ def test_the_tutorial_network_is_what_the_options_say():
 
 def test_a_cnn_with_too_many_stages_says_how_many_fit():
     with pytest.raises(
-        ValueError, match=r"model.widths: 5 stages for images of 28x28; each halves the image: give 1 to 4"
+        OptionError, match=r"model.widths: 5 stages do not fit images of 28x28 pixels, .*; set 1 to 4 widths"
     ):
         LitCNN((1, 28, 28), 10, widths=[8] * 5)
     assert LitCNN((1, 16, 28), 10, widths=[4] * 4)(torch.zeros(2, 1, 16, 28)).shape == (2, 10)
@@ -148,13 +148,11 @@ def test_every_optimizer_learns_and_decays_weights_only(name, tmp_path):
 
 
 def test_options_that_contradict_each_other(tmp_path):
-    with pytest.raises(
-        MisconfigurationException, match=r"optimizer.nesterov: needs a momentum; set optimizer.momentum=0.9"
-    ):
+    with pytest.raises(OptionError, match=r"optimizer.nesterov: needs a momentum above 0; set optimizer.momentum=0.9"):
         fitted(mlp(optimizer={"name": "sgd", "nesterov": True}), tmp_path, max_epochs=1)
-    with pytest.raises(MisconfigurationException, match=r"optimizer.betas: \[0.9\] has 1 values; give two"):
+    with pytest.raises(OptionError, match=r"optimizer.betas: \[0.9\] has 1 values; give two"):
         fitted(mlp(optimizer={"name": "adam", "betas": [0.9]}), tmp_path, max_epochs=1)
-    with pytest.raises(MisconfigurationException, match=r"schedule: needs to know where the training ends"):
+    with pytest.raises(OptionError, match=r"schedule: the number of steps must be known; set trainer.max_epochs"):
         fitted(mlp(schedule={"name": "cosine"}), tmp_path, max_epochs=-1)
 
 

@@ -9,7 +9,7 @@ from datamodules.parts.batches import AugmentContext
 from lit_models import cnn, optimizers
 from lit_models.bert import LitBERT
 from lit_models.cnn import CNN, LitCNN, Whitening
-from lit_models.parts.muon import orthogonal
+from lit_models.parts.muon import orthogonalize
 
 
 def network(widths=(8, 16)):
@@ -28,7 +28,7 @@ def stepped(net, optimizer, steps=1):
 @pytest.mark.parametrize("shape", [(1, 8, 72), (3, 16, 16), (2, 40, 9)])
 def test_orthogonal_keeps_the_singular_vectors_and_brings_the_values_near_1(shape):
     matrices = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    made = orthogonal(matrices, rounds=5)
+    made = orthogonalize(matrices, ns_steps=5)
     u, _, v = torch.linalg.svd(matrices, full_matrices=False)
     values = u.mT @ made @ v.mT
     diagonal = values.diagonal(dim1=1, dim2=2)
@@ -38,8 +38,8 @@ def test_orthogonal_keeps_the_singular_vectors_and_brings_the_values_near_1(shap
 
 def test_matrices_of_one_shape_are_made_orthogonal_together_and_apart_alike():
     matrices = torch.randn(3, 8, 20, generator=torch.Generator().manual_seed(0))
-    apart = torch.cat([orthogonal(one[None], 3) for one in matrices])
-    torch.testing.assert_close(orthogonal(matrices, 3), apart)
+    apart = torch.cat([orthogonalize(one[None], 3) for one in matrices])
+    torch.testing.assert_close(orthogonalize(matrices, 3), apart)
 
 
 def test_a_step_of_muon_is_as_long_as_the_rate_says_in_every_direction():
@@ -54,7 +54,7 @@ def test_a_step_of_muon_is_as_long_as_the_rate_says_in_every_direction():
 def test_filters_are_held_at_rows_of_norm_1_and_the_whitening_stays():
     torch.manual_seed(0)
     net = network()
-    net.whitening.measure(torch.randn(20, 3, 16, 16))
+    net.whitening.fit(torch.randn(20, 3, 16, 16))
     fixed = net.whitening.weight.detach().clone()
     optimizer = optimizers.muon(net, lr=1e-6, normalize=True)
     stepped(net, optimizer, steps=2)
@@ -116,7 +116,7 @@ def test_whitened_patches_are_uncorrelated_with_variance_1(monkeypatch):
     images = nn.functional.avg_pool2d(torch.randn(400, 3, 20, 20, generator=generator), 3, stride=1)  # neighbours alike
     layer = Whitening(3)
     monkeypatch.setattr(cnn, "WHITENING_CHUNK", 64)  # whatever pieces they are taken in
-    layer.measure(images)
+    layer.fit(images)
     outputs = layer(images)[:, :12].transpose(0, 1).flatten(1)
     covariance = outputs @ outputs.T / outputs.shape[1]
     torch.testing.assert_close(covariance, torch.eye(12), atol=0.05, rtol=0)
@@ -129,7 +129,7 @@ def test_whitening_is_measured_on_normalised_images_and_is_in_the_state():
     mean, std = torch.full((3, 1, 1), 128.0), torch.full((3, 1, 1), 70.0)
     model.initialize_from_data(images, mean, std)
     expected = Whitening(3)
-    expected.measure((images.float() - mean) / std)
+    expected.fit((images.float() - mean) / std)
     torch.testing.assert_close(model.state_dict()["network.whitening.weight"], expected.weight)
 
 
