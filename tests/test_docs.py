@@ -16,7 +16,6 @@ import pytest
 import runs
 from benchmarks.__main__ import NAMES as BENCHMARKS
 from engine.command_line import parse
-from engine.config import schema
 from engine.config.components import FIXED, NAMED, SECTIONS, component_names, find_component, section_schema
 from engine.config.signatures import PROJECT
 from engine.contracts import ConfigError
@@ -152,7 +151,7 @@ def test_named_keys_exist(page):
     keys |= {f"callbacks.{name}" for name in (*component_names("callbacks"), "NAME")}
     for code in inline_code(PAGES[page]):
         for key in re.findall(rf"^'?((?:{'|'.join(SECTIONS)})\.[a-z_]+)(?:=|$)", code):
-            assert key in keys | {*schema.RENAMED}, key
+            assert key in keys, key
 
 
 def find(name: str) -> object:
