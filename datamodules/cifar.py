@@ -16,7 +16,7 @@ from torch import Tensor
 from datamodules.classification import ClassificationDataModule, DataError, DataSpec, Labelled
 from datamodules.parts.augment import alternating_flip, random_crop, random_flip
 from datamodules.parts.batches import AugmentContext
-from datamodules.parts.download import RemoteFile, extract, fetch, lock_folder
+from datamodules.parts.download import RemoteFile, fetch, lock_folder, unpack
 
 SHAPE, PIXEL_BYTES = (3, 32, 32), 3072
 TEST_RECORDS = 10_000
@@ -114,7 +114,7 @@ class CIFAR(ClassificationDataModule):
         fetch([self.source.archive], self.root, self.mirrors)
         with lock_folder(self.root):
             if not self._is_complete():  # another process may have unpacked it meanwhile
-                extract(self.root / self.source.archive.name, self._sizes(), self.folder)
+                unpack(self.source.archive, self.root)
 
     def load(self) -> tuple[Labelled, Labelled]:
         return self._read(self.source.train), self._read(self.source.test)

@@ -3,13 +3,11 @@
 A file that the user put into the folder is not checked here. The reader of its format checks it.
 """
 
-import gzip
 import hashlib
 import os
 import shutil
 import tarfile
-import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from http.client import HTTPException
@@ -76,39 +74,28 @@ def lock_folder(folder: Path, key: str = "data.root") -> Iterator[None]:
         raise DataError(f"{key}: cannot write to {folder} ({error.strerror or error})") from None
 
 
-def extract(archive: Path, sizes: Mapping[str, int], folder: Path) -> None:
-    """Unpack regular files of a tar archive into `folder`, without the archive's own folders.
+def unpack(archive: RemoteFile, folder: Path) -> None:
+    """Unpack an archive that is in `folder`, if it has the right content.
 
     Args:
         archive: A .tar.gz file.
-        sizes: Size in bytes of each file that is needed, by its name. Other members of the archive are ignored.
-        folder: Where the files belong. Nothing is written there if the archive is broken.
+        folder: Folder of the archive and of its members.
 
     Raises:
-        DataError: if the archive is broken, or a member is missing, is not a regular file, or has another size.
+        DataError: if the archive has other content.
     """
-    with TemporaryDirectory(dir=folder.parent, prefix=".unpacking-") as temporary:
-        found = set()
-        try:
-            with tarfile.open(archive, "r|gz") as tar:
-                for member in tar:
-                    name = Path(member.name).name
-                    if name not in sizes or name in found:
-                        continue
-                    source = tar.extractfile(member) if member.isreg() and member.size == sizes[name] else None
-                    if source is None:
-                        problem = f"{name} is not a file of {sizes[name]:,} bytes"
-                        raise DataError(f"{archive}: {problem}; delete the archive")
-                    with open(Path(temporary) / name, "wb") as target:
-                        shutil.copyfileobj(source, target)
-                    found.add(name)
-        except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
-            raise DataError(f"{archive}: broken archive ({error}); delete it to download it again") from None
-        if missing := sorted(set(sizes) - found):
-            raise DataError(f"{archive}: lacks {', '.join(missing)}; delete it to download it again")
-        folder.mkdir(exist_ok=True)
-        for name in sizes:
-            os.replace(Path(temporary) / name, folder / name)
+    path = folder / archive.name
+    with path.open("rb") as file:
+        if hashlib.file_digest(file, "sha256").hexdigest() != archive.sha256:
+            raise DataError(f"{path}: is not the original archive (by its SHA-256); delete it to download it again")
+    with TemporaryDirectory(dir=folder, prefix=".unpacking-") as temporary, tarfile.open(path) as tar:
+        for member in tar:
+            if (source := tar.extractfile(member)) is not None:  # a regular file
+                unpacked = Path(temporary) / Path(member.name).name
+                with unpacked.open("wb") as target:
+                    shutil.copyfileobj(source, target)
+                (folder / member.name).parent.mkdir(exist_ok=True)
+                os.replace(unpacked, folder / member.name)
 
 
 def _download(url: str, file: RemoteFile, folder: Path) -> None:

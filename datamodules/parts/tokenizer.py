@@ -17,14 +17,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerBase
 
-SPECIAL_TOKENS = {
-    "pad_token": "[PAD]",
-    "unk_token": "[UNK]",
-    "cls_token": "[CLS]",
-    "sep_token": "[SEP]",
-    "mask_token": "[MASK]",
-}
-MISSING = "data.name: text needs the package transformers; run: pip install -e '.[bert]' -c constraints.txt"
+SPECIAL_TOKENS = {f"{name}_token": f"[{name.upper()}]" for name in ("pad", "unk", "cls", "sep", "mask")}
 CHUNK = 10_000  # texts that are encoded at a time, because encodings take many times the memory of their ids
 
 
@@ -34,11 +27,9 @@ def pretrained_tokenizer(name: str, revision: str | None) -> "PreTrainedTokenize
     Raises:
         DataError: if it cannot be loaded. The message says which files are needed and where to get them.
     """
-    try:
-        from transformers import AutoTokenizer
-        from transformers.utils import logging
-    except ImportError:
-        raise DataError(MISSING) from None
+    from transformers import AutoTokenizer
+    from transformers.utils import logging
+
     logging.set_verbosity_error()
 
     def load(source: str) -> "PreTrainedTokenizerBase":
@@ -60,11 +51,9 @@ def train_tokenizer(texts: Sequence[str], vocab_size: int, lowercase: bool) -> "
         vocab_size: Number of tokens. It is exceeded if the texts have more characters, because each character is a token.
         lowercase: Convert texts to lower case. Accents are kept.
     """
-    try:
-        from tokenizers import Tokenizer, decoders, models, processors
-        from transformers import PreTrainedTokenizerFast
-    except ImportError:
-        raise DataError(MISSING) from None
+    from tokenizers import Tokenizer, decoders, models, processors
+    from transformers import PreTrainedTokenizerFast
+
     special = list(SPECIAL_TOKENS.values())
     # `tokenizers` numbers the characters inside words (##a) in the order of a hash table, and breaks ties between equally
     # frequent pairs by these numbers (https://github.com/huggingface/tokenizers/issues/1794). Passing them in sorted order

@@ -5,6 +5,7 @@ https://arxiv.org/abs/2107.02027, count up to 89 % of padding). Batches of rows 
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import torch
@@ -19,6 +20,7 @@ Lengths = TypeVar("Lengths", int, Tensor)
 GPU_MULTIPLE = 8  # matrix units need lengths that are multiples of 8 in half precision
 
 
+@dataclass(eq=False)
 class TokenRows:
     """Rows of token ids in one flat array, which may be a memory-mapped file.
 
@@ -34,17 +36,12 @@ class TokenRows:
         multiple: T is rounded up to a multiple of it; None for `GPU_MULTIPLE` on a GPU and 1 elsewhere.
     """
 
-    def __init__(
-        self,
-        ids: Tensor,
-        starts: Tensor,
-        lengths: Tensor,
-        second_starts: Tensor | None = None,
-        pad_id: int = 0,
-        multiple: int | None = None,
-    ) -> None:
-        self.ids, self.starts, self.lengths, self.second_starts = ids, starts, lengths, second_starts
-        self.pad_id, self.multiple = pad_id, multiple
+    ids: Tensor
+    starts: Tensor
+    lengths: Tensor
+    second_starts: Tensor | None = None
+    pad_id: int = 0
+    multiple: int | None = None
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -66,13 +63,11 @@ class TokenRows:
     def select(self, indices: Tensor) -> "TokenRows":
         """Some of the rows. They share the array of ids."""
         second_starts = None if self.second_starts is None else self.second_starts[indices]
-        return TokenRows(
-            self.ids, self.starts[indices], self.lengths[indices], second_starts, self.pad_id, self.multiple
-        )
+        return replace(self, starts=self.starts[indices], lengths=self.lengths[indices], second_starts=second_starts)
 
     def to(self, device: torch.device) -> "TokenRows":
         """The same rows with their ids on `device`. The other tensors stay on the CPU, where batches are put together."""
-        return TokenRows(self.ids.to(device), self.starts, self.lengths, self.second_starts, self.pad_id, self.multiple)
+        return replace(self, ids=self.ids.to(device))
 
     def padded(self, lengths: Tensor) -> Tensor:
         """The numbers of tokens that rows of these lengths take in a batch."""

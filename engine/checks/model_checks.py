@@ -7,13 +7,14 @@ The checks that take longer for a larger network have a time limit.
 import copy
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
 
 from engine.contracts import Batch, CheckResult, Classifier, first_rows, listed
 from engine.terminal import count_of
@@ -171,14 +172,9 @@ def check_learning_rate(module: Classifier, optimizer: Optimizer, batch: Batch, 
     """Check that the run's own optimizer, at the highest rate of its schedule, lowers the loss of a few samples."""
     probe, own = copy.deepcopy((module, optimizer))
     _prepare_probe(probe)
-    peaks = [float(group.get("initial_lr", group["lr"])) for group in own.param_groups]
-
-    def warm_up(step: int) -> None:
-        for group, peak in zip(own.param_groups, peaks, strict=True):
-            group["lr"] = peak * min(1.0, (step + 1) / RATE_WARM_UP)
-
-    losses = _train(probe, own, batch, RATE_STEPS, RATE_SECONDS, clip=clip, before_step=warm_up)
-    title, text = "learning rate", f"optimizer.lr={peaks[0]:.3g}: {_format_losses(losses)}"
+    warm_up = LambdaLR(own, lambda step: min(1.0, (step + 1) / RATE_WARM_UP))
+    losses = _train(probe, own, batch, RATE_STEPS, RATE_SECONDS, clip=clip, schedule=warm_up)
+    title, text = "learning rate", f"optimizer.lr={float(warm_up.base_lrs[0]):.3g}: {_format_losses(losses)}"
     if not losses[-1] < 1.5 * losses[0] + 0.5:  # also if it is NaN
         return CheckResult("warning", title, f"{text}; the loss explodes: divide optimizer.lr by 10")
     if len(losses) - 1 <= RATE_WARM_UP:
@@ -233,7 +229,7 @@ def _train(
     seconds: float,
     enough: float = 0.0,
     clip: float | None = None,
-    before_step: Callable[[int], None] | None = None,
+    schedule: LambdaLR | None = None,
 ) -> list[float]:
     """Train on one batch, until the loss is below `enough` or not finite.
 
@@ -253,6 +249,6 @@ def _train(
         if clip:
             parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
             torch.nn.utils.clip_grad_norm_(parameters, clip)
-        if before_step is not None:
-            before_step(len(losses) - 1)
         optimizer.step()
+        if schedule is not None:
+            schedule.step()
