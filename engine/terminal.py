@@ -20,7 +20,6 @@ QUIET_WARNINGS = (
     "torch.distributed.* is deprecated",
     "It is recommended to use `self.log",  # sync_dist: the metrics already add up all processes
     "The checkpoint was not created with WeightAveraging",  # the test needs the averaged weights only
-    "Using `DistributedSampler` with the dataloaders",  # our batches count every sample once
 )
 
 
