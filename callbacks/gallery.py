@@ -158,7 +158,7 @@ def format_examples(
         names: K names.
         datamodule: Knows the tokens, or the names of the features.
     """
-    legend = "; positive attributions are for the predicted class, negative ones for the second most likely class"
+    legend = "; numbers with a sign are attributions: + for the predicted class, - for the second most likely class"
     lines = [f"| predicted, true, input{'' if attributions is None else legend} |", "|---|"]
     for place, example in enumerate(examples):
         values = _format_values(example.inputs, datamodule)

@@ -1,7 +1,7 @@
-"""TensorBoard in a real browser: Chromium without a window, told what to do over a pipe.
+"""TensorBoard in a real browser: headless Chromium, controlled through pipes.
 
-The protocol is that of Chrome's developer tools (https://chromedevtools.github.io/devtools-protocol/), one message of JSON
-after another, each ended by a zero byte; so no driver and no package is needed.
+The protocol is that of Chrome's developer tools (https://chromedevtools.github.io/devtools-protocol/). Each message is JSON
+followed by a zero byte, so neither a driver nor a package is needed.
 """
 
 import base64
@@ -24,9 +24,9 @@ OPTIONS = (
     "--disable-component-update", "--disable-sync", "--disable-quic", "--disable-dev-shm-usage", "--hide-scrollbars",
     "--enable-unsafe-swiftshader", "about:blank",
 )  # fmt: skip
-PATIENCE_SECONDS = 90.0
-# All that a page shows: texts, and pictures that have been loaded, also inside of components and frames.
-SEEN = """(() => {
+TIMEOUT_SECONDS = 90.0
+# JavaScript: all texts of a page and the addresses of loaded pictures, also inside of components and frames
+VISIBLE_TEXT = """(() => {
   const found = [];
   const look = node => {
     if (node.nodeType === Node.TEXT_NODE && node.textContent.trim()) found.push(node.textContent.trim());
@@ -43,65 +43,66 @@ SEEN = """(() => {
 
 
 class Browser:
-    """One page.
+    """One page of a browser.
 
     Args:
-        read: Descriptor of the pipe that Chromium answers by.
-        write: Descriptor of the pipe that it listens to.
+        read: Descriptor of the pipe that Chromium writes to.
+        write: Descriptor of the pipe that Chromium reads from.
     """
 
     def __init__(self, read: int, write: int) -> None:
         self._read, self._write, self._rest, self._count = read, write, b"", 0
         self._session: str | None = None
-        target = self._ask("Target.createTarget", url="about:blank")["targetId"]
-        self._session = self._ask("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+        target = self._request("Target.createTarget", url="about:blank")["targetId"]
+        self._session = self._request("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
 
     def open(self, url: str, width: int = 1400, height: int = 900, dark: bool = False) -> None:
-        """Go to `url`, in a window of this size."""
+        """Open `url` in a window of this size in pixels."""
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
-        self._ask("Emulation.setEmulatedMedia", features=[scheme])
-        self._ask("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
-        self._ask("Page.navigate", url="about:blank")  # another #tab alone would be no new page
-        self._ask("Page.navigate", url=url)
+        self._request("Emulation.setEmulatedMedia", features=[scheme])
+        metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
+        self._request("Emulation.setDeviceMetricsOverride", **metrics)
+        self._request("Page.navigate", url="about:blank")  # a new #tab of the same address would not load the page
+        self._request("Page.navigate", url=url)
 
     def evaluate(self, script: str) -> Any:
-        """What JavaScript comes to, as far as JSON knows it."""
-        answer = self._ask("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
+        """The result of a JavaScript expression, if JSON can represent it."""
+        answer = self._request("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
         assert "exceptionDetails" not in answer, answer["exceptionDetails"]
         return answer["result"].get("value")
 
-    def wait(self, *wanted: str) -> str:
-        """All that the page shows, once `wanted` are part of it.
+    def wait(self, *texts: str) -> str:
+        """Wait until the page shows all `texts`, and return everything that it shows.
 
         Raises:
-            AssertionError: if they are not after a minute and a half; it says which, and what the page shows.
+            AssertionError: if a text is still missing after `TIMEOUT_SECONDS`.
         """
-        ends = time.monotonic() + PATIENCE_SECONDS
+        end = time.monotonic() + TIMEOUT_SECONDS
         while True:
-            seen = self.evaluate(SEEN) or ""
-            missing = [one for one in wanted if one not in seen]
+            visible = self.evaluate(VISIBLE_TEXT) or ""
+            missing = [text for text in texts if text not in visible]
             if not missing:
-                return seen
-            assert time.monotonic() < ends, f"not there: {missing}; the page shows:\n{seen[:4000]}"
+                return visible
+            assert time.monotonic() < end, f"missing: {missing}; the page shows:\n{visible[:4000]}"
             time.sleep(0.25)
 
-    def screenshot(self, path: Path) -> None:
-        """The window as a PNG."""
-        path.write_bytes(base64.b64decode(self._ask("Page.captureScreenshot", format="png")["data"]))
+    def screenshot(self) -> bytes:
+        """The window as a PNG file."""
+        return base64.b64decode(self._request("Page.captureScreenshot", format="png")["data"])
 
-    def _ask(self, method: str, **params: Any) -> dict[str, Any]:
+    def _request(self, method: str, **params: Any) -> dict[str, Any]:
         self._count += 1
         message: dict[str, Any] = {"id": self._count, "method": method, "params": params}
         if self._session is not None:
             message["sessionId"] = self._session
         os.write(self._write, json.dumps(message).encode() + b"\0")
         while True:
-            answer = self._next()
+            answer = self._read_message()
             if answer.get("id") == self._count:
                 assert "error" not in answer, answer
                 return dict(answer["result"])
 
-    def _next(self) -> dict[str, Any]:
+    def _read_message(self) -> dict[str, Any]:
         while b"\0" not in self._rest:
             piece = os.read(self._read, 2**16)
             assert piece, "Chromium has ended"
@@ -112,15 +113,15 @@ class Browser:
 
 @contextmanager
 def browser() -> Iterator[Browser]:
-    """A Chromium with a profile of its own, gone at the end."""
+    """A Chromium with a temporary profile."""
     assert CHROMIUM is not None
-    ours, theirs = os.pipe(), os.pipe()  # what it reads, what it writes
+    ours, theirs = os.pipe(), os.pipe()  # what we write, what Chromium writes: (read, write)
 
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         command = [CHROMIUM, f"--user-data-dir={profile}", *OPTIONS]
         process = subprocess.Popen(
             command,
-            preexec_fn=_placed(ours[0], theirs[1]),
+            preexec_fn=_place_descriptors(ours[0], theirs[1]),
             close_fds=False,
             stderr=subprocess.DEVNULL,
             env=os.environ | {"TMPDIR": profile},
@@ -136,8 +137,8 @@ def browser() -> Iterator[Browser]:
             os.close(theirs[0])
 
 
-def _placed(read: int, write: int) -> Callable[[], None]:
-    """Chromium reads from descriptor 3 and writes to 4."""
+def _place_descriptors(read: int, write: int) -> Callable[[], None]:
+    """Chromium reads from descriptor 3 and writes to descriptor 4."""
 
     def place() -> None:
         spare = os.dup(read), os.dup(write)
@@ -149,23 +150,23 @@ def _placed(read: int, write: int) -> Callable[[], None]:
 
 @contextmanager
 def tensorboard(logdir: Path) -> Iterator[str]:
-    """The address of a TensorBoard over `logdir`, on a free port of this machine."""
+    """The address of a TensorBoard that reads `logdir`, on a free port of this machine."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     options = ["--logdir", logdir.name, "--host", "127.0.0.1", "--port", str(port), "--load_fast=false"]
     command = [sys.executable, "-m", "tensorboard.main", *options]
-    # From the folder above, because its page shows the path as it is given.
+    # started in the folder above, because the page shows the path as it is given
     process = subprocess.Popen(command, cwd=logdir.parent, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
-        ends = time.monotonic() + PATIENCE_SECONDS
+        end = time.monotonic() + TIMEOUT_SECONDS
         while True:
             try:
                 socket.create_connection(("127.0.0.1", port), timeout=1).close()
                 break
             except OSError:
                 assert process.poll() is None, "TensorBoard has ended"
-                assert time.monotonic() < ends, "TensorBoard does not answer"
+                assert time.monotonic() < end, "TensorBoard does not answer"
                 time.sleep(0.2)
         yield f"http://127.0.0.1:{port}"
     finally:

@@ -1,4 +1,4 @@
-"""TensorBoard's page, tab by tab, in headless Chromium over real runs: what was logged must be what is shown."""
+"""Every tab of TensorBoard in headless Chromium, for real runs: the page must show the logged values."""
 
 import os
 from pathlib import Path
@@ -13,13 +13,14 @@ from tests.runs import run
 pytestmark = [
     pytest.mark.browser,
     pytest.mark.slow,
-    pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium"),
+    pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed"),
 ]
+RUNS = ("images/mnist_cnn/one", "images/mnist_cnn/one/val", "images/mnist_cnn/one/test", "texts/text_bert/one")
 
 
 @pytest.fixture(scope="module")
-def page(tmp_path_factory) -> Path:
-    """A run of images with histograms, and one of texts."""
+def runs(tmp_path_factory) -> Path:
+    """A run of images with histograms, and a run of texts."""
     os.chdir(PROJECT)
     with pytest.MonkeyPatch.context() as patch:
         data = files.write_all(tmp_path_factory.mktemp("data") / "data", patch)
@@ -34,79 +35,72 @@ def page(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def shown(page):
-    """A browser, and TensorBoard's address."""
-    with tensorboard(page) as address, browser() as one:
-        yield one, address
+def page(runs):
+    """A browser, and the address of TensorBoard."""
+    with tensorboard(runs) as address, browser() as page:
+        yield page, address
 
 
-def seen(shown: tuple[Browser, str], tab: str, *wanted: str) -> str:
-    one, address = shown
-    one.open(f"{address}/#{tab}", width=1600, height=3000)  # what is out of sight is not drawn
-    return one.wait(*wanted)
+def visible_text(page: tuple[Browser, str], tab: str, *texts: str) -> str:
+    """Everything that a tab shows, once it shows `texts`."""
+    window, address = page
+    window.open(f"{address}/#{tab}", width=1600, height=3000)  # TensorBoard draws only what is inside the window
+    return window.wait(*texts)
 
 
-RUNS = ("images/mnist_cnn/one", "images/mnist_cnn/one/val", "images/mnist_cnn/one/test", "texts/text_bert/one")
-
-
-def test_time_series_open_on_the_metrics(shown):
-    text = seen(shown, "timeseries", "metrics", "/accuracy", "/calibration_error", "/f1", "/loss", "pictures", *RUNS)
+def test_time_series_start_with_the_metrics(page):
+    names = ("metrics", "/accuracy", "/calibration_error", "/f1", "/loss", "pictures")
+    text = visible_text(page, "timeseries", *names, *RUNS)
     assert text.index("metrics") < text.index("parameters") < text.index("pictures")
 
 
-def test_scalars(shown):
-    text = seen(shown, "scalars", "metrics/accuracy", "metrics/loss", "speed", "training", "tested", *RUNS)
+def test_scalars(page):
+    text = visible_text(page, "scalars", "metrics/accuracy", "metrics/loss", "speed", "training", "tested", *RUNS)
     assert "No scalar data" not in text
 
 
-def test_custom_scalars_open_on_what_matters(shown):
-    seen(
-        shown,
-        "custom_scalars",
-        "does it learn, does it overfit",
-        "metrics/loss (images/mnist_cnn/one/val)",
-        "learning rate",
-    )
+def test_custom_scalars_start_with_learning_curves(page):
+    curve = "metrics/loss (images/mnist_cnn/one/val)"
+    visible_text(page, "custom_scalars", "learning and overfitting", curve, "learning rate")
 
 
-def test_images(shown):
+def test_images(page):
     names = ("class_accuracy", "confusion_matrix", "first_filters", "hits", "mistakes", "reliability_diagram")
-    one, _ = shown
-    text = seen(shown, "images", *(f"pictures/{name}" for name in names[:4]), "picture http")
+    text = visible_text(page, "images", *(f"pictures/{name}" for name in names[:4]), "picture http")
     assert text.count("picture http") >= 6
-    widths = one.evaluate(
+    widths = page[0].evaluate(
         """(() => { const found = []; const look = node => {
           if (node.tagName === 'IMG' && node.naturalWidth) found.push([node.naturalWidth, node.clientWidth]);
           if (node.shadowRoot) node.shadowRoot.childNodes.forEach(look);
           node.childNodes.forEach(look); };
           look(document.body); return found; })()"""
     )
-    assert all(shown >= natural for natural, shown in widths)  # none is scaled down, which would spoil its letters
+    assert all(shown >= natural for natural, shown in widths)  # scaling down would damage small letters
 
 
-def test_hparams_have_keys_and_metrics(shown):
-    seen(shown, "hparams", "optimizer.lr", "0.062500", "0.031250", "test/accuracy", "tested/val_accuracy")
+def test_hparams_have_keys_and_metrics(page):
+    visible_text(page, "hparams", "optimizer.lr", "0.062500", "0.031250", "test/accuracy", "tested/val_accuracy")
 
 
-def test_pr_curves(shown):
-    text = seen(shown, "pr_curves", "pr_curves/0", "images/mnist_cnn/one/test", "images/mnist_cnn/one/val")
+def test_pr_curves(page):
+    text = visible_text(page, "pr_curves", "pr_curves/0", "images/mnist_cnn/one/test", "images/mnist_cnn/one/val")
     assert "no PR" not in text
 
 
-def test_texts_are_all_open(shown):
+def test_texts_are_all_open(page):
     texts = [f"run/{name}/text_summary" for name in ("command", "config", "environment")]
-    text = seen(shown, "text", *texts, "examples/hits/text_summary", "hidden_size: ", "predicted", "[CLS] ")
+    text = visible_text(page, "text", *texts, "examples/hits/text_summary", "hidden_size: ", "predicted", "[CLS] ")
     assert "packages" in text
 
 
-def test_graphs(shown):
-    seen(shown, "graphs", "images/mnist_cnn/one", "CNN", "input", "output")
+def test_graphs(page):
+    visible_text(page, "graphs", "images/mnist_cnn/one", "CNN", "input", "output")
 
 
-def test_histograms(shown):
-    seen(shown, "histograms", "parameters/head.weight", "parameters/head.weight.gradient")
+def test_histograms(page):
+    visible_text(page, "histograms", "parameters/head.weight", "parameters/head.weight.gradient")
 
 
-def test_projector(shown):
-    text = seen(shown, "projector", "features:", "Points:", "images/mnist_cnn/one/test", "x128")
+def test_projector(page):
+    text = visible_text(page, "projector", "features:", "Points:", "images/mnist_cnn/one/test", "x128")
     assert "Error" not in text
