@@ -227,3 +227,10 @@ def test_mistakes_are_reported_as_the_page_says(words):
     with pytest.raises(ConfigError) as refused:
         parse(["--config", *words], "")
     assert f"error: {refused.value}\n" in PAGES["docs/configuration.md"]
+
+
+def test_results_of_a_check_have_the_titles_of_the_code():
+    code = "".join(path.read_text(encoding="utf-8") for path in (PROJECT / "engine/checks").glob("*.py"))
+    titles = re.findall(r"^(?:ok|note|warning|WRONG) +(\S.*?)  ", PAGES["docs/configuration.md"], re.M)
+    assert len(titles) >= 10
+    assert all(f'"{title}"' in code for title in titles)
