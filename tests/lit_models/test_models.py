@@ -1,5 +1,6 @@
 """Losses, optimizers and schedules do what their options say."""
 
+import copy
 import math
 
 import pytest
@@ -8,6 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 from torchmetrics.functional.classification import multiclass_calibration_error
 
+import train
 from datamodules.parts.batches import EpochOrder, TensorBatches
 from engine.contracts import OptionError
 from engine.training.hardware import precision_for
@@ -16,6 +18,7 @@ from lit_models.cnn import LitCNN
 from lit_models.mlp import LitMLP
 from lit_models.parts.metrics import CalibrationError, MeanLoss
 from tests.contracts import trainer
+from tests.runs import events, figures, run
 
 GENERATOR = torch.Generator().manual_seed(0)
 INPUTS, LABELS = torch.randn(64, 4, generator=GENERATOR), torch.arange(64) % 3
@@ -134,6 +137,40 @@ def test_compiling_changes_neither_logits_nor_checkpoint(tmp_path):
     assert list(torch.load(tmp_path / "True.ckpt", weights_only=True)["state_dict"]) == list(plain.state_dict())
     again = LitMLP.load_from_checkpoint(tmp_path / "True.ckpt", map_location="cpu", compile=False).eval()
     torch.testing.assert_close(again(INPUTS), compiled.eval()(INPUTS))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_compiled_model_is_resumed_tested_and_copied(tmp_path):
+    options = {"hidden_sizes": [8], "optimizer": {"name": "sgd", "lr": 0.1}}
+    plain, first, second = mlp(**options), mlp(compile=True, **options), mlp(compile=True, **options)
+    fitted(plain, tmp_path, max_epochs=2)
+    fitted(first, tmp_path, max_epochs=1).save_checkpoint(tmp_path / "first.ckpt")
+    fit = trainer(tmp_path, max_epochs=2)
+    fit.fit(second, batches(), batches(), ckpt_path=tmp_path / "first.ckpt", weights_only=True)
+    for name, value in plain.state_dict().items():
+        torch.testing.assert_close(second.state_dict()[name], value)
+    logits = plain.eval()(INPUTS)
+    fit.test(second, batches(), verbose=False)
+    expected = F.cross_entropy(logits, LABELS).item()
+    assert fit.callback_metrics["test/loss"].item() == pytest.approx(expected, rel=1e-5)
+    copied = copy.deepcopy(second).eval()
+    torch.testing.assert_close(copied(INPUTS), logits)
+    fitted(copied.train(), tmp_path, max_epochs=1)
+    assert not torch.equal(copied.network.layers[0].weight, second.network.layers[0].weight)
+
+
+@pytest.mark.slow
+def test_compiled_model_passes_the_checks_and_its_graph_is_drawn(tmp_path, capsys):
+    options = ["model.compile=true", "model.hidden_sizes=[8]", "trainer.max_epochs=2"]
+    folder = run(tmp_path, "--config", "configs/iris_mlp.yaml", *options)
+    assert events(folder).Tags()["graph"]
+    assert figures(folder)["steps"] == 6
+    capsys.readouterr()
+    assert train.main(["--config", "configs/iris_mlp.yaml", *options, f"run.root={tmp_path}", "--check"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert any(line.startswith("ok       gradients") for line in lines)
+    assert not any(line.startswith(("WRONG", "TensorBoard gets no graph")) for line in lines)
 
 
 @pytest.mark.parametrize("name", ["sgd", "adam", "adamw", "rmsprop", "muon"])
