@@ -165,9 +165,11 @@ class CsvLogger(Logger):
             rows.writerows((step, name, float(value)) for name, value in metrics.items())
 
     def save(self) -> None:
+        """Close the file. The next `log_metrics` opens it again."""
         if self._file is not None:
             with self.clock.measure("logging"):
-                self._file.flush()
+                self._file.close()
+                self._file = None
 
     def finalize(self, status: str) -> None:
         self.save()
