@@ -143,6 +143,7 @@ def test_it_trains_validates_and_tests(config, tmp_path, capsys):
     printed = capsys.readouterr()
     assert (code, printed.err) == (0, "")
     assert "own: 2 features, 3 classes, 10 training batches of its own DataLoaders, not normalized\n" in printed.out
+    assert "3 epochs, 10 steps per epoch, 9 samples per step\n" in printed.out
     found = figures(folder)
     assert found["steps"] == 30
     assert found["test/accuracy"] > 0.8

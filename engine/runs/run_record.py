@@ -273,7 +273,9 @@ def _data_facts(trainer: Trainer) -> Iterator[str]:
         counts = [f"{datamodule.num_samples(split):,}" for split in ("train", "val", "test")]
         yield "{} for training, {} for validation, {} for the test".format(*counts)
     else:
-        yield f"{trainer.num_training_batches:,} training batches of its own DataLoaders, not normalized"
+        batches = trainer.num_training_batches
+        number = f"{batches:,}" if isinstance(batches, int) else "an unknown number of"
+        yield f"{number} training batches of its own DataLoaders, not normalized"
 
 
 def _parameter_facts(trainer: Trainer) -> str:
@@ -293,7 +295,8 @@ def _device_facts(trainer: Trainer, facts: Mapping[str, Any]) -> Iterator[str]:
 
 def _step_facts(trainer: Trainer) -> str:
     devices, accumulated = trainer.world_size, trainer.accumulate_grad_batches
-    batches, size = trainer.num_training_batches, getattr(trainer.datamodule, "batch_size", None)  # type: ignore[attr-defined]
+    batches, sampler = trainer.num_training_batches, getattr(trainer.train_dataloader, "batch_sampler", None)
+    size = getattr(sampler, "batch_size", None)  # own DataLoaders need not use `data.batch_size`
     epochs = trainer.max_epochs or -1
     limits = [count_of(epochs, "epoch")] if epochs > 0 else []
     limits += [count_of(trainer.max_steps, "step")] if trainer.max_steps > 0 else []
