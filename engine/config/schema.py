@@ -40,6 +40,7 @@ DEFAULT_CALLBACKS = (
 
 # Old name of a key -> its new name.
 RENAMED = {
+    "data.resident_gigabytes": "data.gpu_memory_gigabytes",
     "optimizer.rounds": "optimizer.ns_steps",
     "callbacks.class_accuracy": "callbacks.confusion_matrix",
     "callbacks.pr_curves.num_classes": "callbacks.pr_curves.max_classes",

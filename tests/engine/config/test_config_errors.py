@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from engine.command_line import parse
-from engine.config import components, signatures
+from engine.config import components, schema, signatures
 from engine.config.config import load_config
 from engine.config.signatures import PROJECT
-from engine.contracts import ConfigError
+from engine.contracts import ConfigError, DataError, OptionError
 
 GOOD = """\
 seed: 3
@@ -143,6 +143,25 @@ def test_override(good, override, expected):
     assert text.startswith("command line: ") or "nothing ends this run" in text
 
 
+@pytest.mark.parametrize(("old", "new"), schema.RENAMED.items())
+def test_an_old_key_is_answered_with_its_new_name(good, old, new):
+    assert message(good, f"{old}=1") == f"command line: {old}: was renamed to {new}"
+    section, _, key = new.rpartition(".")
+    if section == "callbacks":
+        assert key in components.component_names("callbacks")
+    elif section.startswith("callbacks."):
+        assert key in components.find_component("callbacks", section.removeprefix("callbacks.")).parameters
+    else:
+        choices = [components.find_component(section, name) for name in components.component_names(section)]
+        assert any(key in choice.parameters for choice in choices)
+
+
+def test_an_old_key_in_a_file_is_answered_with_its_line(tmp_path):
+    path = tmp_path / "old.yaml"
+    path.write_text(GOOD + "callbacks:\n  class_accuracy: null\n", encoding="utf-8")
+    assert message(path) == f"{path}:15: callbacks.class_accuracy: was renamed to callbacks.confusion_matrix"
+
+
 TOGETHER = [
     (["trainer.precision=bf16-true"], "bf16-true is not for features; features would be rounded before"),
     (["trainer.max_epochs=null", "callbacks.timer={interval: step}"], "nothing ends this run"),
@@ -215,3 +234,33 @@ def test_answered_in_one_line_before_torch_is_imported(override):
     assert len(said) == 1
     assert said[0].startswith("error: ")
     assert not any(heavy in line for line in imports for heavy in (" torch", " lightning", " numpy"))
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (OptionError("optimizer.nesterov: needs a momentum"), "command line: optimizer.nesterov: needs a momentum"),
+        (OptionError("schedule: needs an end"), "{file}:11: schedule: needs an end"),
+        (OptionError("model.dropout: is too large"), "{file}: model.dropout: is too large"),
+        (OptionError("does not fit"), "{file}: trainer: does not fit; the hardware"),
+        (DataError("{file}:3: is broken"), "{file}:3: is broken"),
+        (DataError("{file}: is broken"), "{file}: is broken"),
+        ("`val_check_interval` (100) must be less; or set `limit_val_batches`", "command line: trainer.val_check_interval: `val"),
+        ("No supported gpu backend found", "{file}: trainer: No supported gpu backend found; the hardware"),
+    ],
+)  # fmt: skip
+def test_the_error_of_a_component_is_placed_at_the_key_that_caused_it(good, error, expected):
+    config = load_config(
+        good, ["trainer.limit_val_batches=1.0", "trainer.val_check_interval=100", "optimizer.nesterov=true"]
+    )
+    if isinstance(error, Exception):
+        error = type(error)(str(error).format(file=good))
+    assert str(config.refused("trainer", error, "the hardware")).startswith(expected.format(file=good))
+
+
+def test_an_error_about_devices_is_placed_at_the_option_that_was_written(good):
+    config = load_config(good, ["trainer.accelerator=gpu"])
+    error = config.refused("trainer", "No supported gpu backend found", "this machine has 2 CPU cores")
+    assert str(error) == (
+        "command line: trainer.accelerator: No supported gpu backend found; this machine has 2 CPU cores"
+    )
