@@ -121,13 +121,14 @@ def test_best_is_the_best_and_last_is_the_last(tmp_path):
     assert figures(folder)["best_epoch"] == losses.index(min(losses)) + 1
 
 
-def test_the_readmes_prediction_works_on_data_as_it_comes(small_data, tmp_path, capsys):
+def test_prediction_in_the_docs_works_on_raw_data(small_data, tmp_path, capsys):
     options = ["trainer.max_epochs=1", "trainer.limit_train_batches=1", "model.widths=[8]", f"data.root={small_data}"]
     folder = run(tmp_path / "runs", "--config", "configs/mnist_cnn.yaml", *options)
-    _, code = re.findall(r"```python\n(.*?)```", (PROJECT / "README.md").read_text(encoding="utf-8"), re.S)
+    page = (PROJECT / "docs/configuration.md").read_text(encoding="utf-8")
+    (code,) = [block for block in re.findall(r"```python\n(.*?)```", page, re.S) if "LitCNN" in block]
     code = re.sub(r'"runs/.*?"', repr(str(folder / "checkpoints/best.ckpt")), code)
     capsys.readouterr()
-    exec(compile(code, "README.md", "exec"), {"__name__": "__main__"})  # a process of its own: see the bare shell below
+    exec(compile(code, "configuration.md", "exec"), {"__name__": "__main__"})
     assert set(ast.literal_eval(capsys.readouterr().out)) <= set("0123456789")
 
 

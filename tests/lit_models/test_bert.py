@@ -23,7 +23,7 @@ from engine.contracts import ConfigError, DataError
 from lit_models.bert import LitBERT
 from lit_models.optimizers import adamw
 from tests import hub
-from tests.files import MINILM, write_texts
+from tests.files import MINILM, write_bert, write_texts
 from tests.runs import curve, figures, run
 
 TOKENS = {"input_shape": [], "num_classes": 3, "vocab_size": 60, "max_length": 16}
@@ -168,12 +168,7 @@ def test_options_that_cannot_be(options, message):
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
-    """A small BERT as transformers saves it, with its tokenizer."""
-    path = tmp_path / "bert"
-    model(**SMALL, vocab_size=30522, max_length=128).network.encoder.save_pretrained(path)
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(MINILM / name, path)
-    return path
+    return write_bert(tmp_path / "bert")
 
 
 def refused(path: Path | str) -> str:
@@ -223,7 +218,7 @@ def text_options(root: Path) -> list[str]:
     return [f"data.train={root}/text/train.tsv", f"data.cache={root}/cache", "trainer.precision=32-true"]
 
 
-def test_text_from_scratch_learns_and_predicts_raw_text_from_the_run_folder_alone(tmp_path):
+def test_text_from_scratch_learns_and_predicts_raw_text_from_the_run_folder_alone(tmp_path, capsys):
     small = [
         "data.vocab_size=300",
         "model.hidden_size=32",
@@ -239,8 +234,9 @@ def test_text_from_scratch_learns_and_predicts_raw_text_from_the_run_folder_alon
     (code,) = re.findall(r"```python\n(.*?)```", (PROJECT / "docs/text.md").read_text(encoding="utf-8"), re.S)
     code = re.sub(r'"runs/.*?"', repr(str(done)), code.replace("a fine film", "great , and MOVING music"))
     code = code.replace("too long", "an awful film")
-    made = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, check=True)
-    assert made.stdout == "['good', 'bad']\n"
+    capsys.readouterr()
+    exec(compile(code, "text.md", "exec"), {"__name__": "__main__"})
+    assert capsys.readouterr().out == "['good', 'bad']\n"
 
 
 @pytest.mark.parametrize("tokenizer", ["null", "another/model"])
