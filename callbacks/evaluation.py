@@ -143,15 +143,16 @@ class EvaluationCallback(Callback):
 def is_last_validation(trainer: Trainer) -> bool:
     """Whether the training reaches its last epoch or its last step before the next validation.
 
-    False if that is not known: if early stopping or a time limit ends the training, or if the batches have no number.
+    False if that is not known: early stopping or a time limit may end the training, or the number of batches is unknown.
     """
-    num_batches, interval = trainer.num_training_batches, trainer.val_check_batch  # of an epoch; between validations
+    num_batches = trainer.num_training_batches  # of an epoch
+    interval = trainer.val_check_batch  # number of batches between two validations
     if interval is None or math.isinf(num_batches):
         return False
     epoch, batch = trainer.current_epoch, trainer.fit_loop.batch_idx + 1
     every_n_epochs = trainer.check_val_every_n_epoch  # None if the interval continues across epochs
     if every_n_epochs is None or batch + interval <= num_batches:
-        next_batch = epoch * num_batches + batch + interval
+        next_batch = epoch * num_batches + batch + interval  # batches of the training until the next validation
     else:
         next_batch = (epoch + every_n_epochs) * num_batches + interval
     epochs, batches = divmod(next_batch, num_batches)

@@ -45,7 +45,7 @@ def set_clock(monkeypatch: pytest.MonkeyPatch, seconds_per_call: float = 0.0) ->
 
 @pytest.fixture(autouse=True)
 def clock_stands_still(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Which validations are drawn must not depend on the speed of the machine."""
+    """The validations that are shown must not depend on the speed of the machine."""
     set_clock(monkeypatch)
 
 
@@ -125,8 +125,7 @@ def test_last_validation_and_test_have_pictures(iris):
     assert events(iris).Graph().node
 
 
-def test_every_seconds_sets_how_often_validations_are_shown(tmp_path, monkeypatch):
-    set_clock(monkeypatch)
+def test_every_seconds_sets_how_often_validations_are_shown(tmp_path):
     folder = run(tmp_path, "--config", IRIS, "trainer.max_epochs=3", "callbacks.confusion_matrix={every_seconds: 0}")
     for name, count in (("confusion_matrix", 3), ("class_accuracy", 3), ("reliability_diagram", 1)):
         assert len(events(folder, "val").Images(f"pictures/{name}")) == count
@@ -170,7 +169,6 @@ def test_last_validation_is_always_shown(options, count, tmp_path, monkeypatch):
         answers.append(is_last_validation(trainer))
         return answers[-1]
 
-    set_clock(monkeypatch)
     monkeypatch.setattr("callbacks.evaluation.is_last_validation", record)
     off = [f"callbacks.{name}=null" for name in CALLBACKS if name != "confusion_matrix"]
     folder = run(tmp_path, "--config", IRIS, "schedule.name=constant", *off, *options)

@@ -23,7 +23,7 @@ COLUMNS = 72
 AT_EVERY_STEP = """
 import sys
 from callbacks import progress_line
-progress_line.LIVE_SECONDS = 0.0  # so that it does not depend on the machine how often the line is drawn
+progress_line.LIVE_SECONDS = 0.0  # redraw the line in every step, whatever the speed of the machine
 import train
 sys.exit(train.main(sys.argv[1:]))
 """
