@@ -103,7 +103,9 @@ LATE = [  # known only from the machine or the data
 
 
 def answer(argv: list[str], tmp_path: Path, capsys: pytest.CaptureFixture) -> str:
-    root = [] if any(one.startswith("run.root") or one == "--resume" for one in argv) else [f"run.root={tmp_path}/runs"]
+    root = (
+        [] if any(word.startswith("run.root") or word == "--resume" for word in argv) else [f"run.root={tmp_path}/runs"]
+    )
     assert train.main([*argv, *root]) == 2
     printed = capsys.readouterr()
     assert printed.err.startswith("error: ")
@@ -116,7 +118,7 @@ def answer(argv: list[str], tmp_path: Path, capsys: pytest.CaptureFixture) -> st
     "forty bad inputs, with variants", "exit code 2, one line, under half a second where no torch is needed"
 )
 @pytest.mark.parametrize(("_", "argv", "expected"), EARLY, ids=[name for name, *_ in EARLY])
-def test_answered_at_once(_, argv, expected, tmp_path, capsys):
+def test_mistakes_known_without_torch(_, argv, expected, tmp_path, capsys):
     (tmp_path / "iris_mlp/here").mkdir(parents=True)
     (tmp_path / "mine.yaml").touch()
     given = argv(tmp_path)
@@ -132,11 +134,11 @@ def test_answered_at_once(_, argv, expected, tmp_path, capsys):
     "forty bad inputs, with variants", "exit code 2, one line, under half a second where no torch is needed"
 )
 @pytest.mark.parametrize(("_", "argv", "expected"), LATE, ids=[name for name, *_ in LATE])
-def test_answered_by_machine_or_data(_, argv, expected, tmp_path, capsys):
+def test_mistakes_known_from_machine_or_data(_, argv, expected, tmp_path, capsys):
     assert expected in answer(argv(tmp_path), tmp_path, capsys)
 
 
-def test_all_forty_are_here():
+def test_the_list_has_forty_mistakes():
     assert {int(name.split()[0]) for name, *_ in [*EARLY, *LATE]} == set(range(1, 41))
 
 

@@ -79,7 +79,7 @@ def test_the_top_level():
 def test_git_ignores_no_source_file():
     """A pattern such as ``runs/`` matches engine/runs, too."""
     ignored = (PROJECT / ".gitignore").read_text(encoding="utf-8").splitlines()
-    folders = {path.parent.name for path in PROJECT.glob("*/**/*.py") if ".venv" not in path.parts}
+    folders = {path.parent.name for room in (*ROOMS, "tests", "benchmarks") for path in (PROJECT / room).rglob("*.py")}
     assert not {f"{folder}/" for folder in folders} & {*ignored}
 
 

@@ -13,10 +13,10 @@ from tests.runs import IRIS, curve, events, figures, run
 
 def test_seed_changes_the_run_and_the_progress_line_does_not(tmp_path):
     short = ["--config", IRIS, "trainer.max_epochs=2", "data.split_seed=0"]
-    one = run(tmp_path / "1", *short)
+    first = run(tmp_path / "1", *short)
     quiet = run(tmp_path / "2", *short, "trainer.enable_progress_bar=false", "trainer.num_sanity_val_steps=2")
     other = run(tmp_path / "3", *short, "seed=1")
-    assert curve(one, "train/loss") == curve(quiet, "train/loss") != curve(other, "train/loss")
+    assert curve(first, "train/loss") == curve(quiet, "train/loss") != curve(other, "train/loss")
 
 
 def test_early_stopping_and_rate_monitor_from_yaml(tmp_path, capsys):
@@ -166,20 +166,20 @@ def test_plateau_counts_validations(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:You are trying to `self.log")
-def test_barebones_measures_nothing_and_says_so(tmp_path, capsys):
+def test_barebones_measures_nothing(tmp_path, capsys):
     off = ["trainer.logger=false", "trainer.enable_checkpointing=false", "trainer.log_every_n_steps=null"]
     run(tmp_path, "--config", IRIS, "trainer.max_epochs=1", "trainer.barebones=true", *off)
     assert "test         not measured" in capsys.readouterr().out
 
 
-def test_without_a_test_the_validation_figures_are_kept(tmp_path, capsys):
+def test_without_a_test_the_validation_metrics_are_kept(tmp_path, capsys):
     folder = run(tmp_path, "--config", IRIS, "trainer.max_epochs=1", "trainer.limit_test_batches=0")
     assert "val/accuracy" in figures(folder)
     assert "test/accuracy" not in figures(folder)
     assert "test         not measured" in capsys.readouterr().out
 
 
-def test_overfitting_one_batch_learns_it_by_heart(tmp_path):
+def test_one_batch_is_overfitted(tmp_path):
     options = ["trainer.overfit_batches=1", "trainer.max_epochs=100", "optimizer.lr=0.02"]
     folder = run(tmp_path / "runs", "--config", IRIS, *options)
     assert curve(folder, "train/accuracy")[0] < 0.9  # more than one class is in it
@@ -205,7 +205,7 @@ def test_overfitting_one_batch_learns_it_by_heart(tmp_path):
     ],
 )  # fmt: skip
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the messages are those of a machine without a GPU")
-def test_what_only_the_machine_or_the_data_can_refuse(options, expected, tmp_path, capsys):
+def test_options_that_the_machine_or_the_data_refuses(options, expected, tmp_path, capsys):
     assert train.main(["--config", IRIS, f"run.root={tmp_path}", *options]) == 2
     said = capsys.readouterr().err
     assert said.startswith(f"error: {expected}")
@@ -231,7 +231,7 @@ def test_a_run_folder_is_never_shared(tmp_path, capsys):
     assert "run.root: cannot write to" in capsys.readouterr().err
 
 
-def test_the_end_tells_a_person_what_they_want_to_know(tmp_path, capsys):
+def test_the_summary_at_the_end(tmp_path, capsys):
     folder = run(tmp_path, "--config", IRIS, "trainer.max_epochs=2")
     said = capsys.readouterr().out
     for part in ("test         accuracy 0.", "validation   accuracy 0.", "2 epochs, 6 steps", str(folder)):

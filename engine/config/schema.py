@@ -44,7 +44,6 @@ RENAMED = {
     "optimizer.rounds": "optimizer.ns_steps",
     "callbacks.class_accuracy": "callbacks.confusion_matrix",
     "callbacks.pr_curves.num_classes": "callbacks.pr_curves.max_classes",
-    "data.resident_gigabytes": "data.gpu_memory_gigabytes",
 }
 
 LOGGERS = ("tensorboard", "csv", "wandb")

@@ -51,7 +51,7 @@ def test_a_mapping_is_merged(good):
     assert config["callbacks"]["early_stopping"]["monitor"] == "val/loss"
 
 
-def test_another_name_starts_a_section_anew(tmp_path):
+def test_another_name_drops_the_keys_of_the_section(tmp_path):
     """The keys in the file were written for the component that the file names."""
     path = tmp_path / "good.yaml"
     path.write_text(GOOD.replace("name: sgd", "name: sgd\n  momentum: 0.5\n  lr: 7"), encoding="utf-8")
@@ -91,19 +91,19 @@ def test_plain_scalars(text, expected):
     assert (node.data, type(node.data)) == (expected, type(expected))
 
 
-def test_yes_is_a_truth_value_where_one_is_asked_for(good):
+def test_yes_is_a_boolean_for_a_boolean_key(good):
     assert load_config(good, ["optimizer.nesterov=yes"])["optimizer.nesterov"] is True
     assert load_config(good, ["optimizer.nesterov=off"])["optimizer.nesterov"] is False
 
 
-def test_references_to_keys_of_the_same_file(good):
+def test_references_to_other_keys(good):
     config = load_config(good, ["data.split_seed=${seed}", "run.name=lr-${optimizer.lr}", "optimizer.lr=0.5"])
     assert config["data.split_seed"] == 3
     assert config["run.name"] == "lr-0.5"
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
-def test_a_resolved_config_is_read_back_to_the_same(path, tmp_path):
+def test_a_resolved_config_is_read_back_without_changes(path, tmp_path):
     config = load_config(path, ["run.name='yes'", "callbacks.confusion_matrix=null"])
     again = tmp_path / "config.yaml"
     again.write_text(config.to_yaml(), encoding="utf-8")

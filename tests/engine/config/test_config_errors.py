@@ -245,7 +245,7 @@ def test_answered_in_one_line_before_torch_is_imported(override):
         (OptionError("does not fit"), "{file}: trainer: does not fit; the hardware"),
         (DataError("{file}:3: is broken"), "{file}:3: is broken"),
         (DataError("{file}: is broken"), "{file}: is broken"),
-        ("`val_check_interval` (100) must be less; or set `limit_val_batches`", "command line: trainer.val_check_interval: `val"),
+        ("`val_check_interval` (100) must be less; set `limit_val_batches`", "command line: trainer.val_check_interval: "),
         ("No supported gpu backend found", "{file}: trainer: No supported gpu backend found; the hardware"),
     ],
 )  # fmt: skip

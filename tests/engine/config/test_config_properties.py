@@ -1,4 +1,4 @@
-"""Whatever is written, the answer is a config or one line."""
+"""Any input gives either a config or an error of one line."""
 
 import tempfile
 from pathlib import Path

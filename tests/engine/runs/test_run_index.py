@@ -53,20 +53,20 @@ def root(tmp_path) -> Path:
     return root
 
 
-def asked(capsys, *argv: object) -> str:
+def output(capsys, *argv: object) -> str:
     assert runs.main(list(map(str, argv))) == 0
     return capsys.readouterr().out
 
 
-def refused(capsys, *argv: object) -> str:
+def error(capsys, *argv: object) -> str:
     assert runs.main(list(map(str, argv))) == 2
     printed = capsys.readouterr()
     assert printed.err.count("\n") == 1
     return printed.err
 
 
-def test_all_runs_the_newest_first(root, capsys):
-    rows = [line.split() for line in asked(capsys, "--root", root).splitlines()]
+def test_runs_are_listed_the_newest_first(root, capsys):
+    rows = [line.split() for line in output(capsys, "--root", root).splitlines()]
     assert rows[0][:4] == ["run", "status", "accuracy", "f1"]
     assert [row[0] for row in rows[1:]] == ["cnn/d", "cnn/c", "mlp/b", "mlp/a", "mlp/z"]
     assert [row[1] for row in rows[1:]] == ["interrupted", "failed", "finished", "finished", "finished"]
@@ -86,32 +86,32 @@ def test_all_runs_the_newest_first(root, capsys):
         (["list", "--last", "2"], ["cnn/d", "cnn/c"]),
     ],
 )
-def test_some_of_them(root, capsys, options, names):
-    said = asked(capsys, *options, "--root", root)
+def test_runs_are_selected_by_name_status_and_number(root, capsys, options, names):
+    said = output(capsys, *options, "--root", root)
     assert [line.split()[0] for line in said.splitlines()[1:] if "/" in line.split()[0]] == names
     assert ("... and 3 earlier runs; --last 0 shows all" in said) == ("--last" in options)
 
 
 @pytest.mark.parametrize("given", ["{root}/mlp/a", "runs/mlp/a/", "./runs/mlp/a", "runs/mlp/a*"])
 @pytest.mark.parametrize("below", ["{root}", "runs", "./runs/", "../{name}/runs"])
-def test_a_run_may_be_named_by_its_folder(root, capsys, monkeypatch, given, below):
+def test_a_run_is_selected_by_its_folder(root, capsys, monkeypatch, given, below):
     monkeypatch.chdir(root.parent)
     given, below = (text.format(root=root, name=root.parent.name) for text in (given, below))
-    lines = asked(capsys, "list", given, "--root", below).splitlines()
+    lines = output(capsys, "list", given, "--root", below).splitlines()
     assert [line.split()[0] for line in lines] == ["run", "mlp/a"]
 
 
-def test_what_fits_nothing(root, capsys):
+def test_a_name_that_matches_no_run(root, capsys):
     problem = f"matches none of the 5 runs below {root}; "
     for argv in (["list", "mpl"], ["mpl", "--json"], ["prune", "mpl", "--yes"], ["best", "val/accuracy", "mpl"]):
-        assert refused(capsys, *argv, "--root", root) == f"error: command line: mpl: {problem}did you mean mlp?\n"
-    assert f"comapre: {problem}did you mean compare?" in refused(capsys, "comapre", "--root", root)
-    assert f"xyz: {problem}python runs.py --root {root} shows all" in refused(capsys, "xyz", "--root", root)
-    assert asked(capsys, "--status", "running", "--root", root) == "no runs with status running\n"
+        assert error(capsys, *argv, "--root", root) == f"error: command line: mpl: {problem}did you mean mlp?\n"
+    assert f"comapre: {problem}did you mean compare?" in error(capsys, "comapre", "--root", root)
+    assert f"xyz: {problem}python runs.py --root {root} shows all" in error(capsys, "xyz", "--root", root)
+    assert output(capsys, "--status", "running", "--root", root) == "no runs with status running\n"
 
 
-def test_programs_get_everything(root, capsys):
-    content = json.loads(asked(capsys, "--json", "--root", root))
+def test_json_has_all_values(root, capsys):
+    content = json.loads(output(capsys, "--json", "--root", root))
     assert len(content) == 5
     assert content[1] == {
         "run": "cnn/c", "folder": str(root / "cnn/c"), "status": "failed", "began": "2011-03-13T07:06:40+00:00",
@@ -120,12 +120,12 @@ def test_programs_get_everything(root, capsys):
     assert content[2]["metrics"]["test_class_accuracy/cat"] == 0.25
 
 
-def test_a_run_at_work_holds_its_lock(root, capsys):
+def test_a_locked_run_is_running(root, capsys):
     with (root / "cnn/d/.lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        assert "cnn/d  running" in asked(capsys, "cnn/d", "--root", root)
-        assert asked(capsys, "prune", "--yes", "cnn/d", "--root", root) == "no runs to delete\n"
-    assert "cnn/d  interrupted" in asked(capsys, "cnn/d", "--root", root)
+        assert "cnn/d  running" in output(capsys, "cnn/d", "--root", root)
+        assert output(capsys, "prune", "--yes", "cnn/d", "--root", root) == "no runs to delete\n"
+    assert "cnn/d  interrupted" in output(capsys, "cnn/d", "--root", root)
 
 
 @pytest.mark.parametrize(
@@ -136,44 +136,44 @@ def test_a_run_at_work_holds_its_lock(root, capsys):
     ],
     ids=["cut off", "list", "not UTF-8", "text", "null", "empty", "deep", "huge"],
 )  # fmt: skip
-def test_broken_files_are_survived(root, capsys, content):
+def test_broken_files_are_ignored(root, capsys, content):
     (root / "mlp/a/metrics.json").write_bytes(content)
     (root / "cnn/c/status.json").write_bytes(content)
-    assert len(asked(capsys, "--root", root).splitlines()) == 6
-    assert "None" not in asked(capsys, "--root", root)
-    assert "test/f1" in asked(capsys, "compare", "mlp/a", "mlp/b", "--root", root)
-    assert f"{root}/mlp/a" not in asked(capsys, "best", "test/accuracy", "--root", root)
+    assert len(output(capsys, "--root", root).splitlines()) == 6
+    assert "None" not in output(capsys, "--root", root)
+    assert "test/f1" in output(capsys, "compare", "mlp/a", "mlp/b", "--root", root)
+    assert f"{root}/mlp/a" not in output(capsys, "best", "test/accuracy", "--root", root)
 
 
 @pytest.mark.parametrize("content", [b"a: [1\n", b"- 1\n", b"a: \xff\n", b"2001-99-99: 1\n", b""])
 def test_a_broken_config_is_not_compared(root, capsys, content):
     (root / "mlp/a/config.yaml").write_bytes(content)
-    assert refused(capsys, "compare", "mlp/a", "mlp/b", "--root", root) == (
+    assert error(capsys, "compare", "mlp/a", "mlp/b", "--root", root) == (
         f"error: {root}/mlp/a/config.yaml: cannot be read; compare other runs\n"
     )
 
 
 def test_names_and_reasons_do_not_move_the_cursor(root, capsys):
     made(root, "mlp/of two\nlines \x1b[31m", 1e9, {"status": "failed", "reason": "red \x1b[31m\nand more"})
-    said = asked(capsys, "--root", root)
+    said = output(capsys, "--root", root)
     assert "mlp/of two\\nlines \\x1b[31m  failed" in said
     assert "red \\x1b[31m\\nand more" in said
 
 
-def test_json_for_any_reader(root, capsys):
+def test_json_is_ascii_without_nan(root, capsys):
     def refused(name):
         raise AssertionError(name)
 
     made(root, "mlp/größer", 1e9, **{"test/loss": float("inf")})
-    said = asked(capsys, "--json", "--root", root)
+    said = output(capsys, "--json", "--root", root)
     assert said.isascii()
     found = {run["run"]: run["metrics"] for run in json.loads(said, parse_constant=refused)}
     assert found["mlp/z"]["val/accuracy"] is None
     assert found["mlp/größer"]["test/loss"] is None
 
 
-def test_what_is_nan_everywhere_has_no_best(root, capsys):
-    assert "is nan in every run" in refused(capsys, "best", "val/accuracy", "mlp/z", "--path", "--root", root)
+def test_a_metric_that_is_always_nan_has_no_best_run(root, capsys):
+    assert "is nan in every run" in error(capsys, "best", "val/accuracy", "mlp/z", "--path", "--root", root)
 
 
 def command(*argv: object, **options: Any) -> "subprocess.Popen[bytes]":
@@ -197,7 +197,7 @@ def test_a_name_that_is_not_utf_8(tmp_path, encoding):
         assert problems == b""
 
 
-def test_a_reader_that_goes_away(tmp_path):
+def test_a_reader_that_closes_the_pipe(tmp_path):
     for i in range(400):
         made(tmp_path, f"mlp/{i}", **{"test/accuracy": 0.5})
     process = command("--json", "--root", tmp_path)
@@ -231,18 +231,18 @@ def test_a_table_fits_the_terminal(root, capsys, monkeypatch, width, argv):
     for name, loss in (("a" * 90, 0.123456), ("b" * 90, 0.234567)):
         made(root, f"mlp/{name}", **{"test/loss": loss, "val/accuracy": 0.5})
     (root / f"mlp/{'a' * 90}/config.yaml").write_text(f"model: {'x' * 200}\n", encoding="utf-8")
-    whole = set(asked(capsys, *argv, "--root", root).split())
+    whole = set(output(capsys, *argv, "--root", root).split())
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
     monkeypatch.setenv("COLUMNS", str(width))
-    said = asked(capsys, *argv, "--root", root)
+    said = output(capsys, *argv, "--root", root)
     assert max(map(len, said.splitlines())) <= width
-    assert {word for word in said.split() if word[0].isdigit()} <= whole  # half a figure would be another one
+    assert {word for word in said.split() if word[0].isdigit()} <= whole  # numbers are never cut
     if width == 80 and argv[0] == "compare":
         assert "0.123456" in said
         assert "0.234567" in said
 
 
-def test_terminals_of_common_widths_show_what_matters(tmp_path, capsys, monkeypatch):
+def test_common_terminal_widths_show_the_important_columns(tmp_path, capsys, monkeypatch):
     names = ["iris_mlp/20261123-053715-b3cbb7", "iris_mlp/20261123-053804-7ca139"]
     for name, error in zip(names, (0.0399267, 0.0183618), strict=True):
         figures = dict.fromkeys(("test/accuracy", "test/f1", "test/loss", "val/accuracy", "train_seconds"), 0.9)
@@ -250,40 +250,40 @@ def test_terminals_of_common_widths_show_what_matters(tmp_path, capsys, monkeypa
     made(tmp_path, "iris_mlp/20261123-053850-c71c36", 1e9, {"status": "interrupted", "reason": "stopped by SIGTERM"})
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
     monkeypatch.setenv("COLUMNS", "80")
-    assert "val acc" in asked(capsys, "--root", tmp_path)
-    assert "-0.02156" in asked(capsys, "compare", *names, "--root", tmp_path)
+    assert "val acc" in output(capsys, "--root", tmp_path)
+    assert "-0.02156" in output(capsys, "compare", *names, "--root", tmp_path)
     this_year = f"{datetime.now():%Y}1001-053850"
     made(tmp_path, f"iris_mlp/{this_year}-0c71c3")
     began = datetime.strptime(this_year, "%Y%m%d-%H%M%S").replace(tzinfo=UTC).astimezone()
     monkeypatch.setenv("COLUMNS", "120")
-    assert f"{began:%b %d %H:%M}" in asked(capsys, "--root", tmp_path)
-    assert "stopped by SIG.." in asked(capsys, "--root", tmp_path)
+    assert f"{began:%b %d %H:%M}" in output(capsys, "--root", tmp_path)
+    assert "stopped by SIG.." in output(capsys, "--root", tmp_path)
 
 
 def test_a_folder_is_never_cut(root, capsys, monkeypatch):
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
     monkeypatch.setenv("COLUMNS", "20")
-    assert f"{root}/mlp/b\n" in asked(capsys, "best", "val/accuracy", "--root", root)
+    assert f"{root}/mlp/b\n" in output(capsys, "best", "val/accuracy", "--root", root)
 
 
-def test_two_runs_side_by_side(root, capsys):
+def test_two_runs_are_compared(root, capsys):
     (root / "mlp/b/config.yaml").write_text("optimizer:\n  lr: 0.2\nmodel: {widths: [1, 2]}\nnew: true\n")
     for name, threads in (("a", 2), ("b", 4)):
         facts = {"threads": threads, "packages": {"torch": "2.13.0", "numpy": name}, "command": name}
         (root / f"mlp/{name}/environment.json").write_text(json.dumps(facts), encoding="utf-8")
-    lines = [line.split() for line in asked(capsys, "compare", "a", "b", "--root", root).splitlines()]
+    lines = [line.split() for line in output(capsys, "compare", "a", "b", "--root", root).splitlines()]
     assert ["optimizer.lr", "0.1", "0.2"] in lines
     assert ["new", "(not", "set)", "True"] in lines
     assert ["threads", "2", "4"] in lines
     assert ["packages.numpy", "a", "b"] in lines
     assert ["test/accuracy", "0.9", "0.8", "-0.1"] in lines
     assert not [line for line in lines if line and line[0] in ("model.widths", "command", "packages.torch")]
-    content = json.loads(asked(capsys, "compare", "a", "b", "--root", root, "--json"))
+    content = json.loads(output(capsys, "compare", "a", "b", "--root", root, "--json"))
     assert content["config"]["optimizer.lr"] == [0.1, 0.2]
 
 
-def test_runs_that_do_not_differ(root, capsys):
-    said = asked(capsys, "compare", "cnn/c", "cnn/d", "--root", root)
+def test_runs_without_differences(root, capsys):
+    said = output(capsys, "compare", "cnn/c", "cnn/d", "--root", root)
     assert said.split("\n\n") == [
         "config: no differences",
         "environment: no differences",
@@ -320,29 +320,29 @@ def test_runs_that_do_not_differ(root, capsys):
     ],
 )
 def test_a_mistake_is_one_line(root, capsys, options, problem):
-    assert problem in refused(capsys, *options, "--root", root)
+    assert problem in error(capsys, *options, "--root", root)
 
 
-def test_the_best_by_a_metric(root, capsys):
-    assert [line.split()[0] for line in asked(capsys, "best", "val/accuracy", "--root", root).splitlines()[1:]] == [
+def test_runs_are_ranked_by_a_metric(root, capsys):
+    assert [line.split()[0] for line in output(capsys, "best", "val/accuracy", "--root", root).splitlines()[1:]] == [
         "0.9", "0.8", "nan",
     ]  # fmt: skip
-    assert asked(capsys, "best", "test/loss", "--path", "--root", root) == f"{root}/mlp/b\n"
-    assert asked(capsys, "best", "test/accuracy", "--path", "--root", root) == f"{root}/mlp/a\n"
-    assert asked(capsys, "best", "test/loss", "--largest", "--path", "--root", root) == f"{root}/mlp/z\n"
-    assert asked(capsys, "best", "test/accuracy", "--smallest", "--path", "--root", root) == f"{root}/mlp/z\n"
-    assert len(asked(capsys, "best", "test/f1", "--top", "2", "--root", root).splitlines()) == 4
-    assert "choose by a metric of the validation" in asked(capsys, "best", "test/accuracy", "--root", root)
-    assert json.loads(asked(capsys, "best", "val/accuracy", "--json", "--root", root))[0]["run"] == "mlp/b"
+    assert output(capsys, "best", "test/loss", "--path", "--root", root) == f"{root}/mlp/b\n"
+    assert output(capsys, "best", "test/accuracy", "--path", "--root", root) == f"{root}/mlp/a\n"
+    assert output(capsys, "best", "test/loss", "--largest", "--path", "--root", root) == f"{root}/mlp/z\n"
+    assert output(capsys, "best", "test/accuracy", "--smallest", "--path", "--root", root) == f"{root}/mlp/z\n"
+    assert len(output(capsys, "best", "test/f1", "--top", "2", "--root", root).splitlines()) == 4
+    assert "choose by a metric of the validation" in output(capsys, "best", "test/accuracy", "--root", root)
+    assert json.loads(output(capsys, "best", "val/accuracy", "--json", "--root", root))[0]["run"] == "mlp/b"
 
 
-def test_what_did_not_come_to_its_end_may_go(root, capsys):
-    assert asked(capsys, "prune", "--yes", "--older-than", "100000", "--root", root) == "no runs to delete\n"
+def test_failed_and_interrupted_runs_are_deleted(root, capsys):
+    assert output(capsys, "prune", "--yes", "--older-than", "100000", "--root", root) == "no runs to delete\n"
     os.utime(root / "cnn/d/config.yaml", None)
-    assert "deleted 1 run" in asked(capsys, "prune", "--yes", "--older-than", "1", "--root", root)
+    assert "deleted 1 run" in output(capsys, "prune", "--yes", "--older-than", "1", "--root", root)
     assert not (root / "cnn/c").exists()
     assert (root / "cnn/d").exists()
-    asked(capsys, "prune", "--yes", "--root", root)
+    output(capsys, "prune", "--yes", "--root", root)
     assert not (root / "cnn/d").exists()
     assert (root / "cnn/no run").exists()  # what is no run is left alone
     assert sorted(path.name for path in (root / "mlp").iterdir()) == ["a", "b", "z"]
@@ -352,32 +352,32 @@ def test_what_did_not_come_to_its_end_may_go(root, capsys):
 def test_it_asks_before_it_deletes(root, capsys, monkeypatch, answer, left):
     monkeypatch.setattr("sys.stdin.isatty", lambda: True)
     monkeypatch.setattr("builtins.input", lambda question: answer if "delete 2 runs (" in question else "?")
-    asked(capsys, "prune", "--root", root)
+    output(capsys, "prune", "--root", root)
     assert (root / "cnn/c").exists() == left
 
 
-def test_a_folder_that_is_linked_is_not_deleted(root, capsys, tmp_path):
+def test_a_linked_folder_is_not_deleted(root, capsys, tmp_path):
     elsewhere = made(tmp_path / "elsewhere", "cnn/kept")
     (root / "cnn/link").symlink_to(elsewhere)
-    asked(capsys, "prune", "--yes", "--root", root)
+    output(capsys, "prune", "--yes", "--root", root)
     assert elsewhere.exists()
-    assert "link" not in asked(capsys, "--root", root)
+    assert "link" not in output(capsys, "--root", root)
 
 
-def test_a_run_that_may_be_at_work_is_not_deleted_if_the_file_system_has_no_locks(root, capsys, monkeypatch):
+def test_without_locks_a_run_that_may_be_running_is_not_deleted(root, capsys, monkeypatch):
     def refusing(*_):
         raise OSError(errno.ENOLCK, "No locks available")
 
     for run_with_lock in ("cnn/c", "cnn/d"):
         (root / run_with_lock / ".lock").touch()
     monkeypatch.setattr(fcntl, "flock", refusing)
-    assert "cnn/d  running" in asked(capsys, "cnn/d", "--root", root)
-    assert "cnn/c  failed" in asked(capsys, "cnn/c", "--root", root)  # it has left a status.json
-    assert "deleted 1 run" in asked(capsys, "prune", "--yes", "--root", root)
+    assert "cnn/d  running" in output(capsys, "cnn/d", "--root", root)
+    assert "cnn/c  failed" in output(capsys, "cnn/c", "--root", root)  # it has left a status.json
+    assert "deleted 1 run" in output(capsys, "prune", "--yes", "--root", root)
     assert [path.name for path in (root / "cnn").iterdir() if (path / "config.yaml").exists()] == ["d"]
 
 
-def test_what_goes_on_while_it_asks_is_not_deleted(root, capsys, monkeypatch):
+def test_a_run_that_changes_during_the_question_is_not_deleted(root, capsys, monkeypatch):
     monkeypatch.setattr("engine.runs.run_lock.PATIENCE_SECONDS", 0.1)
     held = (root / "cnn/c/.lock").open("w")
     made(root, "cnn/e", 1.5e9)
@@ -390,17 +390,17 @@ def test_what_goes_on_while_it_asks_is_not_deleted(root, capsys, monkeypatch):
     monkeypatch.setattr("sys.stdin.isatty", lambda: True)
     monkeypatch.setattr("builtins.input", goes_on)
     with held:
-        assert asked(capsys, "prune", "--root", root).endswith("deleted 1 run; kept 2 runs that changed meanwhile\n")
+        assert output(capsys, "prune", "--root", root).endswith("deleted 1 run; kept 2 runs that changed meanwhile\n")
     assert (root / "cnn/c").exists()
     assert (root / "cnn/e").exists()
 
 
-def test_what_cannot_be_deleted(root, capsys, monkeypatch):
+def test_a_folder_that_cannot_be_deleted(root, capsys, monkeypatch):
     def forbidden(_):
         raise PermissionError(errno.EACCES, "Permission denied")
 
     monkeypatch.setattr(shutil, "rmtree", forbidden)
-    said = refused(capsys, "prune", "--yes", "cnn/c", "--root", root)
+    said = error(capsys, "prune", "--yes", "cnn/c", "--root", root)
     assert said == f"error: {root}/cnn/c: cannot be deleted completely (Permission denied)\n"
 
 
@@ -410,11 +410,11 @@ def test_ctrl_d_is_no(root, capsys, monkeypatch):
 
     monkeypatch.setattr("sys.stdin.isatty", lambda: True)
     monkeypatch.setattr("builtins.input", closed)
-    assert asked(capsys, "prune", "--root", root).endswith("no runs were deleted\n")
+    assert output(capsys, "prune", "--root", root).endswith("no runs were deleted\n")
     assert (root / "cnn/c").exists()
 
 
-def test_what_is_linked_has_no_size(root, tmp_path):
+def test_links_do_not_count_for_the_size(root, tmp_path):
     (tmp_path / "large").write_bytes(b"0" * 10_000)
     (root / "cnn/d/link").symlink_to(tmp_path / "large")
     (root / "cnn/d/gone").symlink_to(tmp_path / "missing")
@@ -423,37 +423,37 @@ def test_what_is_linked_has_no_size(root, tmp_path):
 
 
 def test_root_and_json_stand_before_or_after_the_command(root, capsys):
-    after = asked(capsys, "compare", "a", "b", "--json", "--root", root)
-    assert asked(capsys, "--root", root, "--json", "compare", "a", "b") == after
-    assert asked(capsys, "--json", "compare", "a", "b", f"--root={root}") == after
-    assert asked(capsys, "--root", root) == asked(capsys, "list", "--root", root)
+    after = output(capsys, "compare", "a", "b", "--json", "--root", root)
+    assert output(capsys, "--root", root, "--json", "compare", "a", "b") == after
+    assert output(capsys, "--json", "compare", "a", "b", f"--root={root}") == after
+    assert output(capsys, "--root", root) == output(capsys, "list", "--root", root)
 
 
-def test_brackets_and_stars_in_names_are_names(tmp_path, capsys):
+def test_brackets_and_stars_in_names(tmp_path, capsys):
     for name in ("a[1]", "a1", "b*", "bc", "other"):
         made(tmp_path, f"cfg/{name}")
-    asked(capsys, "prune", "cfg/a[1]", "--yes", "--root", tmp_path)
-    asked(capsys, "prune", str(tmp_path / "cfg/b*"), "--yes", "--root", tmp_path)
+    output(capsys, "prune", "cfg/a[1]", "--yes", "--root", tmp_path)
+    output(capsys, "prune", str(tmp_path / "cfg/b*"), "--yes", "--root", tmp_path)
     assert sorted(path.name for path in (tmp_path / "cfg").iterdir()) == ["a1", "bc", "other"]
-    asked(capsys, "prune", "cfg/*t*", "--yes", "--root", tmp_path)
+    output(capsys, "prune", "cfg/*t*", "--yes", "--root", tmp_path)
     assert sorted(path.name for path in (tmp_path / "cfg").iterdir()) == ["a1", "bc"]
 
 
-def test_a_config_is_a_file(root, capsys):
+def test_a_folder_named_config_yaml_is_not_a_run(root, capsys):
     (root / "cnn/folder/config.yaml").mkdir(parents=True)
-    assert "folder" not in asked(capsys, "--root", root).replace(str(root), "")
+    assert "folder" not in output(capsys, "--root", root).replace(str(root), "")
 
 
-def test_a_copied_run_began_when_its_name_says(tmp_path, capsys):
+def test_a_copied_run_has_the_time_of_its_name(tmp_path, capsys):
     made(tmp_path, "mlp/20261122-090000-1f3a5c", 9e8)
-    assert '"began": "2026-11-22T09:00:00+00:00"' in asked(capsys, "--json", "--root", tmp_path)
+    assert '"began": "2026-11-22T09:00:00+00:00"' in output(capsys, "--json", "--root", tmp_path)
 
 
-def test_no_runs_at_all(tmp_path, capsys):
-    assert "python train.py --config configs/iris_mlp.yaml" in asked(capsys, "--root", tmp_path / "none")
+def test_a_root_without_runs(tmp_path, capsys):
+    assert "python train.py --config configs/iris_mlp.yaml" in output(capsys, "--root", tmp_path / "none")
 
 
-# what a run leaves
+# the states of real runs
 
 
 def status(folder: Path) -> tuple[str, str]:
@@ -475,7 +475,7 @@ def test_a_diverged_run(tmp_path):
     assert json.loads((folder / "status.json").read_text(encoding="utf-8"))["exit_code"] == 3
 
 
-def test_a_bug_is_a_failure_and_a_refused_resumption_changes_nothing(tmp_path, monkeypatch):
+def test_after_a_bug_a_refused_resumption_keeps_the_status(tmp_path, monkeypatch):
     def broken(*_):
         raise RuntimeError("a bug\nof two lines")
 
@@ -497,7 +497,7 @@ def stopped(tmp_path, monkeypatch) -> Path:
 
 
 @pytest.mark.parametrize("broken", ["environment.json", "checkpoints/*.ckpt"])
-def test_a_resumption_that_is_refused_leaves_the_end_as_it_was(stopped, broken):
+def test_a_refused_resumption_keeps_the_status(stopped, broken):
     before = (stopped / "status.json").read_bytes()
     for path in stopped.glob(broken):
         path.write_text("broken", encoding="utf-8")
@@ -505,7 +505,7 @@ def test_a_resumption_that_is_refused_leaves_the_end_as_it_was(stopped, broken):
     assert (stopped / "status.json").read_bytes() == before
 
 
-def test_a_run_that_goes_on_has_no_end_any_more(stopped, monkeypatch):
+def test_a_resumed_run_removes_its_status(stopped, monkeypatch):
     def killed(*_):  # what SIGKILL would leave, but for the lock
         seen.append((stopped / "status.json").exists())
 
@@ -517,7 +517,7 @@ def test_a_run_that_goes_on_has_no_end_any_more(stopped, monkeypatch):
     assert status(stopped) == ("finished", "")
 
 
-def test_what_is_finished_stays_so(tmp_path, monkeypatch):
+def test_ctrl_c_after_the_end_keeps_the_run_finished(tmp_path, monkeypatch):
     def interrupted(*_):
         raise KeyboardInterrupt
 
