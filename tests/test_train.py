@@ -55,7 +55,7 @@ def test_what_a_run_leaves(iris):
     written = {str(path.relative_to(iris)) for path in event_files(iris)}
     assert sorted(str(Path(name).parent) for name in written) == [".", "test", "val"]
     assert left - written == {
-        "config.yaml", "environment.json", "metrics.json", "checkpoints/best.ckpt", "checkpoints/last.ckpt",
+        ".lock", "config.yaml", "environment.json", "metrics.json", "checkpoints/best.ckpt", "checkpoints/last.ckpt",
         "test/projector_config.pbtxt", "test/00015/features/metadata.tsv", "test/00015/features/tensors.tsv",
     }  # fmt: skip
     facts = json.loads((iris / "environment.json").read_text(encoding="utf-8"))

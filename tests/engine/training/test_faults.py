@@ -123,7 +123,7 @@ def test_killed_before_the_first_checkpoint(stopped, whole, capsys):
     for path in (*stopped.glob("checkpoints/*"), stopped / "environment.json"):
         path.unlink()
     assert train.main(["--resume", str(stopped)]) == 0
-    assert "it has no checkpoint yet: starting from its beginning" in capsys.readouterr().out
+    assert "the run has no checkpoint yet: starting from its beginning" in capsys.readouterr().out
     assert differences(whole, stopped) == []
 
 
@@ -136,11 +136,11 @@ def test_ctrl_c(tmp_path, monkeypatch, whole, capsys):
         code, folder = start(tmp_path / "runs", *SHORT)
     assert code == 130
     assert (
-        f"interrupted in epoch 3, after 2 of 3 batches; go on with: python train.py --resume {folder}"
+        f"interrupted in epoch 3, after 2 of 3 batches; resume with: python train.py --resume {folder}"
         in capsys.readouterr().err
     )
     assert train.main(["--resume", str(folder)]) == 0
-    assert "going on in epoch 3, after 2 of 3 batches" in capsys.readouterr().out
+    assert "resuming in epoch 3, after 2 of 3 batches" in capsys.readouterr().out
     assert differences(whole, folder) == []
 
 
@@ -238,6 +238,7 @@ class Stalling(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(bytes(100))
         self.wfile.flush()
+        time.sleep(0.5)  # until the file is open
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(1)
 
@@ -313,7 +314,7 @@ def test_a_damaged_checkpoint(damage, stopped, whole, capsys, tmp_path):
     assert train.main(["--resume", str(stopped)]) == 2
     said = capsys.readouterr().err
     assert said.startswith(f"error: {path} is ")
-    assert f"go on from it by --resume {stopped}/checkpoints/best.ckpt" in said
+    assert f"resume from it with --resume {stopped}/checkpoints/best.ckpt" in said
     assert said.count("\n") == 1
     with pytest.raises(BrokenCheckpointError):
         LitMLP.load_from_checkpoint(path)
@@ -440,7 +441,7 @@ def test_a_foreign_checkpoint(content, stopped, whole, tmp_path, capsys):
     for save in (torch.save, checkpoint_file.write):
         save(content, path)
         assert train.main(["--resume", str(path)]) == 2
-        assert capsys.readouterr().err == f"error: {path} is no checkpoint of a run of this project\n"
+        assert capsys.readouterr().err == f"error: {path} is not a checkpoint of a run of this project\n"
     torch.save(content, path)
     assert train.main([*SHORT, f"run.root={tmp_path / 'runs'}", "--resume", "auto"]) == 0
     assert differences(whole, stopped) == []
@@ -450,7 +451,7 @@ def test_a_stop_while_a_checkpoint_is_written_is_a_stop(tmp_path, monkeypatch):
     """Torch puts an error of its own in the place of what went wrong."""
     path = tmp_path / "some.ckpt"
     checkpoint_file.write({"weight": torch.zeros(1000)}, path)
-    original = checkpoint_file._Hashed._put
+    original = checkpoint_file._HashingFile._hash_and_write
     for count in (1, 5, 12):
         written = []
 
@@ -461,7 +462,7 @@ def test_a_stop_while_a_checkpoint_is_written_is_a_stop(tmp_path, monkeypatch):
             return original(self, data)
 
         with monkeypatch.context() as patch:
-            patch.setattr(checkpoint_file._Hashed, "_put", write)
+            patch.setattr(checkpoint_file._HashingFile, "_hash_and_write", write)
             with pytest.raises(Stopped):
                 checkpoint_file.write({"weight": torch.ones(1000)}, path)
     assert checkpoint_file.read(path)["weight"].sum() == 0
@@ -618,7 +619,7 @@ def test_other_conditions(facts, expected, stopped, capsys):
 def test_another_version_is_told_and_noted(stopped, whole, capsys):
     forge(stopped, packages={"torch": "1.0"})
     assert train.main(["--resume", str(stopped)]) == 0
-    assert "resumed, perhaps not to the bit: packages changed" in capsys.readouterr().out
+    assert "resuming may not be exact: packages changed" in capsys.readouterr().out
     facts = json.loads((stopped / "environment.json").read_text())
     assert len(facts["resumed"]) == 1
     assert facts["resumed"][0]["packages"]["torch"] == torch.__version__
@@ -658,8 +659,8 @@ def test_output_that_nobody_can_write(tmp_path):
 
 @pytest.mark.faults("a run is resumed while it runs", "refused in one line, exit code 2")
 def test_two_at_once(stopped, capsys):
-    hold = "lock = locked(Path(sys.argv[1])); print(1, flush=True); input()"
-    code = f"import sys; from pathlib import Path; from engine.runs.run_lock import locked; {hold}"
+    hold = "lock = lock_run(Path(sys.argv[1])); print(1, flush=True); input()"
+    code = f"import sys; from pathlib import Path; from engine.runs.run_lock import lock_run; {hold}"
     other = subprocess.Popen([sys.executable, "-c", code, str(stopped)], cwd=PROJECT, stdin=-1, stdout=-1)
     assert other.stdout.readline()
     assert train.main(["--resume", str(stopped)]) == 2
@@ -670,13 +671,20 @@ def test_two_at_once(stopped, capsys):
 
 @pytest.mark.faults("two runs start at the same moment", "each has a folder of its own")
 def test_two_starts(tmp_path):
-    make = "print(_made(load_config('configs/iris_mlp.yaml', sys.argv[1:])))"
-    code = f"import sys; from engine.config.config import load_config; from engine.runs.run_folder import _made; {make}"
+    code = """
+import sys
+from engine.config.config import load_config
+from engine.runs.run_folder import run_folder
+with run_folder(load_config("configs/iris_mlp.yaml", sys.argv[1:])):
+    pass
+"""
     both = [
         subprocess.Popen([sys.executable, "-c", code, f"run.root={tmp_path}"], cwd=PROJECT, stdout=-1, text=True)
         for _ in range(2)
     ]
-    assert len({one.communicate()[0] for one in both}) == 2
+    printed = {process.communicate()[0] for process in both}
+    assert len(printed) == 2
+    assert all(line.startswith("run folder: ") for line in printed)
 
 
 def test_auto_takes_the_newest_unfinished_run_of_this_config(stopped, tmp_path, capsys):
@@ -728,18 +736,18 @@ def test_another_seed_is_another_run(tmp_path, whole):
     assert len(differences(whole, folder)) > 10
 
 
-@pytest.mark.parametrize("left_out", ["restore_rng_and_metric_state", "_resumed", "events"])
+@pytest.mark.parametrize("left_out", ["restore_rng_and_metric_state", "load_state_dict", "events"])
 def test_resuming_without_one_of_its_parts_is_noticed(left_out, stopped, whole, monkeypatch):
     """Each part of an exact resumption is needed, and the comparison sees it."""
     if left_out == "restore_rng_and_metric_state":
-        monkeypatch.setattr("engine.training.checkpoints.restore_rng_and_metric_state", lambda *_: None)
-    elif left_out == "_resumed":
+        monkeypatch.setattr("engine.training.epoch_loop.restore_rng_and_metric_state", lambda *_: None)
+    elif left_out == "load_state_dict":
         monkeypatch.setattr("datamodules.classification.ClassificationDataModule.load_state_dict", lambda *_: None)
     else:
         (event,) = stopped.glob("events*")  # of the training
         content = event.read_bytes()
         with event.open("ab") as file:  # points that were logged after the checkpoint
             file.write(content)
-        monkeypatch.setattr(Checkpoints, "_cut_events", lambda *_: None)
+        monkeypatch.setattr(Checkpoints, "_truncate_logs", lambda *_: None)
     assert train.main(["--resume", str(stopped)]) == 0
     assert differences(whole, stopped) != []

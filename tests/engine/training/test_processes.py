@@ -59,7 +59,7 @@ def begun(*command: str, **more: str) -> subprocess.Popen:
         command, cwd=PROJECT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(**more)
     )
     for line in process.stdout:
-        if line.startswith(("epoch", "going on")):
+        if line.startswith(("epoch", "resuming in")):
             return process
     return pytest.fail(process.communicate()[1])
 
@@ -140,7 +140,7 @@ def test_two_halves_follow_the_whole(launcher, tmp_path, one):
     states = [checkpoint_file.read(folder / "checkpoints/last.ckpt")["state_dict"] for folder in folders]
     for name, value in states[0].items():
         assert torch.allclose(value, states[1][name], rtol=1e-4, atol=1e-5), name
-    found = sorted(path.name.split(".")[0] for path in (tmp_path / "two/iris_mlp/x").iterdir())
+    found = sorted(path.name.split(".")[0] for path in (tmp_path / "two/iris_mlp/x").glob("[!.]*"))
     assert found == ["checkpoints", "config", "environment", "events", "metrics", "test", "val"]  # one writer
 
 
@@ -166,7 +166,7 @@ def test_sigterm_to_one(first, tmp_path, whole):
     assert ended(child, 1)
     resumed = run("--resume", str(tmp_path / "iris_mlp/x"))
     assert resumed.returncode == 0, resumed.stderr
-    assert "going on in epoch" in resumed.stdout
+    assert "resuming in epoch" in resumed.stdout
     assert differences(whole, tmp_path / "iris_mlp/x") == []
 
 
