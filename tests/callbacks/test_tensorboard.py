@@ -59,7 +59,8 @@ def iris(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def mnist(small_data, tmp_path) -> Path:
-    return run(tmp_path / "runs", "--config", "configs/mnist_cnn.yaml", f"data.root={small_data}", *SMALL)
+    options = ["--config", "configs/mnist_cnn.yaml", "model.widths=[8]", f"data.root={small_data}"]
+    return run(tmp_path / "runs", *options, *SMALL)
 
 
 def text(folder: Path, name: str, stage: str = "train") -> str:
@@ -193,7 +194,7 @@ def test_image_run_has_galleries_filters_and_features(mnist):
     vectors = (mnist / "test/00006/features/tensors.tsv").read_text(encoding="utf-8").splitlines()
     assert rows[0] == "true\tpredicted\tcorrect"
     assert len(rows) - 1 == len(vectors) > 50
-    assert len(vectors[0].split("\t")) == 128
+    assert len(vectors[0].split("\t")) == 8
     with Image.open(mnist / "test/00006/features/sprite.png") as sprite:
         assert sprite.width % 28 == 0
 
