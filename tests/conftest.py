@@ -83,7 +83,7 @@ def written_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def small_data(written_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A `data.root` with every dataset in its real format, at a hundredth of its size; a test may spoil its copy."""
-    files.tell_readers(monkeypatch)
+    files.expect_small_files(monkeypatch)
     return shutil.copytree(written_data, tmp_path / "data")
 
 

@@ -35,7 +35,7 @@ REPEATED_ROWS = {"iris": 1}
 
 
 def smaller(name: str, spec: DataSpec) -> dict[str, int]:
-    """Options of a model that takes seconds at the size it has by itself."""
+    """Options that make a model smaller if a test of its default size would take seconds."""
     if name != "bert":
         return {}
     patches = {"patch_size": spec.input_shape[-1] // 2} if spec.modality == "image" else {}
@@ -69,7 +69,7 @@ class ModelContract:
         return model_class(name)(**spec.model_arguments(), **{**smaller(name, spec), **options})
 
     def samples(self, spec: DataSpec, size: int = 64) -> tuple[Any, Tensor]:
-        """Inputs that belong to no class, and labels."""
+        """Random inputs and labels."""
         generator = torch.Generator().manual_seed(1)
         labels = torch.arange(size) % spec.num_classes
         if spec.modality != "tokens":
@@ -113,7 +113,7 @@ class ModelContract:
         pytest.fail(f"loss {loss.item():.3f} after 1,000 steps")
 
     def test_reloads_with_equal_logits(self, name, spec, tmp_path):
-        """From the path alone, with safe loading."""
+        """The path is enough, and no pickled code is loaded."""
         (samples, labels), (inputs, _) = self.samples(spec), self.batch(spec)
         model = self.make(name, spec, optimizer={"name": "sgd", "lr": 0.01})
         fit = trainer(tmp_path, max_steps=2)
@@ -157,7 +157,7 @@ class DataModuleContract:
     def everything(self, batches) -> list[bytes]:
         return [row for inputs, labels in batches for row in _rows(inputs, labels)]
 
-    def test_batches_are_what_the_spec_promises(self, name, options, small_data):
+    def test_batches_match_the_spec(self, name, options, small_data):
         datamodule = self.make(name, small_data, batch_size=16, **options)
         spec = datamodule.spec
         assert spec.modality == datamodule.modality == find_component("data", name).constants["modality"]
@@ -191,12 +191,12 @@ class DataModuleContract:
         assert held_out() == held_out(seed=7, batch_size=3)
         assert held_out() != held_out(split_seed=1)
 
-    def test_every_class_has_its_share_of_validation(self, name, options, small_data):
+    def test_validation_has_the_same_fraction_of_every_class(self, name, options, small_data):
         datamodule = self.make_loaded(name, small_data, val_fraction=0.25, **options)
         train, val = (torch.bincount(datamodule._splits[part][1]) for part in ("train", "val"))
         assert ((val - 0.25 * (train + val)).abs() <= 0.5).all()
 
-    def test_evaluation_sees_every_sample_once_as_it_is(self, name, options, small_data):
+    def test_evaluation_uses_every_sample_once_without_augmentation(self, name, options, small_data):
         datamodule = self.make_loaded(name, small_data, eval_batch_size=7, **options)
         for part, loader in (("val", datamodule.val_dataloader()), ("test", datamodule.test_dataloader())):
             seen, there = self.everything(loader), _rows(*datamodule._splits[part])
@@ -204,7 +204,7 @@ class DataModuleContract:
             assert seen == there or datamodule.modality == "tokens"  # texts are sorted by length
         assert len(self.everything(datamodule.train_dataloader())) == datamodule.num_samples("train")
 
-    def test_mean_and_deviation_come_from_the_training_part_alone(self, name, options, small_data):
+    def test_mean_and_standard_deviation_come_only_from_the_training_split(self, name, options, small_data):
         datamodule = self.make_loaded(name, small_data, **options)
         if datamodule.modality == "tokens":
             assert (datamodule.mean, datamodule.std) == (0, 1)
@@ -218,7 +218,7 @@ class DataModuleContract:
         assert (plain.mean == 0).all()
         assert (plain.std == 1).all()
 
-    def test_order_and_augmentation_are_functions_of_seed_and_epoch(self, name, options, small_data):
+    def test_order_and_augmentation_depend_only_on_seed_and_epoch(self, name, options, small_data):
         def epoch(number, **more):
             loader = self.make_loaded(name, small_data, **{**options, **more}).train_dataloader()
             loader.batch_sampler.set_epoch(number)

@@ -1,4 +1,4 @@
-"""Small files in the real formats: what MNIST's, CIFAR's and a user's own look like, with inputs that can be learnt."""
+"""Small data files in the formats of MNIST, CIFAR and texts of a user, with labels that can be learned."""
 
 import gzip
 import shutil
@@ -19,14 +19,14 @@ FILLERS = "the a film story scene of with and but music actor plot was is it's ,
 
 
 def options(name: str, root: Path) -> dict[str, str]:
-    """The keys by which the datamodule `name` finds what is written here; {} if it is not."""
+    """The options with which the datamodule `name` finds the files of `write_all`; {} if it has none there."""
     if name == "text":
         return {"train": str(root / "text/train.tsv"), "cache": str(root / "cache")}
     return {"root": str(root)} if name in ("mnist", "cifar") else {}
 
 
 def pictures(count: int, num_classes: int, shape: tuple[int, ...], seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Noise with a bright bar whose place tells the class; every label occurs."""
+    """Noise with a bright bar whose position depends on the class. Every label occurs."""
     generator = np.random.default_rng(seed)
     labels = (np.arange(count) % num_classes).astype(np.uint8)
     images = generator.integers(0, 100, (count, *shape), dtype=np.uint8)
@@ -38,8 +38,8 @@ def pictures(count: int, num_classes: int, shape: tuple[int, ...], seed: int) ->
 
 
 def write_all(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Write every dataset below `root`, and tell the readers of the smaller sizes."""
-    tell_readers(monkeypatch)
+    """Write every dataset below `root`, and let the datamodules expect the smaller sizes."""
+    expect_small_files(monkeypatch)
     for variant in mnist.VARIANTS.values():
         write_mnist(root / variant.folder / "raw")
     write_cifar(root, "cifar10")
@@ -48,8 +48,8 @@ def write_all(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return root
 
 
-def tell_readers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """That files are as small as those of `write_all`."""
+def expect_small_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the datamodules expect the sizes of the files of `write_all`."""
     monkeypatch.setattr(mnist, "TRAIN_SIZE", TRAIN)
     monkeypatch.setattr(mnist, "TEST_SIZE", TEST)
     monkeypatch.setattr(cifar, "TEST_RECORDS", TEST)
@@ -69,7 +69,7 @@ def write_bert(folder: Path) -> Path:
 
 
 def texts(count: int, seed: int = 0) -> list[tuple[str, str]]:
-    """Sentences of 2 to 20 words, no two alike, with one word that tells the label; every label occurs."""
+    """Different sentences of 2 to 20 words, with one word that depends on the label. Every label occurs."""
     generator = np.random.default_rng(seed)
     names = list(WORDS)
     rows = {}
@@ -101,7 +101,7 @@ def write_mnist(folder: Path, packed: bool = True) -> None:
 
 
 def idx(array: np.ndarray) -> bytes:
-    """IDX: magic number, lengths of the axes, bytes."""
+    """The content of an IDX file: magic number, sizes of the axes, bytes."""
     return struct.pack(f">I{array.ndim}I", 0x800 + array.ndim, *array.shape) + array.tobytes()
 
 
@@ -117,7 +117,7 @@ def write_cifar(root: Path, name: str) -> None:
 
 
 def cifar_records(images: np.ndarray, labels: np.ndarray, label_bytes: int) -> bytes:
-    """One or two label bytes (the coarse one is never the fine one's) and 3,072 pixels a record."""
+    """Records of one or two label bytes and 3,072 pixels. The coarse label always differs from the fine label."""
     coarse = 255 - labels
     columns = [coarse, labels][-label_bytes:]
     return np.concatenate([np.stack(columns, axis=1), images.reshape(len(images), -1)], axis=1).tobytes()

@@ -1,4 +1,4 @@
-"""A hub on 127.0.0.1: the few addresses of the Hugging Face hub by which a repository's files are found and fetched."""
+"""A stand-in for the Hugging Face hub on 127.0.0.1, with the few URLs that list and download a repository's files."""
 
 import hashlib
 import json
@@ -13,14 +13,14 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 def entry(path: Path, folder: Path) -> dict[str, object]:
-    """A file or folder in the list of a repository's content."""
+    """The description of a file or folder in the list of a repository's content."""
     kind = "file" if path.is_file() else "directory"
     return {"type": kind, "path": str(path.relative_to(folder)), "size": path.stat().st_size, "oid": "0" * 40}
 
 
 @contextmanager
 def serve(repositories: Mapping[str, Path]) -> Iterator[tuple[str, list[str]]]:
-    """The address of a hub with these repositories ("models/a/b", "datasets/c/d" -> folder), and what is asked of it."""
+    """Serves repositories ("models/a/b", "datasets/c/d" -> folder). Yields the URL of the hub and the list of requests."""
     requests: list[str] = []
 
     class Handler(BaseHTTPRequestHandler):
@@ -40,11 +40,11 @@ def serve(repositories: Mapping[str, Path]) -> Iterator[tuple[str, list[str]]]:
             path, _, query = self.path.replace("%2F", "/").partition("?")
             requests.append(f"{self.command} {path}")
             for name, folder in repositories.items():
-                files = sorted(one for one in folder.rglob("*") if one.is_file())
-                names = [str(one.relative_to(folder)) for one in files]
+                files = sorted(path for path in folder.rglob("*") if path.is_file())
+                names = [str(file.relative_to(folder)) for file in files]
                 api, plain = f"/api/{name}", f"/{name.removeprefix('models/')}"
                 if path in (api, f"{api}/revision/main", f"{api}/revision/{COMMIT}"):
-                    siblings = [{"rfilename": one} for one in names]
+                    siblings = [{"rfilename": name} for name in names]
                     facts = {
                         "id": name.partition("/")[2],
                         "sha": COMMIT,
@@ -56,7 +56,7 @@ def serve(repositories: Mapping[str, Path]) -> Iterator[tuple[str, list[str]]]:
                 if match := re.fullmatch(rf"{api}/tree/(?:main|{COMMIT})(?:/(.*))?", path):
                     place = folder / (match.group(1) or "")
                     listed = place.rglob("*") if "recursive=true" in query.lower() else place.glob("*")
-                    return self.send(json.dumps([entry(one, folder) for one in sorted(listed)]).encode())
+                    return self.send(json.dumps([entry(path, folder) for path in sorted(listed)]).encode())
                 if match := re.fullmatch(rf"{plain}/resolve/(?:main|{COMMIT})/(.+)", path):
                     if match.group(1) in names:
                         return self.send((folder / match.group(1)).read_bytes())

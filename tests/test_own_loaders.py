@@ -184,7 +184,7 @@ def test_check(config, tmp_path, capsys):
 
 def test_contract(config):
     contract = DataModuleContract()
-    contract.test_batches_are_what_the_spec_promises("own", {}, Path("data"))
+    contract.test_batches_match_the_spec("own", {}, Path("data"))
     with pytest.raises(pytest.skip.Exception, match="own has its own DataLoaders"):
         contract.test_splits_are_disjoint_and_complete("own", {}, Path("data"))
 

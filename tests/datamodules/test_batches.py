@@ -30,7 +30,7 @@ def test_an_epoch_is_a_permutation_that_only_seed_and_epoch_decide():
 
 @pytest.mark.parametrize("num_samples", [1, 2, 7, 64, 65, 66, 100])
 @pytest.mark.parametrize("world_size", [1, 2, 3])
-def test_training_processes_share_each_batch_of_the_whole_group(num_samples, world_size):
+def test_training_processes_divide_each_batch_of_the_group(num_samples, world_size):
     whole = epoch(EpochOrder(num_samples, 8 * world_size, shuffle=True, seed=2))
     orders = [EpochOrder(num_samples, 8, True, 2, rank, world_size) for rank in range(world_size)]
     ranks = [epoch(order) for order in orders]
@@ -51,11 +51,11 @@ def test_evaluation_counts_every_sample_once_on_any_number_of_processes(num_samp
     batches = [epoch(order) for order in orders]
     assert sum(sum(batches, []), []) == list(range(num_samples))
     assert [len(rank) for rank in batches] == [len(order) for order in orders]
-    assert len({len(rank) for rank in batches}) == 1  # a forward pass in DistributedDataParallel is a collective
+    assert len({len(rank) for rank in batches}) == 1  # processes synchronize in every forward pass
     assert all(1 <= len(batch) <= 8 for rank in batches for batch in rank)
 
 
-def test_a_last_batch_of_one_is_left_out_of_training_only():
+def test_a_last_batch_of_one_sample_is_left_out_only_in_training():
     assert [len(batch) for batch in epoch(EpochOrder(9, 4, shuffle=True))] == [4, 4]
     assert [len(batch) for batch in epoch(EpochOrder(9, 4, shuffle=False))] == [3, 3, 3]
     assert [len(batch) for batch in epoch(EpochOrder(3, 1, shuffle=True))] == [1, 1, 1]
@@ -68,7 +68,7 @@ def test_fewer_samples_than_processes_cannot_be_evaluated():
 
 def test_batches_pair_inputs_with_their_labels_and_augment_each_differently():
     labels = torch.arange(50)
-    noise = lambda inputs, draw: inputs + torch.rand(len(inputs), generator=draw.generator)  # noqa: E731
+    noise = lambda inputs, context: inputs + torch.rand(len(inputs), generator=context.generator)  # noqa: E731
     batches = TensorBatches(labels.float(), labels, EpochOrder(50, 8, shuffle=True, seed=1), augment=noise)
     seen = [(inputs - labels, labels) for inputs, labels in batches]
     assert all(((noise >= 0) & (noise < 1)).all() for noise, _ in seen)
@@ -76,7 +76,7 @@ def test_batches_pair_inputs_with_their_labels_and_augment_each_differently():
     assert all(torch.equal(a, b) for (a, _), (b, _) in zip(seen, [(i - n, n) for i, n in batches], strict=True))
 
 
-def test_derive_seed_separates_neighbours():
+def test_similar_numbers_give_different_seeds():
     seeds = {derive_seed(*numbers) for numbers in [(0, 0), (0, 1), (1, 0), (0,), (1,), (0, 0, 0), (2**32 - 1, 7)]}
     assert len(seeds) == 7
     assert all(0 <= seed < 2**63 for seed in seeds)
@@ -84,8 +84,8 @@ def test_derive_seed_separates_neighbours():
 
 def test_stratified_split():
     labels = torch.tensor([0] * 50 + [1] * 10 + [2])
-    kept, held_out = stratified_split(labels, 0.2, seed=0)
-    assert sorted(torch.cat([kept, held_out]).tolist()) == list(range(61))
+    devices, held_out = stratified_split(labels, 0.2, seed=0)
+    assert sorted(torch.cat([devices, held_out]).tolist()) == list(range(61))
     assert torch.bincount(labels[held_out], minlength=3).tolist() == [10, 2, 0]
     assert torch.equal(held_out, stratified_split(labels, 0.2, seed=0)[1])
     assert not torch.equal(held_out, stratified_split(labels, 0.2, seed=1)[1])
@@ -117,7 +117,7 @@ def test_random_flip_mirrors_half_of_them(images):
     assert 20 < mirrored.sum() < 44
 
 
-def test_random_affine_of_nothing_is_nothing_and_of_something_differs_per_image(images):
+def test_random_affine_changes_each_image_differently_or_not_at_all(images):
     still = random_affine(images, 0.0, 0.0, 0.0, Generator().manual_seed(0))
     torch.testing.assert_close(still, images.float(), atol=1e-2, rtol=0)
     same = images[:1].expand(64, -1, -1, -1)
@@ -129,7 +129,7 @@ def test_random_affine_of_nothing_is_nothing_and_of_something_differs_per_image(
 def test_random_affine_keeps_within_its_bounds():
     dot = torch.zeros(200, 1, 41, 41)
     dot[:, :, 20, 20] = 1.0
-    moved = random_affine(dot, 45.0, 0.1, 0.0, Generator().manual_seed(0)).amax(1)  # a centre only shifts
+    moved = random_affine(dot, 45.0, 0.1, 0.0, Generator().manual_seed(0)).amax(1)  # rotation does not move the centre
     rows, columns = moved.amax(2).argmax(1), moved.amax(1).argmax(1)
     assert 2 <= (rows - 20).abs().max() <= 6
     assert 2 <= (columns - 20).abs().max() <= 6
@@ -142,33 +142,33 @@ def test_random_affine_turns_without_shearing():
     assert turned.sum((1, 2, 3)).std() / turned.sum((1, 2, 3)).mean() < 0.1
 
 
-def test_data_that_does_not_fit_stays_with_the_host():
-    """A tensor on "meta" has no data: good enough to see what is put where."""
+def test_data_that_does_not_fit_stays_in_main_memory():
+    """Tensors on the device "meta" have no data, but they show which tensors are moved."""
     device = torch.device("meta")
-    kept = {}
+    devices = {}
     for budget in (None, 0.0, 1.0, 1800 / 1e9):
         datamodule = Iris(gpu_memory_gigabytes=budget)
         datamodule.setup()
         datamodule.trainer = Namespace(global_rank=0, world_size=1, strategy=Namespace(root_device=device))
-        loaders = [datamodule._batches(part, 10, shuffle=False) for part in ("train", "val", "test")]
+        loaders = [datamodule._batches(split, 10, shuffle=False) for split in ("train", "val", "test")]
         assert all(loader.labels.device == device for loader in loaders)
-        kept[budget] = [loader.inputs.device.type for loader in loaders]
-    assert kept[None] == kept[1.0] == ["meta"] * 3
-    assert kept[0.0] == ["cpu"] * 3
-    assert kept[1800 / 1e9] == ["meta", "cpu", "cpu"]  # of 1,728, 192 and 480 bytes
+        devices[budget] = [loader.inputs.device.type for loader in loaders]
+    assert devices[None] == devices[1.0] == ["meta"] * 3
+    assert devices[0.0] == ["cpu"] * 3
+    assert devices[1800 / 1e9] == ["meta", "cpu", "cpu"]  # they have 1,728, 192 and 480 bytes
 
 
-def test_batches_from_the_host_are_those_from_the_device(monkeypatch):
+def test_batches_are_equal_from_main_memory_and_from_the_device(monkeypatch):
     inputs, labels = torch.arange(60).view(20, 3), torch.arange(20)
     loader = TensorBatches(inputs, labels, EpochOrder(20, 6, shuffle=True, seed=1))
-    resident = [(batch.tolist(), targets.tolist()) for batch, targets in loader]
+    expected = [(batch.tolist(), targets.tolist()) for batch, targets in loader]
 
     class Elsewhere(torch.Tensor):
-        """Rows that say they are on another device."""
+        """A tensor that claims to be on another device."""
 
         device = torch.device("meta")
 
     loader.inputs = inputs.as_subclass(Elsewhere)
-    assert [(batch.tolist(), targets.tolist()) for batch, targets in loader] == resident
+    assert [(batch.tolist(), targets.tolist()) for batch, targets in loader] == expected
     mapping = to_device({"ids": inputs, "mask": labels}, torch.device("cpu"))
     assert torch.equal(mapping["ids"], inputs)

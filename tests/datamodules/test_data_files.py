@@ -1,4 +1,4 @@
-"""Files on disk: every layout is found, what is broken is said in one line, downloads are checked and never half there."""
+"""Data files: every layout is found, and every damage is one line."""
 
 import gzip
 import math
@@ -41,14 +41,14 @@ def test_mnist_is_found_in_every_layout(small_data, tmp_path, packed, below):
     assert datamodule.fingerprint == reference.fingerprint
 
 
-def test_files_that_are_all_there_need_no_writing(small_data, monkeypatch):
+def test_complete_files_are_not_downloaded(small_data, monkeypatch):
     monkeypatch.setattr(mnist, "fetch", lambda *_: pytest.fail("nothing is missing"))
     monkeypatch.setattr(cifar, "fetch", lambda *_: pytest.fail("nothing is missing"))
     MNIST(root=str(small_data)).prepare_data()
     CIFAR(root=str(small_data)).prepare_data()
 
 
-def test_digits_are_turned_and_clothing_is_mirrored(small_data):
+def test_digits_are_rotated_and_clothing_is_mirrored(small_data):
     for variant, mirrored in (("mnist", False), ("fashion", True)):
         datamodule = MNIST(root=str(small_data), variant=variant, augment_images=True)
         image = torch.zeros(200, 1, 28, 28, dtype=torch.uint8)
@@ -99,7 +99,7 @@ def test_a_label_out_of_range(small_data):
 # CIFAR
 
 
-def test_cifar_pixels_and_labels_are_where_the_format_says(small_data):
+def test_cifar_pixels_and_labels_are_read_from_the_right_bytes(small_data):
     for name in ("cifar10", "cifar100"):
         (images, labels), _ = CIFAR(root=str(small_data), variant=name).load()
         expected, numbers = files.pictures(
@@ -134,7 +134,7 @@ def test_a_cifar_label_out_of_range(small_data):
     assert problem(CIFAR(root=str(small_data))) == "test set: label 77 in row 2; labels go from 0 to 9"
 
 
-# What a user's own datamodule may get wrong
+# Mistakes in a datamodule of the user
 
 
 class Own(ClassificationDataModule):
@@ -186,7 +186,7 @@ def test_own_data_that_does_not_fit_its_spec(train, test, expected):
     assert problem(Own(train, test)).startswith(expected)
 
 
-def test_a_constant_feature_and_an_absent_class_do_no_harm():
+def test_a_constant_feature_and_a_missing_class_are_accepted():
     inputs, labels = own(20)
     inputs[:, 1] = 3.0
     datamodule = Own((inputs, torch.zeros_like(labels)), own(4))
@@ -211,7 +211,7 @@ def test_iris_is_fishers_corrected_data():
 
 
 def damaged(content: bytes, generator: np.random.Generator) -> bytes:
-    """Cut off, with something flipped, or with something in it, at a random place."""
+    """The content, truncated, with a flipped bit or with inserted bytes, at a random position."""
     place = int(generator.integers(len(content)))
     return {
         0: content[:place],
@@ -225,7 +225,7 @@ def damaged(content: bytes, generator: np.random.Generator) -> bytes:
 )
 @pytest.mark.parametrize("name", ["MNIST/raw/train-images-idx3-ubyte.gz", "MNIST/raw/t10k-labels-idx1-ubyte.gz",
                                   "cifar-10-batches-bin/data_batch_1.bin", "text/train.tsv"])  # fmt: skip
-def test_any_damage_is_one_line_or_no_harm(name, small_data):
+def test_any_damage_is_one_line_or_harmless(name, small_data):
     path, generator, refused = small_data / name, np.random.default_rng(0), []
     content = path.read_bytes()
     for _ in range(25):
@@ -243,5 +243,5 @@ def test_any_damage_is_one_line_or_no_harm(name, small_data):
         except DataError as error:
             refused.append(str(error))
     assert len(refused) > 5
-    assert not any("\n" in said for said in refused)
-    assert all(path.name in said or "class" in said for said in refused)
+    assert not any("\n" in message for message in refused)
+    assert all(path.name in message or "class" in message for message in refused)

@@ -1,4 +1,4 @@
-"""Downloads, from a server on this machine: checked, by one process at a time, never half there."""
+"""Downloads from a server on this machine: with a checksum, by one process at a time, never half-written."""
 
 import hashlib
 import io
@@ -20,15 +20,15 @@ from tests import files
 
 
 class Server:
-    """Serves a folder on loopback and counts what it was asked for."""
+    """Serves a folder on loopback and records the requests."""
 
     def __init__(self, folder: Path) -> None:
-        self.asked: list[str] = []
-        asked = self.asked
+        self.requests: list[str] = []
+        requests = self.requests
 
         class Handler(SimpleHTTPRequestHandler):
             def log_message(self, *_: object) -> None:
-                asked.append(self.path)
+                requests.append(self.path)
 
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(folder)))
         self.address = f"http://127.0.0.1:{self.server.server_port}/"
@@ -53,7 +53,7 @@ def served(tmp_path: Path):
 
 CONTENT = bytes(range(256)) * 5000
 FILE = RemoteFile("file.bin", len(CONTENT), hashlib.sha256(CONTENT).hexdigest())
-NOWHERE = "http://127.0.0.1:9/"  # the port of "discard": nobody listens
+NOWHERE = "http://127.0.0.1:9/"  # the port of "discard", where no server listens
 
 
 def left_in(folder: Path) -> set[str]:
@@ -66,7 +66,7 @@ def test_a_download_is_verified_and_readable_by_all(tmp_path, served):
     assert (tmp_path / "data/file.bin").read_bytes() == CONTENT
     assert (tmp_path / "data/file.bin").stat().st_mode & 0o444 == 0o444
     assert left_in(tmp_path / "data") == {"file.bin"}
-    fetch([FILE], tmp_path / "data", [NOWHERE])  # there already
+    fetch([FILE], tmp_path / "data", [NOWHERE])  # the file exists
 
 
 @pytest.mark.faults(
@@ -89,26 +89,26 @@ def test_wrong_content_is_refused_and_leaves_nothing(tmp_path, served, content, 
     assert left_in(tmp_path / "data") == set()
 
 
-def test_without_a_network_the_error_names_file_folder_and_addresses(tmp_path):
+def test_without_a_network_the_error_names_file_folder_and_urls(tmp_path):
     with pytest.raises(DataError) as caught:
         MNIST(root=str(tmp_path)).prepare_data()
-    said = str(caught.value)
-    assert "\n" not in said
+    message = str(caught.value)
+    assert "\n" not in message
     folder = tmp_path / "MNIST/raw"
-    names = [one.name for one in mnist.VARIANTS["mnist"].files]
+    names = [file.name for file in mnist.VARIANTS["mnist"].files]
     for part in (f"put {', '.join(names)} into {folder}", str(folder), *mnist.VARIANTS["mnist"].mirrors, "data.root"):
-        assert part in said
+        assert part in message
     assert left_in(folder) == set()
 
 
-def test_two_at_once_fetch_each_file_once(tmp_path, served):
+def test_two_processes_fetch_each_file_once(tmp_path, served):
     (tmp_path / "served/file.bin").write_bytes(CONTENT)
     both = [threading.Thread(target=fetch, args=([FILE], tmp_path / "data", [served.address])) for _ in range(2)]
-    for one in both:
-        one.start()
-    for one in both:
-        one.join()
-    assert served.asked == ["/file.bin"]
+    for thread in both:
+        thread.start()
+    for thread in both:
+        thread.join()
+    assert served.requests == ["/file.bin"]
     assert (tmp_path / "data/file.bin").read_bytes() == CONTENT
 
 
@@ -120,14 +120,14 @@ def test_a_folder_that_cannot_be_written(tmp_path):
 
 def test_mnist_from_a_mirror(small_data, tmp_path, monkeypatch):
     source = small_data / "MNIST/raw"
-    remote = tuple(_remote(path) for path in (source / one.name for one in mnist.VARIANTS["mnist"].files))
+    remote = tuple(_remote(path) for path in (source / file.name for file in mnist.VARIANTS["mnist"].files))
     monkeypatch.setitem(mnist.VARIANTS, "mnist", replace(mnist.VARIANTS["mnist"], files=remote))
     with Server(source) as server:
         datamodule = MNIST(root=str(tmp_path / "new"), mirrors=[server.address])
         datamodule.prepare_data()
-        assert len(server.asked) == 4
+        assert len(server.requests) == 4
         datamodule.prepare_data()
-        assert len(server.asked) == 4
+        assert len(server.requests) == 4
     datamodule.setup()
     assert datamodule.num_samples("test") == files.TEST
 
@@ -160,7 +160,7 @@ def test_cifar_from_a_mirror(small_data, tmp_path, monkeypatch):
         datamodule = CIFAR(root=str(tmp_path / "new"), mirrors=[server.address])
         datamodule.prepare_data()
         datamodule.prepare_data()
-        assert len(server.asked) == 1
+        assert len(server.requests) == 1
     datamodule.setup()
     assert datamodule.num_samples("test") == files.TEST
     assert left_in(tmp_path / "new") == {"cifar-10-batches-bin", "cifar-10-binary.tar.gz"}

@@ -1,4 +1,4 @@
-"""Text from a file to a batch: split, tokenizer, cache, order, padding."""
+"""Texts from a file to a batch: split, tokenizer, cache, order, padding."""
 
 import json
 import subprocess
@@ -55,7 +55,7 @@ def test_the_second_text_of_a_pair_has_type_1_and_padding_type_0():
     world_size=st.integers(1, 4),
     epoch=st.integers(0, 3),
 )
-def test_every_row_once_within_both_limits_on_any_number_of_processes(
+def test_every_row_is_used_once_within_both_limits_on_any_number_of_processes(
     lengths, batch_size, max_tokens, shuffle, world_size, epoch
 ):
     sizes, seen = torch.tensor(lengths), []
@@ -65,22 +65,22 @@ def test_every_row_once_within_both_limits_on_any_number_of_processes(
         order.set_epoch(epoch)
         batches.append(list(order))
         assert len(batches[-1]) == len(order)
-    assert len({len(one) for one in batches}) == 1  # or a process would wait for ever
+    assert len({len(one) for one in batches}) == 1  # otherwise a process would wait for ever
     for one in batches:
         for indices in one:
             assert len(indices) > 0
             longest = int(sizes[indices].max())
-            alone = 1 if shuffle else 2  # in evaluation the last rows are shared out, too
+            alone = 1 if shuffle else 2  # in evaluation the last rows are divided, too
             assert len(indices) <= max(alone, min(batch_size, max_tokens // longest))
             seen += indices.tolist()
     assert len(seen) == len(set(seen))
     left_out = len(lengths) - len(seen)
     assert left_out == (len(lengths) % world_size if shuffle else 0)
-    if shuffle:  # each step is equally large on all processes
+    if shuffle:  # a step has the same number of rows on all processes
         assert all(len({len(indices) for indices in step}) == 1 for step in zip(*batches, strict=True))
 
 
-def test_shuffled_between_and_within_lengths_by_seed_and_epoch():
+def test_rows_and_batches_are_shuffled_by_seed_and_epoch():
     lengths = torch.tensor([3] * 40 + [7] * 40)
 
     def epoch(number: int, seed: int = 0) -> list[list[int]]:
@@ -96,14 +96,14 @@ def test_shuffled_between_and_within_lengths_by_seed_and_epoch():
     assert longs != sorted(longs)
 
 
-def test_the_first_batches_of_an_evaluation_stand_for_all():
+def test_the_first_batches_of_an_evaluation_are_a_fair_sample():
     lengths = torch.arange(1, 101)
     batches = [lengths[rows].float().mean().item() for rows in LengthOrder(lengths, 2, 1000, False)]
     assert 30 < sum(batches[:10]) / 10 < 70
     assert batches == [lengths[rows].float().mean().item() for rows in LengthOrder(lengths, 2, 1000, False, seed=5)]
 
 
-def test_the_rows_that_cannot_be_shared_out_are_others_in_every_epoch():
+def test_other_rows_are_left_out_in_every_epoch():
     order, left_out = LengthOrder(torch.tensor([5] * 9), 2, 100, True, world_size=2), set()
     other = LengthOrder(torch.tensor([5] * 9), 2, 100, True, rank=1, world_size=2)
     for epoch in range(20):
@@ -133,20 +133,20 @@ def make(folder, **options) -> Text:
     return datamodule
 
 
-def test_the_spec_says_what_there_is(folder):
+def test_spec(folder):
     spec = make(folder, max_length=30, pad_to_multiple_of=8).spec
     assert (spec.modality, spec.input_shape, spec.class_names) == ("tokens", (), ("bad", "good", "none"))
     assert (spec.pad_id, spec.max_length) == (0, 32)
     assert 50 < spec.vocab_size <= 200
 
 
-def test_numbers_are_classes_in_their_order(tmp_path):
+def test_numbers_are_classes_in_numerical_order(tmp_path):
     lines = [f"text {i} of many\t{i % 12}" for i in range(240)]
     (tmp_path / "train.tsv").write_text("\n".join(["text\tlabel", *lines]), encoding="utf-8")
     assert make(tmp_path).spec.class_names == tuple(map(str, range(12)))
 
 
-def test_parts_come_from_files_of_their_own_or_are_cut_from_the_training_file(folder):
+def test_splits_have_their_own_files_or_are_split_off_the_training_file(folder):
     alone = make(folder, val_fraction=0.1, test_fraction=0.2)
     assert [alone.num_samples(part) for part in ("train", "val", "test")] == [216, 24, 60]
     with_test = make(folder, test=str(folder / "test.tsv"))
@@ -156,7 +156,7 @@ def test_parts_come_from_files_of_their_own_or_are_cut_from_the_training_file(fo
     assert [with_both.num_samples(part) for part in ("train", "val", "test")] == [300, 15, 30]
 
 
-def test_what_is_trained_on_is_not_tested_on(folder):
+def test_the_training_file_cannot_be_the_test_file(folder):
     with pytest.raises(ValueError, match="use different files for training and evaluation"):
         make(folder, test=str(folder / "train.tsv"))
     with pytest.raises(ValueError, match="use different files for training and evaluation"):
@@ -169,12 +169,12 @@ def test_a_row_must_fit_into_a_batch(folder, key):
         make(folder, **{"max_length": 100, key: 100})
 
 
-def test_the_answer_is_not_among_the_texts(folder):
+def test_the_label_cannot_be_a_text(folder):
     with pytest.raises(ValueError, match=r"data\.label_column: label is also a column of text"):
         make(folder, text_pair_column="label")
 
 
-def test_what_is_cut_off_or_unknown_is_said(folder, capsys):
+def test_truncated_texts_and_unknown_tokens_are_reported(folder, capsys):
     make(folder)
     assert capsys.readouterr().out == ""
     make(folder, max_length=6)
@@ -184,7 +184,7 @@ def test_what_is_cut_off_or_unknown_is_said(folder, capsys):
     assert "% of all tokens are unknown to the tokenizer; is it for another language?" in capsys.readouterr().out
 
 
-def test_a_label_that_training_does_not_know_is_named_with_file_and_row(folder):
+def test_a_label_that_does_not_occur_in_training(folder):
     (folder / "val.tsv").write_text("text\tlabel\na\tgood\nb\tmediocre\n", encoding="utf-8")
     with pytest.raises(
         DataError, match=r"val\.tsv:3: label 'mediocre' does not occur in the training set, which has bad,"
@@ -198,7 +198,7 @@ def test_one_class_is_not_enough(tmp_path):
         make(tmp_path)
 
 
-def test_a_column_of_numbers_is_not_one_of_labels(tmp_path):
+def test_a_column_of_numbers_is_not_a_column_of_labels(tmp_path):
     lines = [f"text {i}\t{i / 7:.3f}" for i in range(40)]
     (tmp_path / "train.tsv").write_text("\n".join(["text\tlabel", *lines]), encoding="utf-8")
     with pytest.raises(
@@ -207,7 +207,7 @@ def test_a_column_of_numbers_is_not_one_of_labels(tmp_path):
         make(tmp_path)
 
 
-def test_too_few_rows_to_hold_any_out(tmp_path):
+def test_too_few_rows_to_split(tmp_path):
     (tmp_path / "train.tsv").write_text("text\tlabel\na\tx\nb\ty\n", encoding="utf-8")
     with pytest.raises(
         DataError, match=r"data\.test_fraction: 0\.1 of 2 samples leaves sets of 2 and 0; choose another fraction"
@@ -215,8 +215,8 @@ def test_too_few_rows_to_hold_any_out(tmp_path):
         make(tmp_path)
 
 
-def test_the_vocabulary_comes_from_the_training_part_alone(tmp_path):
-    """A character that is in the validation file only is unknown."""
+def test_the_vocabulary_comes_only_from_the_training_split(tmp_path):
+    """A character that occurs only in the validation file is unknown."""
     write_texts(tmp_path / "train.tsv", 100)
     (tmp_path / "val.tsv").write_text("text\tlabel\nç\tgood\na\tbad\n", encoding="utf-8")
     datamodule = make(tmp_path, val=str(tmp_path / "val.tsv"))
@@ -228,7 +228,7 @@ def test_the_vocabulary_comes_from_the_training_part_alone(tmp_path):
 
 @pytest.mark.slow
 def test_the_same_texts_always_give_the_same_vocabulary():
-    """The library's own trainer breaks ties by the order of a hash table."""
+    """The trainer of the library breaks ties by the order of a hash table."""
     script = (
         "from tests.files import texts; from datamodules.parts.tokenizer import train_tokenizer;"
         "print(train_tokenizer([one for one, _ in texts(300)], 150, True).backend_tokenizer.to_str())"
@@ -241,14 +241,14 @@ def test_the_same_texts_always_give_the_same_vocabulary():
     assert runs[0] == runs[1] == again + "\n"
 
 
-def test_chinese_is_read_character_by_character_and_accents_are_kept():
+def test_chinese_characters_are_words_and_accents_are_kept():
     tokenizer = train_tokenizer(["很好的电影", "很坏的电影", "Déjà vu"], 200, True)
     assert tokenizer.tokenize("电影很好") == ["电", "影", "很", "好"]
     assert "".join(tokenizer.tokenize("DÉJÀ")).replace("##", "") == "déjà"
     assert tokenizer.decode(tokenizer("vu")["input_ids"], skip_special_tokens=True) == "vu"
 
 
-def test_tokenized_once(folder, monkeypatch):
+def test_texts_are_tokenized_once(folder, monkeypatch):
     calls = []
     real = text_module.encode
     monkeypatch.setattr(text_module, "encode", lambda *arguments: calls.append(1) or real(*arguments))
@@ -279,7 +279,7 @@ def test_a_damaged_cache_is_one_line(folder):
         make(folder)
 
 
-def test_pairs_and_twice_as_many_single_texts_are_kept_apart(tmp_path):
+def test_pairs_and_single_texts_have_different_cache_entries(tmp_path):
     pairs, singles = ["text,second,label"], ["text,label"]
     pairs += [f"a {i},b {i},{i % 2}" for i in range(40)]
     singles += [f"a {i},{i % 2}" for i in range(40)] + [f"b {i},{i % 2}" for i in range(40)]
@@ -291,7 +291,7 @@ def test_pairs_and_twice_as_many_single_texts_are_kept_apart(tmp_path):
         assert (rows.second_starts is not None) == (name == "pairs")
 
 
-def test_long_rows_are_cut_and_pairs_lose_the_longer_text(tmp_path):
+def test_long_rows_are_truncated_and_in_pairs_the_longer_text(tmp_path):
     lines = [json.dumps({"text": "a " * 50, "second": f"b {i}", "label": i % 2}) for i in range(40)]
     (tmp_path / "train.jsonl").write_text("\n".join(lines), encoding="utf-8")
     datamodule = make(tmp_path, train=str(tmp_path / "train.jsonl"), text_pair_column="second", max_length=16)
@@ -306,7 +306,7 @@ def test_long_rows_are_cut_and_pairs_lose_the_longer_text(tmp_path):
     assert batch["token_type_ids"][0].tolist() == [0] * first_of_second + [1] * (16 - first_of_second)
 
 
-def test_what_is_saved_reads_raw_text_like_training_did(folder):
+def test_the_saved_tokenizer_encodes_text_as_in_training(folder):
     from transformers import AutoTokenizer
 
     datamodule = make(folder, max_length=12)

@@ -1,4 +1,4 @@
-"""Reading a user's own texts: every row, or one line that says which row is wrong."""
+"""Reading text files: every row is read, or one line names the row that is wrong."""
 
 import json
 
@@ -32,7 +32,7 @@ def test_csv_quotes_commas_and_line_breaks(tmp_path):
     assert [place.rsplit(":", 1)[1] for place in rows.places] == ["2", "5"]
 
 
-def test_tsv_takes_quotation_marks_as_they_are(tmp_path):
+def test_quotation_marks_are_ordinary_characters_in_tsv(tmp_path):
     rows = read(tmp_path, "a.tsv", 'text\tlabel\n"open\t0\nit\'s "so"\t1\n')
     assert rows.texts == ['"open', 'it\'s "so"']
     assert rows.labels == ["0", "1"]
@@ -78,7 +78,7 @@ def test_pairs_and_a_byte_order_mark(tmp_path):
         ("a.tsv", "a\tb\n".encode("utf-16"), "a.tsv:1: is not UTF-8 text (byte 0)"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_used_is_one_line_with_file_and_row(tmp_path, name, content, message):
+def test_an_error_is_one_line_with_file_and_row(tmp_path, name, content, message):
     assert refused(tmp_path, name, content).startswith(message)
 
 
@@ -86,7 +86,7 @@ def test_a_pair_without_its_second_text(tmp_path):
     assert refused(tmp_path, "a.csv", "text,second,label\na,,c\n", PAIRS) == "a.csv:2: no text in column 'second'"
 
 
-def test_files_that_are_not_there(tmp_path):
+def test_missing_files(tmp_path):
     with pytest.raises(DataError, match=r"data\.test: .*/no\.csv does not exist; give a \.csv, \.tsv, \.jsonl file"):
         read_file("data.test", tmp_path / "no.csv", COLUMNS)
     (tmp_path / "folder.csv").mkdir()
@@ -94,5 +94,5 @@ def test_files_that_are_not_there(tmp_path):
         read_file("data.test", tmp_path / "folder.csv", COLUMNS)
 
 
-def test_a_field_longer_than_the_csv_module_likes(tmp_path):
+def test_a_field_longer_than_the_limit_of_the_csv_module(tmp_path):
     assert len(read(tmp_path, "a.csv", f"text,label\n{'a' * 200_000},b\n").texts[0]) == 200_000

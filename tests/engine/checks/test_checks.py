@@ -1,4 +1,4 @@
-"""``--check``: what is right passes, and each thing that is wrong is found."""
+"""``--check``: correct runs pass, and every mistake is found."""
 
 import signal
 import tempfile
@@ -23,56 +23,56 @@ from tests import files
 from tests.exactness import signalled
 from tests.runs import IRIS
 
-Verdicts = dict[str, list[tuple[str, str]]]  # title -> level and text
+Results = dict[str, list[tuple[str, str]]]  # title -> level and text
 SHORT = ["--config", IRIS, "trainer.max_epochs=2"]
 
 
 @pytest.fixture(autouse=True)
 def time_enough(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So that no verdict depends on how fast the machine is; steps are limited, too."""
+    """Raise the time limits, so that no result depends on the speed of the machine. The limits of steps remain."""
     for name in ("OVERFIT_SECONDS", "RATE_SECONDS"):
         monkeypatch.setattr(model_checks, name, 1000.0)
 
 
 @pytest.fixture
-def check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> Callable[..., Verdicts]:
-    """The verdicts on a command line, of which nothing may be left, and whose exit code must be that of their worst."""
+def check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> Callable[..., Results]:
+    """Runs ``--check`` with a command line, and returns its results. It must leave no files, and the exit code must fit."""
 
-    def checked(*argv: str) -> Verdicts:
+    def checked(*argv: str) -> Results:
         monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
         before = set(tmp_path.rglob("*"))
         code = train.main([*argv, f"run.root={tmp_path / 'runs'}", "--check"])
-        assert {one for one in set(tmp_path.rglob("*")) - before if "cache" not in str(one)} == set()
+        assert {path for path in set(tmp_path.rglob("*")) - before if "cache" not in str(path)} == set()
         printed = capsys.readouterr()
-        found: Verdicts = {}
+        found: Results = {}
         for line in printed.out.splitlines():
             assert line[:8].strip() in ("ok", "note", "warning", "WRONG"), line
             found.setdefault(line[9:30].strip(), []).append((line[:8].strip(), line[30:]))
-        num_wrong = sum(level == "WRONG" for verdicts in found.values() for level, _ in verdicts)
-        num_verdicts = sum(map(len, found.values()))
-        said = f"error: --check: {num_wrong} of {num_verdicts} checks are WRONG; fix them first\n" if num_wrong else ""
-        assert (code, printed.err) == (2 if num_wrong else 0, said)
+        num_wrong = sum(level == "WRONG" for results in found.values() for level, _ in results)
+        num_results = sum(map(len, found.values()))
+        error = f"error: --check: {num_wrong} of {num_results} checks are WRONG; fix them first\n" if num_wrong else ""
+        assert (code, printed.err) == (2 if num_wrong else 0, error)
         return found
 
     return checked
 
 
-def levels(verdicts: Verdicts) -> set[str]:
-    return {level for one in verdicts.values() for level, _ in one}
+def levels(results: Results) -> set[str]:
+    return {level for lines in results.values() for level, _ in lines}
 
 
-def wrong(verdicts: Verdicts) -> set[str]:
-    return {title for title, one in verdicts.items() if "WRONG" in [level for level, _ in one]}
+def wrong(results: Results) -> set[str]:
+    return {title for title, lines in results.items() if "WRONG" in [level for level, _ in lines]}
 
 
 def loads(monkeypatch: pytest.MonkeyPatch, change: Callable, datamodule: type = Iris) -> None:
-    """Have a datamodule load what `change` makes of its training and its test set."""
+    """Let `change` replace the training and the test set that a datamodule loads."""
     load = datamodule.load
     monkeypatch.setattr(datamodule, "load", lambda self: change(*load(self)))
 
 
 def makes(monkeypatch: pytest.MonkeyPatch, change: Callable) -> None:
-    """Have a model changed when it has been made."""
+    """Let `change` modify the model after it has been made."""
     make_model = train.make_model
 
     def changed(config, spec):
@@ -83,19 +83,19 @@ def makes(monkeypatch: pytest.MonkeyPatch, change: Callable) -> None:
     monkeypatch.setattr(train, "make_model", changed)
 
 
-def test_iris_is_all_right(check):
-    verdicts = check(*SHORT)
-    assert list(verdicts) == [
+def test_iris_has_no_problems(check):
+    results = check(*SHORT)
+    assert list(results) == [
         "class balance", "labels fit inputs", "duplicate rows", "input scale", "initial loss", "gradients",
         "overfits one batch", "learning rate", "expected time",
     ]  # fmt: skip
-    assert levels(verdicts) == {"ok", "note"}
-    assert verdicts["gradients"] == [("ok", "all 6 parameters get one")]
-    assert "for the whole training; memory" in verdicts["expected time"][0][1]
+    assert levels(results) == {"ok", "note"}
+    assert results["gradients"] == [("ok", "all 6 parameters get one")]
+    assert "for the whole training; memory" in results["expected time"][0][1]
 
 
 @pytest.mark.parametrize("name", ["mnist_mlp", "cifar10_cnn", "text_bert", "sst2_bert"])
-def test_other_models_and_data_are_all_right(name, check, small_data, tmp_path):
+def test_other_models_and_data_have_no_problems(name, check, small_data, tmp_path):
     options = files.options("text" if "bert" in name else "mnist", small_data)
     more = ["trainer.max_epochs=1", "trainer.limit_train_batches=2", "trainer.limit_val_batches=1"]
     if name == "cifar10_cnn":
@@ -105,12 +105,12 @@ def test_other_models_and_data_are_all_right(name, check, small_data, tmp_path):
     if name == "sst2_bert":
         more += [f"model.pretrained={files.MINILM}", "model.freeze_embeddings=true", "model.freeze_layers=5"]
         more += ["data.batch_size=8"]
-    verdicts = check(
+    results = check(
         "--config", f"configs/{name}.yaml", *more, *(f"data.{key}={value}" for key, value in options.items())
     )
-    assert levels(verdicts) == {"ok", "note"}
+    assert levels(results) == {"ok", "note"}
     if name == "sst2_bert":
-        assert verdicts["gradients"][0][1] == "all 18 parameters get one (85 are frozen)"
+        assert results["gradients"][0][1] == "all 18 parameters get one (85 are frozen)"
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -122,22 +122,22 @@ def test_labels_of_other_rows(seed, check, monkeypatch, small_data):
     loads(monkeypatch, shuffled)
     loads(monkeypatch, shuffled, MNIST)
     mnist = ["--config", "configs/mnist_mlp.yaml", f"data.root={small_data}", "trainer.max_epochs=1"]
-    for verdicts in (check(*SHORT), check(*mnist)):
-        assert wrong(verdicts) <= {"labels fit inputs"}
-        level, text = verdicts["labels fit inputs"][0]
-        assert level == ("WRONG" if "do not depend on" in text else "warning")  # of so few rows either may be said
+    for results in (check(*SHORT), check(*mnist)):
+        assert wrong(results) <= {"labels fit inputs"}
+        level, text = results["labels fit inputs"][0]
+        assert level == ("WRONG" if "do not depend on" in text else "warning")  # both are possible with so few rows
         assert "by chance: " in text
         assert "in the same order" in text
 
 
 @pytest.mark.parametrize("kind", ["features", "tokens"])
-@pytest.mark.parametrize("share", [0.5, 0.95])
-def test_labels_of_other_rows_are_told_from_those_of_their_own(kind, share, tmp_path):
-    """Also where one class has nearly all rows: always to say that one is right for most, and knows nothing."""
+@pytest.mark.parametrize("fraction", [0.5, 0.95])
+def test_labels_of_other_rows_are_distinguished_from_correct_labels(kind, fraction, tmp_path):
+    """Also if one class has nearly all rows, so that predicting only this class is right for most rows."""
     true, shuffled = [], []
     for seed in range(20):
         generator = torch.Generator().manual_seed(seed)
-        labels = (torch.rand(2000, generator=generator) > share).long()
+        labels = (torch.rand(2000, generator=generator) > fraction).long()
         noise = torch.rand(2000, 8, generator=generator)
         inputs = noise + 0.5 * labels[:, None]
         if kind == "tokens":
@@ -151,21 +151,21 @@ def test_labels_of_other_rows_are_told_from_those_of_their_own(kind, share, tmp_
 
 
 @pytest.mark.parametrize(
-    ("rows", "slope", "share"),
+    ("rows", "slope", "fraction"),
     [(2000, 0.5, 0.5), (2000, 2.0, 0.03), (60, 4.0, 0.5), (120, 1.8, 0.5)],  # best accuracies of 60, 97, 87 and 77 %
 )
-def test_what_is_hard_to_tell_is_not_called_wrong(rows, slope, share):
+def test_labels_that_are_hard_to_predict_are_not_wrong(rows, slope, fraction):
     for seed in range(20):
         generator = torch.Generator().manual_seed(seed)
         inputs = torch.randn(rows, 6, generator=generator)
-        threshold = torch.logit(torch.rand(rows, generator=generator)) + torch.logit(torch.tensor(1 - share))
+        threshold = torch.logit(torch.rand(rows, generator=generator)) + torch.logit(torch.tensor(1 - fraction))
         assert data_checks.check_labels(inputs, (slope * inputs[:, 0] > threshold).long())[0] != "WRONG"
 
 
-def test_how_two_texts_go_together_is_not_for_a_bag_of_words():
+def test_labels_that_depend_on_both_texts_of_a_pair_are_not_wrong():
     first = torch.randint(0, 50, (2000, 4), generator=torch.Generator().manual_seed(0))
     labels = torch.arange(2000) % 2
-    second = torch.where(labels[:, None] == 1, first, first.roll(1, 0))  # of its own or of another row
+    second = torch.where(labels[:, None] == 1, first, first.roll(1, 0))  # from the same row or from another one
     ids, starts = torch.cat([first, second], 1).int().flatten(), torch.arange(2000) * 8
     rows = TokenRows(ids, starts, torch.full((2000,), 8), torch.full((2000,), 4))
     level, _, text = data_checks.check_labels(rows, labels)
@@ -175,38 +175,38 @@ def test_how_two_texts_go_together_is_not_for_a_bag_of_words():
 
 def test_one_label_for_all(check, monkeypatch):
     loads(monkeypatch, lambda labelled, test: ((labelled[0], torch.zeros_like(labelled[1])), test))
-    verdicts = check(*SHORT)
-    assert wrong(verdicts) == {"class balance"}
-    assert verdicts["class balance"][0][1] == "all 96 rows of train are 'setosa'; check how labels are read"
-    assert verdicts["labels fit inputs"][0][0] == verdicts["overfits one batch"][0][0] == "note"
+    results = check(*SHORT)
+    assert wrong(results) == {"class balance"}
+    assert results["class balance"][0][1] == "all 96 rows of train are 'setosa'; check how labels are read"
+    assert results["labels fit inputs"][0][0] == results["overfits one batch"][0][0] == "note"
 
 
 def test_a_class_that_is_not_in_train(check, monkeypatch):
     def without(labelled, test):
-        return tuple(one[labelled[1] != 1] for one in labelled), test
+        return tuple(tensor[labelled[1] != 1] for tensor in labelled), test
 
     loads(monkeypatch, without)
-    verdicts = check(*SHORT)
-    assert wrong(verdicts) == {"class balance"}
-    assert "train has no row of 'versicolor'; remove" in verdicts["class balance"][0][1]
+    results = check(*SHORT)
+    assert wrong(results) == {"class balance"}
+    assert "train has no row of 'versicolor'; remove" in results["class balance"][0][1]
 
 
 def test_a_class_that_is_rare(check, monkeypatch):
     def fewer(labelled, test):
         few = torch.cat([(labelled[1] < 2).nonzero().flatten(), (labelled[1] == 2).nonzero().flatten()[:2]])
-        return tuple(one[few] for one in labelled), test
+        return tuple(tensor[few] for tensor in labelled), test
 
     loads(monkeypatch, fewer)
-    verdicts = check(*SHORT)
-    (imbalance, missing) = verdicts["class balance"]
+    results = check(*SHORT)
+    (imbalance, missing) = results["class balance"]
     assert imbalance == ("warning", imbalance[1])
     assert "a ratio of 16; model.class_weights='[0.69, 0.69, 11]' compensates for it" in imbalance[1]
     assert missing == ("warning", "val has no row of 'virginica'; raise data.val_fraction")
 
 
 @pytest.mark.parametrize("seed", range(2, 7))
-def test_the_twins_of_iris_are_no_mistake(seed, check):
-    """Its rows 102 and 143 are equal; a part of 30 rows that has one of them shares more than a hundredth."""
+def test_the_equal_rows_of_iris_are_not_wrong(seed, check):
+    """Rows 102 and 143 are equal. If one of them is in a split of 30 rows, the split shares more than 1 % of its rows."""
     assert wrong(check(*SHORT, f"data.split_seed={seed}")) == set()
 
 
@@ -216,14 +216,14 @@ def test_rows_of_the_test_that_are_in_train(copies, check, monkeypatch):
         return labelled, tuple(torch.cat([old, new[:copies]]) for old, new in zip(test, labelled, strict=True))
 
     loads(monkeypatch, copied)
-    verdicts = check(*SHORT)["duplicate rows"]
-    assert verdicts[0] == ("ok", "no row of val is in train")
+    results = check(*SHORT)["duplicate rows"]
+    assert results[0] == ("ok", "no row of val is in train")
     if copies:
-        assert verdicts[1][0] == "WRONG"
-        assert verdicts[1][1].startswith("6 of 36 rows of test are also in train or val (row 30 is row 0 of ")
-        assert verdicts[2:] == []
+        assert results[1][0] == "WRONG"
+        assert results[1][1].startswith("6 of 36 rows of test are also in train or val (row 30 is row 0 of ")
+        assert results[2:] == []
     else:
-        assert verdicts[1:] == [("ok", "no row of test is in train or val")]
+        assert results[1:] == [("ok", "no row of test is in train or val")]
 
 
 def test_few_shared_rows_and_other_labels_are_noted():
@@ -237,31 +237,35 @@ def test_few_shared_rows_and_other_labels_are_noted():
         ("note", "duplicate rows", "1 of 2,003 rows of train have the inputs of an earlier row, but another label"),
     ]
     crowded = {"train": train, "val": (inputs[:100], labels[:100]), "test": (val[0][:100], labels[:100] + 1)}
-    assert [one[0] for one in data_checks.check_duplicates(crowded)] == ["warning", "ok", "note"]
+    assert [result.level for result in data_checks.check_duplicates(crowded)] == ["warning", "ok", "note"]
     crowded["test"] = crowded["val"]
-    assert [one[0] for one in data_checks.check_duplicates(crowded)] == ["warning", "WRONG", "note"]
+    assert [result.level for result in data_checks.check_duplicates(crowded)] == ["warning", "WRONG", "note"]
 
 
-def test_of_tokens_the_whole_row_counts_and_of_pairs_where_the_second_text_begins():
+def test_token_rows_are_equal_only_if_all_tokens_and_the_second_start_are_equal():
     def rows(ids, second):
         starts, lengths = torch.tensor([0, 2]), torch.tensor([2, 2])
         return TokenRows(torch.tensor(ids, dtype=torch.int32), starts, lengths, torch.tensor(second))
 
     labels = torch.tensor([0, 1])
-    parts = {"train": rows([1, 2, 3, 4], [1, 1]), "val": rows([1, 3, 1, 2], [1, 0]), "test": rows([3, 4, 9, 9], [1, 1])}
-    found = list(data_checks.check_duplicates({part: (one, labels) for part, one in parts.items()}))
-    assert [one[0] for one in found] == ["ok", "warning"]
+    splits = {
+        "train": rows([1, 2, 3, 4], [1, 1]),
+        "val": rows([1, 3, 1, 2], [1, 0]),
+        "test": rows([3, 4, 9, 9], [1, 1]),
+    }
+    found = list(data_checks.check_duplicates({split: (inputs, labels) for split, inputs in splits.items()}))
+    assert [result.level for result in found] == ["ok", "warning"]
     assert "1 of 2 rows of test are also in train or val (row 0 is row 1 of train); remove them" in found[1][2]
 
 
-def test_too_few_rows_to_tell():
+def test_too_few_rows_to_judge():
     assert data_checks.check_labels(torch.randn(49, 3), torch.arange(49) % 2) == (
         "note", "labels fit inputs", "49 rows of train are too few to judge",
     )  # fmt: skip
 
 
 def test_large_images_are_averaged_before_they_are_compared():
-    """What tells the classes apart here is less than the noise of the pixels, and more than that of their averages."""
+    """The difference between the classes is smaller than the noise of the pixels, but larger than that of their averages."""
     labels = torch.arange(100) % 2
     images = torch.randint(0, 250, (100, 3, 200, 300), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     images[labels == 1] += 4
@@ -275,9 +279,9 @@ def test_a_parameter_without_a_gradient(check, monkeypatch):
         model.network.unused = nn.Linear(3, 3)
 
     makes(monkeypatch, more)
-    verdicts = check(*SHORT)
-    assert wrong(verdicts) == {"gradients"}
-    assert "none for 2 of 8 parameters: unused.weight, unused.bias; use them" in verdicts["gradients"][0][1]
+    results = check(*SHORT)
+    assert wrong(results) == {"gradients"}
+    assert "none for 2 of 8 parameters: unused.weight, unused.bias; use them" in results["gradients"][0][1]
 
 
 def test_a_parameter_behind_zeros_gets_its_gradient_after_a_step(check, monkeypatch):
@@ -288,14 +292,14 @@ def test_a_parameter_behind_zeros_gets_its_gradient_after_a_step(check, monkeypa
     assert levels(check(*SHORT)) == {"ok", "note"}
 
 
-def test_batches_of_one_are_put_together(check):
-    verdicts = check(*SHORT, "data.batch_size=1")
-    assert verdicts["overfits one batch"][0][0] == "ok"
-    assert "(16 samples)" in verdicts["overfits one batch"][0][1]
+def test_batches_of_one_sample_are_joined(check):
+    results = check(*SHORT, "data.batch_size=1")
+    assert results["overfits one batch"][0][0] == "ok"
+    assert "(16 samples)" in results["overfits one batch"][0][1]
 
 
-def test_a_network_that_need_not_know_every_sample_by_heart_is_not_called_broken():
-    """A linear model of two binary features, by which labels are likely and not certain."""
+def test_a_network_that_cannot_overfit_contradicting_samples_is_not_wrong():
+    """A linear model of two binary features that make labels likely, but not certain."""
     for seed in range(10):
         generator = torch.Generator().manual_seed(seed)
         torch.manual_seed(seed)
@@ -309,18 +313,18 @@ def test_a_network_that_need_not_know_every_sample_by_heart_is_not_called_broken
 
 def test_a_network_whose_outputs_do_not_depend_on_its_inputs(check, monkeypatch):
     monkeypatch.setattr(LitMLP, "normalized", lambda self, inputs: torch.zeros_like(inputs))
-    verdicts = check(*SHORT)
-    assert wrong(verdicts) == {"gradients", "overfits one batch"}
-    assert verdicts["input scale"][0][0] == "warning"
-    assert "do not seem to depend on the inputs" in verdicts["overfits one batch"][0][1]
+    results = check(*SHORT)
+    assert wrong(results) == {"gradients", "overfits one batch"}
+    assert results["input scale"][0][0] == "warning"
+    assert "do not seem to depend on the inputs" in results["overfits one batch"][0][1]
 
 
-def test_a_network_that_is_cut_off_from_its_loss(check, monkeypatch):
+def test_a_network_whose_loss_does_not_depend_on_its_parameters(check, monkeypatch):
     forward = LitMLP.forward
     monkeypatch.setattr(LitMLP, "forward", lambda self, inputs: forward(self, inputs).detach())
-    verdicts = check(*SHORT)
-    assert wrong(verdicts) == {"gradients", "overfits one batch", "first steps"}
-    assert "the loss does not depend on any parameter; look for .detach()" in verdicts["gradients"][0][1]
+    results = check(*SHORT)
+    assert wrong(results) == {"gradients", "overfits one batch", "first steps"}
+    assert "the loss does not depend on any parameter; look for .detach()" in results["gradients"][0][1]
 
 
 def test_a_gradient_that_is_not_finite():
@@ -331,14 +335,14 @@ def test_a_gradient_that_is_not_finite():
     assert "not finite for 2 of 4 parameters: layers.0.weight, layers.0.bias; look for" in text
 
 
-def test_a_start_far_from_chance(check, monkeypatch):
+def test_an_initial_loss_far_from_chance(check, monkeypatch):
     makes(monkeypatch, lambda model: model.network.layers[-1].weight.data.mul_(100))
-    verdicts = check(*SHORT)
-    assert wrong(verdicts) == {"initial loss"}
-    assert "by chance: ln 3 = 1.10; initialize the last layer with smaller weights" in verdicts["initial loss"][0][1]
+    results = check(*SHORT)
+    assert wrong(results) == {"initial loss"}
+    assert "by chance: ln 3 = 1.10; initialize the last layer with smaller weights" in results["initial loss"][0][1]
 
 
-def test_a_model_that_knows_the_classes_already():
+def test_a_model_that_is_already_trained_on_the_classes():
     model = LitMLP((3,), 3, hidden_sizes=[])
     model.network.layers[0].weight.data = 10 * torch.eye(3)
     level, _, text = check_initial_loss(model, [(torch.eye(3), torch.arange(3))])
@@ -346,12 +350,12 @@ def test_a_model_that_knows_the_classes_already():
     assert "trained on these classes already" in text
 
 
-def test_a_network_too_slow_to_tell_is_not_called_broken(check, monkeypatch):
+def test_a_network_that_is_too_slow_to_judge_is_not_wrong(check, monkeypatch):
     for name in ("OVERFIT_SECONDS", "RATE_SECONDS"):
         monkeypatch.setattr(model_checks, name, 0.0)
-    verdicts = check(*SHORT)
+    results = check(*SHORT)
     for title in ("overfits one batch", "learning rate"):
-        ((level, text),) = verdicts[title]
+        ((level, text),) = results[title]
         assert level == "note"
         assert "in 1 step" in text
         assert text.endswith("; too few steps within the time limit to judge")
@@ -359,61 +363,61 @@ def test_a_network_too_slow_to_tell_is_not_called_broken(check, monkeypatch):
 
 def test_inputs_that_are_not_scaled(check, small_data):
     options = [f"data.root={small_data}", "data.normalize=false", "trainer.max_epochs=1"]
-    verdicts = check("--config", "configs/mnist_mlp.yaml", *options)
-    assert verdicts["input scale"][0][0] == "warning"
-    assert "data.normalize=true does it" in verdicts["input scale"][0][1]
+    results = check("--config", "configs/mnist_mlp.yaml", *options)
+    assert results["input scale"][0][0] == "warning"
+    assert "data.normalize=true does it" in results["input scale"][0][1]
 
 
-def test_a_rate_that_explodes(check):
-    verdicts = check(*SHORT, "optimizer.lr=100")
-    assert levels(verdicts) == {"ok", "note", "warning"}
-    assert verdicts["learning rate"][0][0] == "warning"
-    assert "the loss explodes: divide optimizer.lr by 10" in verdicts["learning rate"][0][1]
+def test_a_rate_that_is_too_high(check):
+    results = check(*SHORT, "optimizer.lr=100")
+    assert levels(results) == {"ok", "note", "warning"}
+    assert results["learning rate"][0][0] == "warning"
+    assert "the loss explodes: divide optimizer.lr by 10" in results["learning rate"][0][1]
 
 
-def test_a_rate_that_does_nothing(check):
+def test_a_rate_that_is_too_low(check):
     level, text = check(*SHORT, "optimizer.lr=1e-8")["learning rate"][0]
     assert level == "warning"
     assert "the loss hardly changes: multiply optimizer.lr by 10" in text
 
 
 def test_a_rate_that_diverges_at_once(check):
-    verdicts = check(*SHORT, "optimizer={name: sgd, lr: 1.0e+38}")
-    assert wrong(verdicts) == {"first steps"}
-    assert "diverged: " in verdicts["first steps"][0][1]
-    assert verdicts["learning rate"][0][0] == "warning"
+    results = check(*SHORT, "optimizer={name: sgd, lr: 1.0e+38}")
+    assert wrong(results) == {"first steps"}
+    assert "diverged: " in results["first steps"][0][1]
+    assert results["learning rate"][0][0] == "warning"
 
 
-def test_what_is_frozen_is_not_called_broken():
+def test_a_frozen_network_is_not_wrong():
     inputs, labels = torch.randn(32, 4), torch.arange(32) % 3
     model = LitMLP((4,), 3, hidden_sizes=[64, 1])
-    for one in model.network.layers[:3].parameters():
-        one.requires_grad_(False)
-    model.network.layers[-1].weight.data.zero_().requires_grad_(False)  # a bias alone learns
+    for parameter in model.network.layers[:3].parameters():
+        parameter.requires_grad_(False)
+    model.network.layers[-1].weight.data.zero_().requires_grad_(False)  # only a bias learns
     level, _, text = check_overfitting(model, (inputs, labels))
     assert level == "warning"
     assert "most of the network is frozen" in text
     assert check_gradients(model.requires_grad_(False), (inputs, labels))[2].startswith("all 6 parameters are frozen")
 
 
-def test_the_model_that_is_checked_stays_as_it_is():
+def test_the_checks_do_not_change_the_model():
     model = LitBERT((4,), 3, hidden_size=8, num_layers=1, num_heads=2)
     optimizer = torch.optim.Adam(model.parameters(), 0.1)
-    before = {name: one.clone() for name, one in model.state_dict().items()}
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     batch = torch.randn(32, 4), torch.arange(32) % 3
     assert len(list(check_model(model, optimizer, [batch]))) == 5
     assert model.training
     assert not optimizer.state
-    assert all(one.grad is None for one in model.parameters())
-    assert all(torch.equal(one, before[name]) for name, one in model.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
 @pytest.mark.filterwarnings("ignore:The '.*dataloader' does not have many workers")
-def test_a_datamodule_with_loaders_of_its_own(check, monkeypatch):
-    def loader(part):
+def test_a_datamodule_with_its_own_loaders(check, monkeypatch):
+    def loader(split):
         def loads(self):
-            dataset = torch.utils.data.TensorDataset(*self.own[part])
-            return torch.utils.data.DataLoader(dataset, batch_size=32, shuffle=part == "train")
+            dataset = torch.utils.data.TensorDataset(*self.own[split])
+            return torch.utils.data.DataLoader(dataset, batch_size=32, shuffle=split == "train")
 
         return loads
 
@@ -424,18 +428,18 @@ def test_a_datamodule_with_loaders_of_its_own(check, monkeypatch):
 
     monkeypatch.setattr(Iris, "setup", setup)
     monkeypatch.setattr(Iris, "training_inputs", lambda self: self.own["train"][0])
-    for part in ("train", "val", "test"):
-        monkeypatch.setattr(Iris, f"{part}_dataloader", loader(part))
-    verdicts = check(*SHORT)
-    assert verdicts["data"] == [("note", "Iris loads its data itself, so rows and labels are not checked")]
-    assert levels(verdicts) == {"ok", "note"}
+    for split in ("train", "val", "test"):
+        monkeypatch.setattr(Iris, f"{split}_dataloader", loader(split))
+    results = check(*SHORT)
+    assert results["data"] == [("note", "Iris loads its data itself, so rows and labels are not checked")]
+    assert levels(results) == {"ok", "note"}
 
 
 @pytest.mark.parametrize("seconds", [0.0, 0.05])
-def test_time_is_told_from_a_few_steps(seconds, check, monkeypatch):
+def test_the_time_is_estimated_from_a_few_steps(seconds, check, monkeypatch):
     monkeypatch.setattr(preflight, "TIMED_SECONDS", seconds)
-    verdicts = check("--config", IRIS, "trainer.max_epochs=3000")
-    assert "for 9,000 training batches and 3,000 validations; memory" in verdicts["expected time"][0][1]
+    results = check("--config", IRIS, "trainer.max_epochs=3000")
+    assert "for 9,000 training batches and 3,000 validations; memory" in results["expected time"][0][1]
 
 
 @pytest.mark.parametrize(
@@ -466,15 +470,15 @@ def test_batches_and_validations_are_counted(options, batches, validations):
         ("trainer.max_time='00:00:00:30'", "about 30 s, the limit of the run, with "),
     ],
 )
-def test_a_run_without_a_number_of_batches(end, text, check, monkeypatch):
+def test_a_run_without_a_fixed_number_of_batches(end, text, check, monkeypatch):
     monkeypatch.setattr(preflight, "TIMED_SECONDS", 0.0)
-    verdicts = check("--config", IRIS, "trainer.max_epochs=null", "schedule.name=constant", end)
-    assert text in verdicts["expected time"][0][1]
+    results = check("--config", IRIS, "trainer.max_epochs=null", "schedule.name=constant", end)
+    assert text in results["expected time"][0][1]
 
 
-def test_one_process_is_enough(check):
-    verdicts = check(*SHORT, "trainer.devices=2", "trainer.strategy=ddp")
-    assert levels(verdicts) == {"ok", "note"}
+def test_the_check_uses_one_process(check):
+    results = check(*SHORT, "trainer.devices=2", "trainer.strategy=ddp")
+    assert levels(results) == {"ok", "note"}
 
 
 @pytest.mark.parametrize("when", ["data", "steps"])
@@ -497,6 +501,6 @@ def test_only_a_new_run_can_be_checked(capsys):
     assert capsys.readouterr().err == expected
 
 
-def test_mistakes_in_a_config_are_answered_as_ever(capsys):
+def test_mistakes_in_a_config_are_reported_as_in_a_run(capsys):
     assert train.main(["--config", IRIS, "optimizer.lrr=1", "--check"]) == 2
     assert capsys.readouterr().err == "error: command line: optimizer.lrr: unknown key; did you mean lr?\n"

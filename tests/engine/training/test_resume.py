@@ -104,7 +104,7 @@ VARIANTS = [
 
 def test_what_is_left_does_not_depend_on_the_clock(finished, written_data, cache, tmp_path, monkeypatch):
     """A machine so slow that every validation is looked at leaves the same checkpoints, figures and curves."""
-    files.tell_readers(monkeypatch)
+    files.expect_small_files(monkeypatch)
     options = options_of("cnn", written_data, cache)
     fast = finished(options)
     seconds = count(step=1000.0)
@@ -114,7 +114,7 @@ def test_what_is_left_does_not_depend_on_the_clock(finished, written_data, cache
 
 @pytest.mark.parametrize(("model", "changes", "stops"), VARIANTS, ids=str)
 def test_stopped_by_a_signal_and_resumed(model, changes, stops, written_data, cache, finished, tmp_path, monkeypatch):
-    files.tell_readers(monkeypatch)
+    files.expect_small_files(monkeypatch)
     options = [*options_of(model, written_data, cache), *changes, *(WITHOUT_PICTURES if changes else [])]
     first = True
     for stop in stops:
