@@ -15,7 +15,7 @@ from torch import Tensor
 
 import train
 from engine.training.epoch_loop import EpochLoop
-from engine.training.loggers import CSV_FILE, event_files
+from engine.training.loggers import CSV_FILE, event_files, stage_and_tag
 
 CLOCK = {
     "seconds", "train_seconds", "samples_per_second", "speed/samples_per_second", "peak_share", "speed/peak_share",
@@ -53,7 +53,7 @@ def rows(folder: Path) -> list[list[str]]:
     if not (folder / CSV_FILE).exists():
         return []
     with (folder / CSV_FILE).open(encoding="utf-8", newline="") as file:
-        return [row for row in csv.reader(file) if row[1].partition("/")[2] not in CLOCK]
+        return [row for row in csv.reader(file) if stage_and_tag(row[1])[1] not in CLOCK]
 
 
 def different(left: Any, right: Any, place: str) -> Iterator[str]:

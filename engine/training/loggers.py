@@ -10,7 +10,7 @@ import csv
 import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
 from lightning.pytorch import Trainer
@@ -136,7 +136,6 @@ class CsvLogger(Logger):
     def __init__(self, folder: Path, clock: Clock) -> None:
         super().__init__()
         self.path, self.clock = folder / CSV_FILE, clock
-        self._file: TextIO | None = None
 
     @property
     def name(self) -> str:
@@ -156,23 +155,12 @@ class CsvLogger(Logger):
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         with self.clock.measure("logging"):
-            if self._file is None:
-                self.path.parent.mkdir(exist_ok=True)
-                self._file = self.path.open("a", encoding="utf-8", newline="")
-            rows = csv.writer(self._file, lineterminator="\n")
-            if self._file.tell() == 0:
-                rows.writerow(("step", "metric", "value"))
-            rows.writerows((step, name, float(value)) for name, value in metrics.items())
-
-    def save(self) -> None:
-        """Close the file. The next `log_metrics` opens it again."""
-        if self._file is not None:
-            with self.clock.measure("logging"):
-                self._file.close()
-                self._file = None
-
-    def finalize(self, status: str) -> None:
-        self.save()
+            self.path.parent.mkdir(exist_ok=True)
+            with self.path.open("a", encoding="utf-8", newline="") as file:
+                rows = csv.writer(file, lineterminator="\n")
+                if file.tell() == 0:
+                    rows.writerow(("step", "metric", "value"))
+                rows.writerows((step, name, float(value)) for name, value in metrics.items())
 
 
 class PictureWriter:
