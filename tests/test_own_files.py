@@ -418,8 +418,6 @@ def test_a_bug_in_an_own_file_keeps_its_traceback(add, tmp_path, capsys, room, p
         'self.log("train/mine", "not a number")',
         'self.log("train/mine", 1.0, on_step=False, on_epoch=False, reduce_fx="nothing")',
         'self.log_dict(3)',
-        'self.trainer.fit(self)',
-        'self.hparams.missing',
         'self.trainer.missing',
     ],
 )  # fmt: skip
