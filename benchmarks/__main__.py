@@ -1,18 +1,18 @@
-"""Benchmarks: the same work by us and by what a user would write instead, in turn, in one run.
+"""Benchmarks: compare this project with code that a user would write instead. Both sides run in turn.
 
-    start       the command, until its first step and until its end, beside the imports alone (1 minute)
-    loader      an epoch of MNIST batches, beside raw indexing and DataLoaders (1 minute)
-    step        an epoch of a small MLP on MNIST, beside a bare loop and Lightning as documented (2 minutes)
-    mnist       MNIST to 99 %, beside a bare loop (6 minutes)
-    cifar       steps of the CNN on CIFAR-10, beside bare loops in bf16 and fp32 (5 minutes)
-    bert        fine-tuning on SST-2, beside transformers' Trainer; needs --model and the extra [bert] (13 minutes)
-    checkpoint  saving, beside Lightning's (1 minute)
-    pictures    what TensorBoard's pictures cost a training of MNIST (2 minutes)
-    ddp         two processes, beside a bare loop in DistributedDataParallel (5 minutes)
+    start       a command until its first step and until its end, compared with its imports (1 minute)
+    loader      an epoch of MNIST batches, compared with raw indexing and DataLoaders (1 minute)
+    step        an epoch of a small MLP on MNIST, compared with a bare loop and with Lightning as documented (2 minutes)
+    mnist       training until 99 % on MNIST, compared with a bare loop (6 minutes)
+    cifar       training steps of the CNN on CIFAR-10, compared with bare loops in bf16 and fp32 (5 minutes)
+    bert        fine-tuning on SST-2, compared with Trainer of transformers; needs --model and the extra [bert] (13 minutes)
+    checkpoint  saving a checkpoint, compared with Lightning (1 minute)
+    pictures    time of TensorBoard's pictures in a training on MNIST (2 minutes)
+    ddp         two processes, compared with a bare loop with DistributedDataParallel (5 minutes)
 
-Ratios are medians over the pairs, with their spread; they say more than seconds, on a machine that others share. They are
-printed, and kept with versions and threads in benchmarks/results, in the file of this hardware. Minutes are those of two
-cores; OMP_NUM_THREADS sets the threads.
+The results are medians of ratios, with their ranges. On a shared machine, ratios are more reliable than seconds. They are
+printed, and saved with versions and number of threads in a file for this hardware in benchmarks/results. The minutes are for
+two CPU cores. OMP_NUM_THREADS sets the number of threads.
 """
 
 import argparse
@@ -24,12 +24,14 @@ NAMES = ("start", "loader", "step", "mnist", "cifar", "bert", "checkpoint", "pic
 
 def main() -> None:
     summary, _, rest = (__doc__ or "").partition("\n")
-    layout = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser("python -m benchmarks", description=summary, epilog=rest, formatter_class=layout)
-    parser.add_argument("names", nargs="+", choices=[*NAMES, "all"], metavar="NAME", help="see below; or all")
-    parser.add_argument("--data", default="data", help="folder of the data sets, their data.root (default: data)")
-    parser.add_argument("--model", help="folder of a pretrained BERT, which `bert` needs")
-    parser.add_argument("--pairs", type=_positive, default=5, help="how often each side runs (default: 5)")
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(
+        "python -m benchmarks", description=summary, epilog=rest, formatter_class=formatter
+    )
+    parser.add_argument("names", nargs="+", choices=[*NAMES, "all"], metavar="NAME", help="a name below, or all")
+    parser.add_argument("--data", default="data", help="folder of the data sets, as data.root (default: data)")
+    parser.add_argument("--model", help="folder of a pretrained BERT, for `bert`")
+    parser.add_argument("--pairs", type=_positive, default=5, help="runs of each side (default: 5)")
     options = parser.parse_args()
     names = NAMES if "all" in options.names else options.names
     if "bert" in names and options.model is None:
@@ -37,8 +39,8 @@ def main() -> None:
 
     import torch
 
-    from benchmarks.measure import BenchmarkError, hardware, save, show
-    from engine.contracts import ConfigError, DataError
+    from benchmarks.measure import BenchmarkError, describe_hardware, print_table, save_results
+    from engine.contracts import UserError
     from engine.terminal import quiet_lightning
 
     quiet_lightning()
@@ -46,13 +48,13 @@ def main() -> None:
     for name in names:
         module = importlib.import_module(f"benchmarks.{name}")
         title = (module.__doc__ or "").splitlines()[0]
-        print(f"{name}: {title} ({hardware()}, {torch.get_num_threads()} threads)", flush=True)
+        print(f"{name}: {title} ({describe_hardware()}, {torch.get_num_threads()} threads)", flush=True)
         try:
-            rows = module.run(options)
-        except (ConfigError, DataError, BenchmarkError) as error:
+            comparisons = module.run(options)
+        except (UserError, BenchmarkError) as error:
             sys.exit(f"error: {name}: {error}")
-        show(rows)
-        print(f"written to {save(name, rows)}\n")
+        print_table(comparisons)
+        print(f"results saved in {save_results(name, comparisons)}\n")
 
 
 def _positive(text: str) -> int:

@@ -1,8 +1,8 @@
-"""Fine-tuning a pretrained BERT on SST-2: by `configs/sst2_bert.yaml`, and by Hugging Face's `Trainer`.
+"""Fine-tuning a pretrained BERT on SST-2 with `configs/sst2_bert.yaml`, compared with `Trainer` of Hugging Face.
 
-Seconds a row in steady training. `Trainer` is as its example script sets it (every row padded to 128 tokens, fp32, batch
-32, AdamW), and the same with rows padded to the longest of their batch. For the accuracy on the development set that
-`train.py` is to be compared with, `Trainer` trains for whole epochs with dynamic padding:
+The measure is the time per row after a warm-up. `Trainer` has the settings of its example script (rows padded to 128 tokens,
+fp32, batch size 32, AdamW), once with this padding and once with rows padded to the longest row of their batch. The command
+below trains with `Trainer` for whole epochs with dynamic padding, and prints the accuracy on the development set:
 
     python -m benchmarks.bert --model FOLDER [--data data/sst2] [--epochs 1] [--lr 5e-5] [--seed 0]
 """
@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from lightning.pytorch import Callback, seed_everything
 
-from benchmarks.measure import Row, in_turn
+from benchmarks.measure import Comparison, run_in_turn
 from datamodules.parts.text_files import Columns, read_file
 from datamodules.text import Text
 from engine.config.config import load_config
@@ -30,37 +30,37 @@ from engine.training.signals import Signals
 from train import make, make_model, make_trainer
 
 WARM_UP = 3  # steps that are not counted
-STEPS = {"ours": 40, "padded": 8, "dynamic": 30}  # a few hundred rows or more each
+STEPS = {"ours": 40, "padded": 8, "dynamic": 30}  # several hundred rows each
 BATCH_SIZE, MAX_LENGTH = 32, 128  # of the example script
 
 
-class Clock:
-    """Rows and seconds since the warm-up."""
+class RowCounter:
+    """Counts rows and seconds after the warm-up."""
 
     def __init__(self) -> None:
         self.steps = self.rows = 0
-        self.started = self.ended = 0.0
+        self.start = self.end = 0.0
 
-    def step(self, rows: int) -> None:
+    def end_step(self, rows: int) -> None:
         self.steps += 1
-        self.ended = time.perf_counter()
+        self.end = time.perf_counter()
         if self.steps == WARM_UP:
-            self.started, self.rows = self.ended, 0
+            self.start, self.rows = self.end, 0
         else:
             self.rows += rows
 
     @property
-    def rate(self) -> float:
-        return self.rows / (self.ended - self.started)
+    def rows_per_second(self) -> float:
+        return self.rows / (self.end - self.start)
 
 
-def ours(model: str, data: Path, cache: str, seed: int) -> tuple[float, float]:
-    """Rows a second, and the share of padding in a whole epoch."""
-    clock = Clock()
+def train_ours(model: str, data: Path, cache: str, seed: int) -> tuple[float, float]:
+    """Train as `train.py` does. Returns rows per second, and the fraction of padding in a whole epoch."""
+    counter = RowCounter()
 
-    class Ticks(Callback):
+    class CountRows(Callback):
         def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):  # type: ignore[no-untyped-def]
-            clock.step(len(batch[1]))
+            counter.end_step(len(batch[1]))
 
     config = load_config(
         "configs/sst2_bert.yaml",
@@ -75,19 +75,19 @@ def ours(model: str, data: Path, cache: str, seed: int) -> tuple[float, float]:
     network = make_model(config, datamodule.spec)
     with tempfile.TemporaryDirectory() as folder:
         trainer = make_trainer(config, Path(folder), RunRecord(Path(folder), "", config.flat()), Signals())
-        trainer.callbacks.append(Ticks())  # type: ignore[attr-defined]
+        trainer.callbacks.append(CountRows())  # type: ignore[attr-defined]
         trainer.fit(network, datamodule)
     loader = datamodule.train_dataloader()
     lengths = loader.inputs.lengths
     batches = [lengths[rows] for rows in loader.batch_sampler]
-    padded = sum(len(one) * int(loader.inputs.padded(one.max())) for one in batches)
-    return clock.rate, 1 - int(lengths.sum()) / padded
+    num_padded = sum(len(batch) * int(loader.inputs.padded(batch.max())) for batch in batches)
+    return counter.rows_per_second, 1 - int(lengths.sum()) / num_padded
 
 
-def theirs(
-    model: str, data: Path, padded: bool, steps: int, epochs: float, seed: int, lr: float = 5e-5
+def train_hugging_face(
+    model: str, data: Path, is_padded: bool, steps: int, epochs: float, seed: int, lr: float = 5e-5
 ) -> tuple[float, float]:
-    """Rows a second, and the accuracy on the development set after whole epochs (0 if `steps` ends it before)."""
+    """Train with `Trainer`. Returns rows per second, and the accuracy on the development set, or 0 if `steps` is set."""
     import transformers
     from transformers import (
         AutoModelForSequenceClassification,
@@ -98,18 +98,22 @@ def theirs(
 
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    tokenizer, clock = AutoTokenizer.from_pretrained(model), Clock()
+    tokenizer, counter = AutoTokenizer.from_pretrained(model), RowCounter()
 
-    class Ticks(transformers.TrainerCallback):
+    class CountRows(transformers.TrainerCallback):
         def on_step_end(self, args, state, control, **kwargs):  # type: ignore[no-untyped-def]
-            clock.step(BATCH_SIZE)
+            counter.end_step(BATCH_SIZE)
 
-    def rows(part: str) -> list[dict[str, Any]]:
-        read = read_file("data", data / f"{part}.tsv", Columns("sentence", None, "label"))
-        padding = "max_length" if padded else False
-        encoded = tokenizer(read.texts, truncation=True, max_length=MAX_LENGTH, padding=padding)
-        columns = zip(*encoded.values(), map(int, read.labels), strict=True)
+    def tokenize(split: str) -> list[dict[str, Any]]:
+        rows = read_file("data", data / f"{split}.tsv", Columns("sentence", None, "label"))
+        padding = "max_length" if is_padded else False
+        encoded = tokenizer(rows.texts, truncation=True, max_length=MAX_LENGTH, padding=padding)
+        columns = zip(*encoded.values(), map(int, rows.labels), strict=True)
         return [dict(zip([*encoded, "labels"], values, strict=True)) for values in columns]
+
+    def compute_metrics(prediction: Any) -> dict[str, float]:
+        labels = np.asarray(prediction.predictions).argmax(-1)
+        return {"accuracy": float((labels == prediction.label_ids).mean())}
 
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
@@ -121,73 +125,61 @@ def theirs(
         trainer = transformers.Trainer(
             model=AutoModelForSequenceClassification.from_pretrained(model, num_labels=2),
             args=arguments,
-            train_dataset=rows("train"),
-            eval_dataset=rows("dev"),
+            train_dataset=tokenize("train"),
+            eval_dataset=tokenize("dev"),
             processing_class=tokenizer,
             data_collator=DataCollatorWithPadding(tokenizer),
-            compute_metrics=lambda made: {
-                "accuracy": float((np.asarray(made.predictions).argmax(-1) == made.label_ids).mean())
-            },
-            callbacks=[Ticks()],
+            compute_metrics=compute_metrics,
+            callbacks=[CountRows()],
         )
         trainer.remove_callback(transformers.PrinterCallback)
         trainer.train()
-        return clock.rate, 0.0 if steps > 0 else trainer.evaluate()["eval_accuracy"]
+        return counter.rows_per_second, 0.0 if steps > 0 else trainer.evaluate()["eval_accuracy"]
 
 
-def run(options: argparse.Namespace) -> list[Row]:
-    data, paddings, accelerated = Path(options.data) / "sst2", list[float](), options.gpu
+def run(options: argparse.Namespace) -> list[Comparison]:
+    data, padding = Path(options.data) / "sst2", list[float]()
+    seeds = {name: iter(range(options.pairs)) for name in STEPS}  # so that each pair has other batches
     with tempfile.TemporaryDirectory() as cache:
-        seeds = {
-            name: iter(range(options.pairs)) for name in ("ours", "padded", "dynamic")
-        }  # other batches in each pair
 
-        def by_us() -> float:
-            rate, padding = ours(options.model, data, cache, next(seeds["ours"]))
-            paddings.append(padding)
-            return 1 / rate
+        def time_ours() -> float:
+            rows_per_second, fraction = train_ours(options.model, data, cache, next(seeds["ours"]))
+            padding.append(fraction)
+            return 1 / rows_per_second
 
-        def by_them(name: str) -> float:
-            padded = name == "padded"
-            return 1 / theirs(options.model, data, padded, STEPS[name] + WARM_UP, 1, next(seeds[name]))[0]
+        def time_hugging_face(name: str) -> float:
+            steps, seed = STEPS[name] + WARM_UP, next(seeds[name])
+            return 1 / train_hugging_face(options.model, data, name == "padded", steps, 1, seed)[0]
 
-        sides = {"ours": by_us, "padded": lambda: by_them("padded"), "dynamic": lambda: by_them("dynamic")}
-        times = in_turn(sides, options.pairs)
-    note = f"{1 / statistics.median(times['ours']):,.0f} rows/s, {100 * paddings[0]:.1f} % padding"
+        sides = {
+            "ours": time_ours,
+            "padded": lambda: time_hugging_face("padded"),
+            "dynamic": lambda: time_hugging_face("dynamic"),
+        }
+        times = run_in_turn(sides, options.pairs)
+    note = f"{1 / statistics.median(times['ours']):,.0f} rows/s, {padding[0]:.1%} padding"
+    padded, dynamic = "Trainer, padded to 128, fp32", "Trainer, dynamic padding"
+    speedups = (4.0, 2.0) if options.gpu else (12.0, 4.0)
     work, name = "a row of SST-2", Path(options.model).name
     return [
-        Row(
-            work,
-            "Trainer, padded to 128, fp32",
-            times["ours"],
-            times["padded"],
-            at_least=4.0 if accelerated else 12.0,
-            note=note,
-        ),
-        Row(
-            work,
-            "Trainer, dynamic padding",
-            times["ours"],
-            times["dynamic"],
-            at_least=2.0 if accelerated else 4.0,
-            note=name,
-        ),
+        Comparison(work, padded, times["ours"], times["padded"], at_least=speedups[0], note=note),
+        Comparison(work, dynamic, times["ours"], times["dynamic"], at_least=speedups[1], note=name),
     ]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(description="Train with `Trainer` of Hugging Face and print its accuracy.")
     parser.add_argument("--model", required=True, help="folder of a pretrained BERT")
     parser.add_argument("--data", type=Path, default=Path("data/sst2"), help="folder with train.tsv and dev.tsv")
-    parser.add_argument("--epochs", type=int, default=1, help="how many are trained")
-    parser.add_argument("--lr", type=float, default=5e-5, help="learning rate; 5e-5 is Trainer's own")
-    parser.add_argument("--seed", type=int, default=0, help="of the order and the head")
-    arguments = parser.parse_args()
-    options = (arguments.epochs, arguments.seed, arguments.lr)
-    rate, accuracy = theirs(arguments.model, arguments.data, False, -1, *options)
-    print(
-        f"Trainer, {options[0]} epochs, seed {options[1]}, lr {options[2]}: accuracy {accuracy:.4f}, {rate:.1f} rows/s"
+    parser.add_argument("--epochs", type=int, default=1, help="number of epochs")
+    parser.add_argument("--lr", type=float, default=5e-5, help="learning rate (default: 5e-5, the default of Trainer)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the order and of the last layer")
+    options = parser.parse_args()
+    rows_per_second, accuracy = train_hugging_face(
+        options.model, options.data, False, -1, options.epochs, options.seed, options.lr
     )
+    settings = f"{options.epochs} epochs, seed {options.seed}, lr {options.lr}"
+    print(f"Trainer, {settings}: accuracy {accuracy:.4f}, {rows_per_second:.1f} rows/s")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""Two processes on the CPU, which add up their gradients over gloo: `train.py` beside a bare DistributedDataParallel loop.
+"""Two CPU processes that average their gradients over gloo: `train.py` and a bare DistributedDataParallel loop.
 
-Each of the two processes has one thread. The bare loop is this file, which torchrun starts twice:
+Each process has one thread. The bare loop is this file, which torchrun starts twice:
 
     torchrun --nproc-per-node=2 -m benchmarks.ddp CONFIG KEY=VALUE ...
 """
@@ -15,8 +15,9 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from benchmarks.measure import Row, in_turn, process
-from benchmarks.sides import Experiment, autocast_type, bare
+from benchmarks.baselines import train_bare
+from benchmarks.experiment import Experiment, autocast_dtype
+from benchmarks.measure import Comparison, run_in_turn, run_python
 from benchmarks.step import MLP
 
 WORKS = {
@@ -28,52 +29,58 @@ WORKS = {
 }  # fmt: skip
 
 
-def run(options: Namespace) -> list[Row]:
-    rows = []
-    for title, overrides in WORKS.items():
-        config, *keys = [*overrides, f"data.root={options.data}", "trainer.accelerator=cpu"]
-        sides = {"ours": lambda c=config, k=keys: by_us(c, k), "bare": lambda c=config, k=keys: by_a_loop(c, k)}
-        times = in_turn(sides, options.pairs)
-        rows.append(Row(title, "bare DDP loop", times["ours"], times["bare"], at_most=1.15))
-    return rows
+def run(options: Namespace) -> list[Comparison]:
+    comparisons = []
+    for work, arguments in WORKS.items():
+        config, *overrides = [*arguments, f"data.root={options.data}", "trainer.accelerator=cpu"]
+        sides = {
+            "ours": lambda c=config, o=overrides: time_ours(c, o),
+            "bare": lambda c=config, o=overrides: time_bare(c, o),
+        }
+        times = run_in_turn(sides, options.pairs)
+        comparisons.append(Comparison(work, "bare DDP loop", times["ours"], times["bare"], at_most=1.15))
+    return comparisons
 
 
-def by_us(config: str, keys: list[str]) -> float:
-    """Seconds of the training."""
+def time_ours(config: str, overrides: list[str]) -> float:
+    """Seconds of the training by `train.py`."""
     with tempfile.TemporaryDirectory() as folder:
-        arguments = ["--config", config, *keys, "trainer.devices=2", f"run.root={folder}"]
-        process("train.py", *arguments, OMP_NUM_THREADS="1")
+        arguments = ["--config", config, *overrides, "trainer.devices=2", f"run.root={folder}"]
+        run_python("train.py", *arguments, OMP_NUM_THREADS="1")
         (path,) = Path(folder).glob("*/*/metrics.json")
         seconds: float = json.loads(path.read_text(encoding="utf-8"))["train_seconds"]
         return seconds
 
 
-def by_a_loop(config: str, keys: list[str]) -> float:
-    """Likewise."""
+def time_bare(config: str, overrides: list[str]) -> float:
+    """Seconds of the training by the bare loop."""
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    return float(process(*launcher, "-m", "benchmarks.ddp", config, *keys, OMP_NUM_THREADS="1").split()[-1])
+    return float(run_python(*launcher, "-m", "benchmarks.ddp", config, *overrides, OMP_NUM_THREADS="1").split()[-1])
 
 
-def one_of_two(config: str, keys: list[str]) -> None:
-    """One process of the bare loop; the first prints its seconds."""
+def run_bare_process(config: str, overrides: list[str]) -> None:
+    """Run one process of the bare loop. The first process prints its seconds."""
     torch.distributed.init_process_group("gloo")
     rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
-    experiment = Experiment(config, keys)
-    experiment.share = (rank, world_size)
+    experiment = Experiment(config, overrides)
 
-    def distributed(network: nn.Module) -> nn.Module:
+    def distribute(network: nn.Module) -> nn.Module:
         return DistributedDataParallel(network)
 
-    limit = experiment.config["trainer.limit_train_batches"]
-    ticks = bare(
-        experiment, experiment.config["trainer.max_epochs"], max_steps=limit, change=distributed,
-        precision=autocast_type(experiment),
-    )  # fmt: skip
+    times = train_bare(
+        experiment,
+        experiment.config["trainer.max_epochs"],
+        max_steps=experiment.config["trainer.limit_train_batches"],
+        change=distribute,
+        autocast_dtype=autocast_dtype(experiment),
+        rank=rank,
+        world_size=world_size,
+    )
     torch.distributed.barrier()
     if rank == 0:
-        print(ticks.steps[-1] - ticks.begun if limit else ticks.epochs[-1] - ticks.begun)
+        print(times.total_seconds)
     torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":
-    one_of_two(sys.argv[1], sys.argv[2:])
+    run_bare_process(sys.argv[1], sys.argv[2:])

@@ -1,4 +1,4 @@
-"""Sides that do the same work, measured in turn; a table of ratios for people, and a file of them for programs."""
+"""Run the sides of a comparison in turn, print a table of ratios, and save the results as JSON."""
 
 import json
 import os
@@ -22,25 +22,27 @@ RESULTS = Path(__file__).parent / "results"
 
 
 class BenchmarkError(Exception):
-    """A side could not do its work, or not as well as the other; the message is for a person."""
+    """A side failed, or it learned less than the other side. The message is for the user."""
 
 
 @dataclass(frozen=True)
-class Row:
-    """One comparison.
+class Comparison:
+    """One line of the results: the time of this project (ours) and of a baseline (theirs) for the same work.
+
+    A comparison has at most one of the two targets.
 
     Attributes:
-        what: The work.
-        against: Who else does it.
-        ours: Seconds of ours for it, in each pair.
-        theirs: Seconds of theirs.
-        at_most: The bar for ours / theirs; null where less is no aim.
-        at_least: The bar for theirs / ours, where ours is to be faster.
-        note: Accuracy, rates, whatever shows that the work was the same.
+        work: Name of the work.
+        baseline: Name of the baseline.
+        ours: Seconds of this project, in each pair.
+        theirs: Seconds of the baseline, in each pair.
+        at_most: Target for the ratio ours / theirs; None for no target.
+        at_least: Target for the ratio theirs / ours, if ours should be faster; None for no target.
+        note: Accuracies, samples per second, or other evidence that both sides did the same work.
     """
 
-    what: str
-    against: str
+    work: str
+    baseline: str
     ours: list[float]
     theirs: list[float]
     at_most: float | None = None
@@ -49,64 +51,70 @@ class Row:
 
     @property
     def ratios(self) -> list[float]:
+        """The ratio that has a target, in each pair: theirs / ours with `at_least`, otherwise ours / theirs."""
         pairs = zip(self.ours, self.theirs, strict=True)
-        return [other / mine if self.at_least is not None else mine / other for mine, other in pairs]
+        return [theirs / ours if self.at_least is not None else ours / theirs for ours, theirs in pairs]
 
     @property
-    def reached(self) -> bool | None:
+    def is_reached(self) -> bool | None:
+        """Whether the median of the ratios reaches the target. None if there is no target."""
         ratio = statistics.median(self.ratios)
         if self.at_least is not None:
             return ratio >= self.at_least
         return ratio <= self.at_most if self.at_most is not None else None
 
-    def shown(self) -> list[str]:
+    def cells(self) -> list[str]:
+        """The cells of a table row."""
         ratio = statistics.median(self.ratios)
-        faster = "times faster" if self.at_least is not None else "times its time"
-        spread = f"{ratio:.2f} {faster} ({min(self.ratios):.2f} to {max(self.ratios):.2f})"
-        bar = f">= {self.at_least:g}" if self.at_least is not None else f"<= {self.at_most:g}" if self.at_most else ""
-        answer = {True: "reached", False: "MISSED", None: ""}[self.reached]
-        times = f"{seconds(statistics.median(self.ours))} / {seconds(statistics.median(self.theirs))}"
-        return [self.what, self.against, times, spread, f"{bar} {answer}".strip(), self.note]
+        meaning = "times faster" if self.at_least is not None else "times its time"
+        spread = f"{ratio:.2f} {meaning} ({min(self.ratios):.2f} to {max(self.ratios):.2f})"
+        target = (
+            f">= {self.at_least:g}" if self.at_least is not None else f"<= {self.at_most:g}" if self.at_most else ""
+        )
+        result = {True: "reached", False: "MISSED", None: ""}[self.is_reached]
+        times = f"{format_seconds(statistics.median(self.ours))} / {format_seconds(statistics.median(self.theirs))}"
+        return [self.work, self.baseline, times, spread, f"{target} {result}".strip(), self.note]
 
 
-def seconds(value: float) -> str:
+def format_seconds(value: float) -> str:
     return f"{value:.2f} s" if value >= 1 else f"{1e3 * value:.1f} ms"
 
 
-def in_turn(sides: Mapping[str, Callable[[], float]], pairs: int) -> dict[str, list[float]]:
-    """Seconds of each side in each round; in every second round the last comes first, so that none always follows."""
+def run_in_turn(sides: Mapping[str, Callable[[], float]], pairs: int) -> dict[str, list[float]]:
+    """Run each side `pairs` times and return its seconds. Every second round is in reverse order, so that no side always
+    runs after another one."""
     times: dict[str, list[float]] = {name: [] for name in sides}
     for i in range(pairs):
         for name in list(sides)[:: 1 if i % 2 == 0 else -1]:
             times[name].append(sides[name]())
-        print("  " + "   ".join(f"{name} {seconds(values[-1])}" for name, values in times.items()), flush=True)
+        print("  " + "   ".join(f"{name} {format_seconds(values[-1])}" for name, values in times.items()), flush=True)
     return times
 
 
-def timed(work: Callable[[], Any]) -> float:
-    """Seconds of `work`, and of what it has queued on a GPU."""
-    begun = time.perf_counter()
+def time_call(work: Callable[[], Any]) -> float:
+    """Seconds of a call, including the work that it starts on a GPU."""
+    start = time.perf_counter()
     work()
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-    return time.perf_counter() - begun
+    return time.perf_counter() - start
 
 
-def process(*arguments: str, code: int = 0, **environment: str) -> str:
-    """What a Python process prints.
+def run_python(*arguments: str, code: int = 0, **environment: str) -> str:
+    """Run a Python process and return what it prints.
 
     Raises:
-        BenchmarkError: if it does not end with `code`.
+        BenchmarkError: if its exit code is not `code`.
     """
     command = [sys.executable, *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, **environment})
-    if done.returncode != code:
-        raise BenchmarkError(f"{shlex.join(command)} ended with {done.returncode}\n{done.stderr.strip()}")
-    return done.stdout
+    result = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, **environment})
+    if result.returncode != code:
+        raise BenchmarkError(f"{shlex.join(command)} ended with exit code {result.returncode}\n{result.stderr.strip()}")
+    return result.stdout
 
 
-def hardware() -> str:
-    """The machine in words: "2 cores of an AMD EPYC", "NVIDIA H200"."""
+def describe_hardware() -> str:
+    """The machine, such as "2 cores of AMD EPYC" or "NVIDIA H200"."""
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
     try:
@@ -114,42 +122,42 @@ def hardware() -> str:
         name = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         name = platform.processor() or platform.machine()
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()  # of Linux only
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()  # Linux only
     return f"{cores} cores of {name}"
 
 
-def show(rows: list[Row]) -> None:
-    """Print a table."""
-    cells = [["work", "against", "ours / theirs", "median (spread)", "bar", "note"], *(row.shown() for row in rows)]
-    widths = [max(len(line[i]) for line in cells) for i in range(len(cells[0]))]
-    for line in cells:
-        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+def print_table(comparisons: list[Comparison]) -> None:
+    header = ["work", "baseline", "ours / theirs", "median (spread)", "target", "note"]
+    rows = [header, *(comparison.cells() for comparison in comparisons)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
-def save(name: str, rows: list[Row]) -> Path:
-    """Write the rows of a benchmark into the file of this hardware, beside those of others."""
-    path = RESULTS / (re.sub(r"[^a-z0-9]+", "-", hardware().lower()).strip("-") + ".json")
+def save_results(name: str, comparisons: list[Comparison]) -> Path:
+    """Write the results of a benchmark into the file of this hardware. Results of other benchmarks stay in the file."""
+    path = RESULTS / (re.sub(r"[^a-z0-9]+", "-", describe_hardware().lower()).strip("-") + ".json")
     content = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     packages = ("torch", "lightning", "torchmetrics", "tensorboard")
     content[name] = {
-        "hardware": hardware(),
+        "hardware": describe_hardware(),
         "threads": torch.get_num_threads(),
         "versions": {package: version(package) for package in packages},
         "when": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": f"python -m benchmarks {name} --pairs {len(rows[0].ours)}",
+        "command": f"python -m benchmarks {name} --pairs {len(comparisons[0].ours)}",
         "rows": [
             {
-                "work": row.what,
-                "against": row.against,
-                "our_seconds": [round(one, 5) for one in row.ours],
-                "their_seconds": [round(one, 5) for one in row.theirs],
-                "ratio": round(statistics.median(row.ratios), 3),
-                "spread": [round(min(row.ratios), 3), round(max(row.ratios), 3)],
-                "bar": {"at_most": row.at_most, "at_least": row.at_least},
-                "reached": row.reached,
-                "note": row.note,
+                "work": comparison.work,
+                "against": comparison.baseline,
+                "our_seconds": [round(seconds, 5) for seconds in comparison.ours],
+                "their_seconds": [round(seconds, 5) for seconds in comparison.theirs],
+                "ratio": round(statistics.median(comparison.ratios), 3),
+                "spread": [round(min(comparison.ratios), 3), round(max(comparison.ratios), 3)],
+                "bar": {"at_most": comparison.at_most, "at_least": comparison.at_least},
+                "reached": comparison.is_reached,
+                "note": comparison.note,
             }
-            for row in rows
+            for comparison in comparisons
         ],
     }
     path.parent.mkdir(exist_ok=True)

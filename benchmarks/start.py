@@ -1,66 +1,67 @@
-"""What a command costs before it does any work: in turn with what it cannot do without.
+"""Time of a command without its training: until the first step and until the end, and time of `--help` and of an error.
 
-The first step and the imports are measured alike, by the age that their processes have when they are done with them.
+The baselines are the imports that the command needs. "First step" and "imports" are measured within their processes: each one
+prints how long it has run.
 """
 
 import tempfile
 from argparse import Namespace
 from collections.abc import Callable
 
-from benchmarks.measure import Row, in_turn, process, timed
+from benchmarks.measure import Comparison, run_in_turn, run_python, time_call
 
-IRIS = ["train.py", "--config", "configs/iris_mlp.yaml"]
+IRIS = ["--config", "configs/iris_mlp.yaml"]
 IMPORTS = """
 import torch, lightning
 from engine.training.clock import process_seconds
 print(process_seconds())
 """
-# the command's own `main`, with a hook that ends the process after the first optimizer step
+# `train.main`, in a process that ends after the first optimizer step
 FIRST_STEP = """
 import os, sys
 from engine.training import clock, epoch_loop
 
-class First(epoch_loop.FastStep):
+class FirstStep(epoch_loop.FastStep):
     def run(self, *batch):
         super().run(*batch)
         print(clock.process_seconds(), flush=True)
         os._exit(0)
 
-epoch_loop.FastStep = First
+epoch_loop.FastStep = FirstStep
 import train
 train.main(sys.argv[1:])
 """
 
 
-def run(options: Namespace) -> list[Row]:
+def run(options: Namespace) -> list[Comparison]:
+    torch_imports, omegaconf_import = "import torch, lightning", "import omegaconf"
     with tempfile.TemporaryDirectory() as folder:
         sides: dict[str, Callable[[], float]] = {
-            "imports": lambda: age(IMPORTS),
-            "first step": lambda: age(FIRST_STEP, *IRIS[1:], f"run.root={folder}"),
-            "python -c": lambda: python("-c", "import torch, lightning"),
-            "whole run": lambda: python(*IRIS, f"run.root={folder}"),
-            "import omegaconf": lambda: python("-c", "import omegaconf"),
-            "help": lambda: python(*IRIS, "--help"),
-            "mistake": lambda: python(*IRIS, "optimizer.l=1", code=2),
+            "imports": lambda: printed_seconds(IMPORTS),
+            "first step": lambda: printed_seconds(FIRST_STEP, *IRIS, f"run.root={folder}"),
+            "python -c": lambda: process_seconds("-c", torch_imports),
+            "whole run": lambda: process_seconds("train.py", *IRIS, f"run.root={folder}"),
+            omegaconf_import: lambda: process_seconds("-c", omegaconf_import),
+            "help": lambda: process_seconds("train.py", *IRIS, "--help"),
+            "mistake": lambda: process_seconds("train.py", *IRIS, "optimizer.l=1", code=2),
         }
         for side in sides.values():
-            side()  # fills the caches of files
-        times = in_turn(sides, options.pairs)
-    light, title = times["import omegaconf"], "import torch, lightning"
+            side()  # fills the file cache of the system
+        times = run_in_turn(sides, options.pairs)
+    imports, whole_run = times["imports"], "whole iris_mlp: 100 epochs, test, files"
     return [
-        Row("process start to first step, iris_mlp", title, times["first step"], times["imports"], at_most=1.25),
-        Row("whole iris_mlp: 100 epochs, test, files", f"python -c '{title}'", times["whole run"], times["python -c"]),
-        Row("--help of a config", "import omegaconf", times["help"], light),
-        Row("a mistake in a key", "import omegaconf", times["mistake"], light),
+        Comparison("process start to first step, iris_mlp", torch_imports, times["first step"], imports, at_most=1.25),
+        Comparison(whole_run, f"python -c '{torch_imports}'", times["whole run"], times["python -c"]),
+        Comparison("--help of a config", omegaconf_import, times["help"], times[omegaconf_import]),
+        Comparison("a mistake in a key", omegaconf_import, times["mistake"], times[omegaconf_import]),
     ]
 
 
-def python(*arguments: str, code: int = 0) -> float:
-    """Seconds of one Python process, which ends with `code`."""
+def process_seconds(*arguments: str, code: int = 0) -> float:
+    """Seconds of a Python process, whose exit code must be `code`."""
+    return time_call(lambda: run_python(*arguments, code=code))
 
-    return timed(lambda: process(*arguments, code=code))
 
-
-def age(code: str, *arguments: str) -> float:
-    """Seconds that `code` prints in a process of its own."""
-    return float(process("-c", code, *arguments).split()[-1])
+def printed_seconds(script: str, *arguments: str) -> float:
+    """The seconds that a Python script prints last."""
+    return float(run_python("-c", script, *arguments).split()[-1])

@@ -6,10 +6,11 @@ from argparse import Namespace
 
 import pytest
 
-from benchmarks import cifar, loader, measure, mnist, sides, step
-from benchmarks.measure import BenchmarkError, Row
+from benchmarks import bert, checkpoint, cifar, ddp, experiment, loader, measure, mnist, pictures, start, step
+from benchmarks.measure import BenchmarkError, Comparison
+from tests.files import MINILM
 
-ROW = Row("work", "them", [1.0, 2.0, 4.0], [2.0, 2.0, 2.0], at_most=1.5)
+SAME_SPEED = Comparison("work", "them", [1.0, 2.0, 4.0], [2.0, 2.0, 2.0], at_most=1.5)
 
 
 @pytest.mark.parametrize("benchmark", [loader, step, pytest.param(cifar, marks=pytest.mark.slow)])
@@ -17,33 +18,74 @@ ROW = Row("work", "them", [1.0, 2.0, 4.0], [2.0, 2.0, 2.0], at_most=1.5)
 def test_every_side_does_its_work(benchmark, small_data, monkeypatch, capsys):
     monkeypatch.setattr(step, "EPOCHS", 1)
     monkeypatch.setattr(step, "MLP", [*step.MLP[:-1], "trainer.max_epochs=2"])
-    monkeypatch.setattr(sides, "learns_as_much", lambda ours, theirs: "")
-    monkeypatch.setattr(step, "learns_as_much", lambda ours, theirs: "")
+    monkeypatch.setattr(step, "compare_accuracies", lambda ours, theirs: "")
     monkeypatch.setattr(cifar, "WARM_UP", 1)
     rows = benchmark.run(Namespace(data=str(small_data), pairs=2, gpu=False))
     assert all(len(row.ours) == len(row.theirs) == 2 for row in rows)
-    assert all(one > 0 for row in rows for one in (*row.ours, *row.theirs))
-    measure.show(rows)
+    assert all(seconds > 0 for row in rows for seconds in (*row.ours, *row.theirs))
+    measure.print_table(rows)
     assert "times" in capsys.readouterr().out
 
 
+@pytest.mark.slow
+def test_two_processes_are_measured():
+    arguments = ("configs/iris_mlp.yaml", ["trainer.max_epochs=2", "trainer.accelerator=cpu"])
+    assert ddp.time_ours(*arguments) > 0
+    assert ddp.time_bare(*arguments) > 0
+
+
+@pytest.mark.slow
+def test_first_step_of_a_process_is_measured(tmp_path):
+    assert start.printed_seconds(start.IMPORTS) > 0
+    assert start.printed_seconds(start.FIRST_STEP, *start.IRIS, f"run.root={tmp_path}") > 0
+    assert not list(tmp_path.glob("*/*/metrics.json"))  # it ended after the first step
+
+
+@pytest.mark.slow
+def test_checkpoints_are_measured(small_data, monkeypatch):
+    monkeypatch.setattr(checkpoint, "SIZES", {"small": 1000})
+    *saving, training = checkpoint.run(Namespace(data=str(small_data), pairs=2, gpu=False))
+    assert [len(comparison.ours) for comparison in saving] == [2]
+    assert 0 < training.theirs[0] < training.ours[0]
+
+
+@pytest.mark.slow
+def test_pictures_are_measured(small_data):
+    comparisons = pictures.run(Namespace(data=str(small_data), pairs=1, gpu=False))
+    names = {comparison.work.strip() for comparison in comparisons}
+    assert names >= {"all of mnist_cnn", "ConfusionMatrix", "Gallery", "ModelGraph", "Projector", pictures.CURVES}
+    assert all(comparison.theirs[0] < comparison.ours[0] for comparison in comparisons)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_rows_of_text_are_measured(tmp_path, monkeypatch):
+    (tmp_path / "sst2").mkdir()
+    for split, count in (("train", 192), ("dev", 20)):
+        rows = [f"film {i} is {'bad good'.split()[i % 2]}\t{i % 2}" for i in range(count)]
+        (tmp_path / f"sst2/{split}.tsv").write_text("\n".join(["sentence\tlabel", *rows]), encoding="utf-8")
+    monkeypatch.setattr(bert, "STEPS", {"ours": 1, "padded": 1, "dynamic": 1})
+    comparisons = bert.run(Namespace(data=str(tmp_path), model=str(MINILM), pairs=1, gpu=False))
+    assert all(comparison.ours[0] > 0 and comparison.theirs[0] > 0 for comparison in comparisons)
+
+
 def test_a_target_that_is_not_reached_is_no_figure(small_data):
-    with pytest.raises(BenchmarkError, match="no more than 0"):
+    with pytest.raises(BenchmarkError, match=r"ours: accuracy 0.* after 4 epochs; the target is 0.99"):
         mnist.run(Namespace(data=str(small_data), pairs=1, gpu=False))
 
 
 def test_learning_less_is_no_figure():
     with pytest.raises(BenchmarkError, match="ours learns less"):
-        sides.learns_as_much(0.95, 0.97)
+        experiment.compare_accuracies(0.95, 0.97)
 
 
 def test_a_row_says_whether_its_bar_is_reached(capsys):
-    assert statistics.median(ROW.ratios) == 1.0
-    assert ROW.reached
-    faster = Row("work", "them", [1.0], [4.0], at_least=5.0)
+    assert statistics.median(SAME_SPEED.ratios) == 1.0
+    assert SAME_SPEED.is_reached
+    faster = Comparison("work", "them", [1.0], [4.0], at_least=5.0)
     assert faster.ratios == [4.0]
-    assert not faster.reached
-    measure.show([ROW, faster])
+    assert not faster.is_reached
+    measure.print_table([SAME_SPEED, faster])
     out = capsys.readouterr().out
     assert "1.00 times its time (0.50 to 2.00)" in out
     assert ">= 5 MISSED" in out
@@ -51,8 +93,8 @@ def test_a_row_says_whether_its_bar_is_reached(capsys):
 
 def test_results_of_one_benchmark_do_not_displace_those_of_another(tmp_path, monkeypatch):
     monkeypatch.setattr(measure, "RESULTS", tmp_path)
-    measure.save("one", [ROW])
-    content = json.loads(measure.save("other", [ROW]).read_text(encoding="utf-8"))
+    measure.save_results("one", [SAME_SPEED])
+    content = json.loads(measure.save_results("other", [SAME_SPEED]).read_text(encoding="utf-8"))
     assert set(content) == {"one", "other"}
     assert content["one"]["rows"][0]["ratio"] == 1.0
     assert content["one"]["rows"][0]["reached"]
@@ -60,5 +102,5 @@ def test_results_of_one_benchmark_do_not_displace_those_of_another(tmp_path, mon
 
 def test_sides_take_turns_and_neither_always_follows():
     order = []
-    measure.in_turn({"a": lambda: order.append("a") or 1.0, "b": lambda: order.append("b") or 1.0}, 3)
+    measure.run_in_turn({"a": lambda: order.append("a") or 1.0, "b": lambda: order.append("b") or 1.0}, 3)
     assert order == ["a", "b", "b", "a", "a", "b"]
