@@ -1,7 +1,7 @@
 """Time of a command without its training: until the first step and until the end, and time of `--help` and of an error.
 
-The baselines are the imports that the command needs. "First step" and "imports" are measured within their processes: each one
-prints how long it has run.
+The baselines are the imports that the command needs. "First step" and "imports" are measured within their processes, which
+print how long they have run.
 """
 
 import tempfile
