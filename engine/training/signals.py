@@ -8,6 +8,7 @@ processes (https://github.com/Lightning-AI/pytorch-lightning/issues/20806).
 """
 
 import math
+import multiprocessing
 import os
 import signal
 import socket
@@ -64,6 +65,8 @@ class Signals:
         self._wakeup.close()  # ends the thread
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
+        if multiprocessing.current_process().daemon:  # a worker of a DataLoader, which the main process ends
+            return
         self._handled_at = time.monotonic()
         is_second, self.received = bool(self.received), self.received or signum
         if not self.deferred or (is_second and signum == signal.SIGINT):

@@ -12,7 +12,7 @@ from torch.profiler import ProfilerActivity, profile
 from callbacks.finite_steps import FiniteSteps
 from datamodules.iris import Iris
 from engine.training import epoch_loop
-from engine.training.epoch_loop import HOOKS, EpochLoop, install_loop
+from engine.training.epoch_loop import HOOKS, EpochLoop, FastStep, install_loop
 from lit_models.mlp import LitMLP
 from tests.exactness import differences
 from tests.runs import IRIS, WITHOUT_PICTURES, run
@@ -38,6 +38,24 @@ def test_weights_counters_and_curves_are_those_of_lightnings_loop(tmp_path, monk
     monkeypatch.setattr(epoch_loop, "supports_fast_step", lambda trainer: False)
     whole = run(tmp_path / "whole", "--config", IRIS, *NOISY, *options)
     assert differences(lean, whole) == []
+
+
+def test_another_version_of_lightning_trains_with_its_own_step(tmp_path, monkeypatch, capsys):
+    """`FastStep` is used only with versions that it was tested with. Weights, curves and output are the same without it."""
+    fast_steps = []
+    run_fast_step = FastStep.run
+    monkeypatch.setattr(FastStep, "run", lambda self, *batch: (fast_steps.append(1), run_fast_step(self, *batch)))
+    fast = run(tmp_path / "fast", "--config", IRIS, *NOISY)
+    printed = capsys.readouterr()
+    assert len(fast_steps) == 24
+    monkeypatch.setattr("lightning.__version__", "2.6.99")
+    own = run(tmp_path / "own", "--config", IRIS, *NOISY)
+    assert len(fast_steps) == 24
+    assert differences(fast, own) == []
+    printed_without = capsys.readouterr()
+    assert printed.err == printed_without.err == ""
+    first_words = [[line.split()[0] for line in output.out.splitlines()] for output in (printed, printed_without)]
+    assert first_words[0] == first_words[1]
 
 
 class Recorder(Callback):

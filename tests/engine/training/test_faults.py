@@ -13,6 +13,7 @@ import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -228,6 +229,15 @@ def test_children_that_end_do_not_delay_the_watch(monkeypatch):
     finally:
         signal.signal(signal.SIGCHLD, before)
     assert cut_off == []
+
+
+def test_workers_of_a_dataloader_ignore_ctrl_c(monkeypatch, capfd):
+    """They are forks of this process, and a terminal sends Ctrl-C to them, too."""
+    with signals.Signals() as handler:
+        monkeypatch.setattr("multiprocessing.current_process", lambda: SimpleNamespace(daemon=True))
+        signal.raise_signal(signal.SIGINT)
+        assert handler.received == 0
+    assert capfd.readouterr().err == ""
 
 
 class Stalling(BaseHTTPRequestHandler):

@@ -242,6 +242,7 @@ def test_a_loader_with_a_state_restores_its_position(stops, tmp_path, monkeypatc
     assert "skipping" not in capsys.readouterr().out
 
 
+@pytest.mark.filterwarnings("ignore:.set_vital. is deprecated")
 def test_torchdatas_loader_restores_its_position(tmp_path, monkeypatch, capsys):
     stateful = pytest.importorskip("torchdata.stateful_dataloader").StatefulDataLoader
 

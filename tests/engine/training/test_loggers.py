@@ -1,8 +1,11 @@
 """Learning curves go to every logger of a run, pictures to every logger that takes images."""
 
 import csv
-import logging
+import json
+import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,6 +16,7 @@ import torch
 from lightning.pytorch.loggers import Logger
 
 import train
+from engine.config.signatures import PROJECT
 from engine.training import loggers
 from engine.training.clock import Clock
 from engine.training.loggers import CSV_FILE, CsvLogger, PictureWriter, RunLogger, missing_displays, stage_and_tag
@@ -168,45 +172,42 @@ def test_tags_of_metrics(name, stage, tag):
     assert stage_and_tag(name) == (stage, tag)
 
 
-@pytest.fixture
-def wandb(monkeypatch: pytest.MonkeyPatch):
-    """Weights & Biases, offline."""
-    wandb = pytest.importorskip("wandb")
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    monkeypatch.setenv("WANDB_SILENT", "true")
-    yield wandb
-    wandb.teardown()
-    logging.getLogger("wandb").handlers.clear()
+STOPS_AFTER_FOUR_STEPS = """
+import os, signal, sys
+sys.path.insert(0, os.getcwd())
+import train
+from lit_models.classifier import LitClassifier
+original = LitClassifier.training_step
+
+def training_step(self, batch, batch_idx):
+    if self.global_step == 4:
+        signal.raise_signal(signal.SIGTERM)
+    return original(self, batch, batch_idx)
+
+LitClassifier.training_step = training_step
+sys.exit(train.main(sys.argv[1:]))
+"""
 
 
-def wandb_history(folder: Path) -> dict[str, list[Any]]:
-    """The metrics in the files that Weights & Biases has written offline, in the order of writing."""
-    import json
-
-    from wandb.proto.wandb_internal_pb2 import Record
-    from wandb.sdk.internal.datastore import DataStore
-
-    found: dict[str, list[Any]] = {}
-    for path in sorted(folder.glob("wandb/offline-run-*/*.wandb")):
-        store = DataStore()
-        store.open_for_scan(str(path))
-        while (data := store.scan_data()) is not None:
-            record = Record()
-            record.ParseFromString(data)
-            for item in record.history.item:
-                found.setdefault(item.key or ".".join(item.nested_key), []).append(json.loads(item.value_json))
-    return found
-
-
-@pytest.mark.filterwarnings("default")
-def test_wandb_offline(wandb, tmp_path, monkeypatch):
-    resumed = stopped_and_resumed(tmp_path, monkeypatch, *SHORT, "trainer.logger=[tensorboard, wandb]")
-    wandb.teardown()  # writes everything
-    history = wandb_history(resumed)
+@pytest.mark.slow
+def test_wandb_offline(tmp_path):
+    """Curves and images arrive, and a resumed run continues the same run of Weights & Biases."""
+    pytest.importorskip("wandb")
+    script = tmp_path / "stops.py"
+    script.write_text(STOPS_AFTER_FOUR_STEPS, encoding="utf-8")
+    folder = tmp_path / "iris_mlp/x"
+    options = [*SHORT, "trainer.logger=[tensorboard, wandb]", f"run.root={tmp_path}", "run.name=x"]
+    for expected, command in ((143, [str(script), *options]), (0, ["train.py", "--resume", str(folder)])):
+        environment = os.environ | {"WANDB_MODE": "offline"}
+        done = subprocess.run(
+            [sys.executable, *command], cwd=PROJECT, env=environment, capture_output=True, text=True, timeout=300
+        )
+        assert done.returncode == expected, done.stderr
+    records = b"".join(path.read_bytes() for path in folder.glob("wandb/offline-run-*/*.wandb"))
     for name in ("train/loss", "train/loss_step", "val/loss", "test/accuracy"):
-        assert history[name] == pytest.approx(curve(resumed, name)), name
-    pictures = {path.parent.name for path in resumed.glob("wandb/*/files/media/images/test/pictures/*.png")}
-    names = [path.name for path in resumed.glob("wandb/*/files/media/images/test/pictures/*.png")]
-    assert any(name.startswith("confusion_matrix") for name in names), pictures
-    ids = {path.name.rpartition("-")[2] for path in resumed.glob("wandb/offline-run-*")}
-    assert len(ids) == 1  # the resumed process continues the same run
+        assert name.encode() in records
+        assert [value for value in curve(folder, name) if json.dumps(value).encode() not in records] == []
+    assert list(folder.glob("wandb/offline-run-*/files/media/images/test/pictures/confusion_matrix*.png"))
+    runs = [path.name.rpartition("-")[2] for path in folder.glob("wandb/offline-run-*")]
+    assert len(runs) == 2
+    assert len(set(runs)) == 1
