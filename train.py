@@ -49,8 +49,8 @@ def main(argv: list[str]) -> int:
 
 def train(config: Config, folder: Path, signals: Signals) -> int:
     """Fit, test the best checkpoint, and leave everything in the run's folder. Returns the exit code."""
-    checkpoint = config.checkpoint or newest(folder, config.falls_back)
-    if config.resumes and checkpoint is None:
+    checkpoint = config.checkpoint or newest(folder, config.may_fall_back)
+    if config.resumed_folder and checkpoint is None:
         print_line("the run has no checkpoint yet: starting from its beginning")
     from lightning.pytorch import seed_everything
 
@@ -61,8 +61,8 @@ def train(config: Config, folder: Path, signals: Signals) -> int:
         folder,
         config.to_yaml(),
         config.flat(),
-        config.varied(),
-        resumes=checkpoint is not None,
+        config.varied_keys(),
+        is_resumed=checkpoint is not None,
         prints_start="progress_line" in active_callbacks(config),
     )
     trainer = None
@@ -78,12 +78,12 @@ def train(config: Config, folder: Path, signals: Signals) -> int:
         tested = trainer.strategy.broadcast(best if best.is_file() else None)
         trainer.test(model, datamodule, ckpt_path=tested, weights_only=True, verbose=False)
     except UserError as error:
-        raise config.refused("data" if isinstance(error, DataError) else "trainer", error) from error
+        raise config.option_error("data" if isinstance(error, DataError) else "trainer", error) from error
     except Exception as error:
         if (missing := config.missing_monitor(error)) is not None:
             raise missing from error
         if is_refusal(error):
-            raise config.refused("trainer", error) from error
+            raise config.option_error("trainer", error) from error
         devices = trainer.world_size if trainer else 1
         raise explain_error(error, config.values["data"].get("batch_size"), devices) from error
     finally:
@@ -105,7 +105,7 @@ def make(config: Config, section: str, **given: Any) -> Any:
         return constructor(**config.options(section), **given)
     except Exception as error:
         if isinstance(error, UserError) or is_refusal(error):
-            raise config.refused(section, error) from error
+            raise config.option_error(section, error) from error
         raise
 
 
@@ -155,7 +155,7 @@ def make_trainer(config: Config, folder: Path, record: "RunRecord", signals: Sig
     # the first two come first, because they record the state before other callbacks act
     callbacks: list[Callback] = [record, Checkpoints(folder, signals, record.clock, enabled=enabled, **run)]
     callbacks += [SharedBuffers(), *(make(config, f"callbacks.{name}") for name in active_callbacks(config))]
-    if config.checks:
+    if config.is_check:
         from engine.checks.preflight import PreflightCheck
 
         callbacks.append(PreflightCheck())
@@ -167,7 +167,7 @@ def make_trainer(config: Config, folder: Path, record: "RunRecord", signals: Sig
         check_processes(trainer.accelerator, trainer.num_devices, trainer.world_size)
     except Exception as error:
         if isinstance(error, UserError) or is_refusal(error):
-            raise config.refused("trainer", error, describe_hardware()) from error
+            raise config.option_error("trainer", error, describe_hardware()) from error
         raise
     return trainer
 

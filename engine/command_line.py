@@ -82,5 +82,5 @@ def parse(argv: list[str], description: str) -> Config | None:
     elif config:
         check_unfinished(config)
         check_requirements(config)
-        return replace(load_config(config.path, [*overrides, *CHECK]), checks=True) if arguments.check else config
+        return replace(load_config(config.path, [*overrides, *CHECK]), is_check=True) if arguments.check else config
     return None

@@ -5,7 +5,7 @@ OmegaConf would convert silently, values out of range, and unknown names. `cross
 """
 
 import re
-from dataclasses import dataclass, field, make_dataclass
+from dataclasses import dataclass, field, make_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
@@ -36,10 +36,10 @@ class Config:
         components: The component of each section; that of a callback is under ``callbacks.NAME``.
         parameters: The declaration of each dotted key.
         origins: For each dotted key that was written, its file and line, or "command line".
-        resumes: Folder of the run to resume; None for a new run.
+        resumed_folder: Folder of the run to resume; None for a new run.
         checkpoint: Checkpoint to resume from; None for the newest.
-        falls_back: Resume from the best checkpoint if the last one is damaged.
-        checks: Run the checks of ``--check`` only, and keep nothing.
+        may_fall_back: Whether to resume from the best checkpoint if the last one is damaged.
+        is_check: Whether to run only the checks of ``--check``, and keep no files.
     """
 
     path: Path
@@ -47,10 +47,10 @@ class Config:
     components: dict[str, Component]
     parameters: dict[str, Parameter]
     origins: dict[str, str]
-    resumes: Path | None = None
+    resumed_folder: Path | None = None
     checkpoint: Path | None = None
-    falls_back: bool = False
-    checks: bool = False
+    may_fall_back: bool = False
+    is_check: bool = False
 
     def __getitem__(self, key: str) -> Any:
         """Return the value of a dotted key, or a whole section."""
@@ -77,7 +77,7 @@ class Config:
         scalars = (bool, int, float, str)
         return {key: value if isinstance(value, scalars) else str(value) for key, value in found.items()}
 
-    def varied(self) -> set[str]:
+    def varied_keys(self) -> set[str]:
         """Return the dotted keys in which runs of one experiment probably differ: common keys and overrides."""
         overridden = {key for key in self.all_keys() if self.origins.get(key) == COMMAND_LINE}
         folders = {key for key in overridden if key.startswith("run.") or key.endswith(".root")}
@@ -92,7 +92,7 @@ class Config:
         """Return YAML that `load_config` reads back to the same values. `run` replaces values of the section ``run``."""
         return OmegaConf.to_yaml(OmegaConf.create({**self.values, "run": {**self["run"], **run}}))
 
-    def refused(self, section: str, error: Exception | str, hardware: str = "") -> UserError:
+    def option_error(self, section: str, error: Exception | str, hardware: str = "") -> UserError:
         """Return the error of a component about its options as an error of the key that caused it.
 
         Args:
@@ -160,10 +160,9 @@ def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
                 raise ConfigError(node.where, name, f"is a section, not {as_written(node.data)}", hint)
             node = Section(node.where)
         config.values[name] = _fill_section(config, name, node)
-    # the top is read last, so that the error for a key without its section can name the section
-    sections = dict(config.values)
-    config.values.clear()
-    config.values.update({**_fill(config, "", section_schema(""), Section(tree.where, top)), **sections})
+    # the top level is read last, so that the error for a key without its section can name the section
+    top_values = _fill(config, "", section_schema(""), Section(tree.where, top))
+    config = replace(config, values={**top_values, **config.values})
     cross_check(config)
     return config
 

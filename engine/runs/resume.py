@@ -18,7 +18,7 @@ FREE_KEYS = {
 
 
 def find_run(text: str, path: Path | None, overrides: list[str]) -> Config:
-    """Return the config of the run to resume, with its folder in `resumes`.
+    """Return the config of the run to resume, with its folder in `resumed_folder`.
 
     Args:
         text: `AUTO`, the folder of a run, or a checkpoint in it.
@@ -50,7 +50,7 @@ def find_run(text: str, path: Path | None, overrides: list[str]) -> Config:
             "for a changed experiment, start a new run without --resume",
         )
         raise ConfigError(config.where(key), key, problem, hint)
-    return replace(config, resumes=folder, checkpoint=given if is_checkpoint else None)
+    return replace(config, resumed_folder=folder, checkpoint=given if is_checkpoint else None)
 
 
 def check_unfinished(config: Config) -> None:
@@ -59,9 +59,9 @@ def check_unfinished(config: Config) -> None:
     Raises:
         ConfigError: with the file of its metrics.
     """
-    if config.resumes is not None and is_finished(config.resumes):
-        hint = f"its metrics are in {config.resumes / 'metrics.json'}; to train longer, start a new run"
-        raise ConfigError(COMMAND_LINE, "--resume", f"{config.resumes} is finished", hint)
+    if config.resumed_folder is not None and is_finished(config.resumed_folder):
+        hint = f"its metrics are in {config.resumed_folder / 'metrics.json'}; to train longer, start a new run"
+        raise ConfigError(COMMAND_LINE, "--resume", f"{config.resumed_folder} is finished", hint)
 
 
 def is_finished(folder: Path) -> bool:
@@ -93,7 +93,7 @@ def _find_newest(path: Path | None, overrides: list[str]) -> Config:
         newest = max(folders, key=_last_written)
         changed = first_difference(load_config(newest / "config.yaml"), config)
         if changed is None:
-            return replace(config, resumes=newest, falls_back=True)
+            return replace(config, resumed_folder=newest, may_fall_back=True)
         key, old, new = changed
         problem = f"in the newest unfinished run, {newest}, {key} is {old}, and {new} here"
         hint = f"give --resume {newest}, or start a run without --resume"

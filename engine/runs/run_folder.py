@@ -44,17 +44,17 @@ def run_folder(config: Config) -> Iterator[Path]:
     Raises:
         ConfigError: if the folder exists, cannot be created, or is in use by another process.
     """
-    if config.checks:
+    if config.is_check:
         with TemporaryDirectory(prefix="check-", ignore_cleanup_errors=True) as temporary:
             yield Path(temporary)
         return
     folder, is_first, lock = _find_folder(config), rank() == 0, None
     if is_first:
-        lock = _create_folder(config, folder) if config.resumes is None else _lock_existing(folder)
+        lock = _create_folder(config, folder) if config.resumed_folder is None else _lock_existing(folder)
         for unfinished in folder.glob("checkpoints/*.part"):  # of a process that was killed while it wrote
             unfinished.unlink()
         os.environ[VARIABLE] = str(folder.resolve())
-        print_line(f"{'run folder:' if config.resumes is None else 'resuming'} {folder}")
+        print_line(f"{'run folder:' if config.resumed_folder is None else 'resuming'} {folder}")
     before = _file_identity(folder / "environment.json")
     try:
         yield folder
@@ -68,7 +68,7 @@ def run_folder(config: Config) -> Iterator[Path]:
         os.environ.pop(VARIABLE, None)
         if lock is not None:
             lock.release()
-        if config.resumes is None and is_first and not (folder / "environment.json").exists():
+        if config.resumed_folder is None and is_first and not (folder / "environment.json").exists():
             shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -121,8 +121,8 @@ def _write_status(folder: Path, error: BaseException) -> None:
 
 def _find_folder(config: Config) -> Path:
     """Return the folder of the run, which may not exist yet."""
-    if config.resumes is not None:
-        return config.resumes
+    if config.resumed_folder is not None:
+        return config.resumed_folder
     if rank() > 0:  # it writes nothing there; only Lightning's own launcher passes the name of the folder
         by_lightning = "LOCAL_RANK" in os.environ and "RANK" not in os.environ
         return Path(os.environ[VARIABLE]) if by_lightning and VARIABLE in os.environ else experiment_folder(config)

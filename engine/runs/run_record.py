@@ -43,7 +43,7 @@ class RunRecord(Callback):
         config_yaml: The resolved config, shown as text in TensorBoard.
         hyperparameters: The flat config, shown beside the final metrics under HPARAMS.
         varied: Hyperparameters whose columns come first under HPARAMS.
-        resumes: Whether the run is resumed from a checkpoint.
+        is_resumed: Whether the run is resumed from a checkpoint.
         prints_start: Whether to print data, model, device and steps when training starts.
     """
 
@@ -53,11 +53,11 @@ class RunRecord(Callback):
         config_yaml: str,
         hyperparameters: Mapping[str, Any],
         varied: Collection[str] = (),
-        resumes: bool = False,
+        is_resumed: bool = False,
         prints_start: bool = True,
     ) -> None:
         self.folder, self.config_yaml, self.hyperparameters = folder, config_yaml, hyperparameters
-        self.varied, self.resumes, self.prints_start, self.clock = varied, resumes, prints_start, Clock()
+        self.varied, self.is_resumed, self.prints_start, self.clock = varied, is_resumed, prints_start, Clock()
         self.metrics: dict[str, Any] = {}
         self.validation: dict[str, float] = {}  # metrics of the weights in memory, restored with a checkpoint
         self.epoch = 0
@@ -65,7 +65,7 @@ class RunRecord(Callback):
         self._earlier_seconds = 0.0  # training time of earlier processes, if the run is resumed
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self.resumes:
+        if self.is_resumed:
             path = self.folder / "environment.json"
             try:
                 old = dict(json.loads(path.read_text(encoding="utf-8")))
@@ -79,7 +79,7 @@ class RunRecord(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.is_global_zero:
             facts = self._facts(trainer)
-            if not self.resumes:
+            if not self.is_resumed:
                 self._write_start(facts)
                 if (logger := tensorboard_of(trainer)) is not None:
                     logger.write_start(self._texts(facts))
@@ -145,7 +145,7 @@ class RunRecord(Callback):
         for each in trainer.loggers:
             each.save()
         write_json(self.folder / "metrics.json", self.metrics)  # the last file, because it marks the run as finished
-        since = "since it was resumed: " if self.resumes else ""
+        since = "since it was resumed: " if self.is_resumed else ""
         times = [f"{since}{line}" for line in self.clock.summary()]
         print_line(
             end_summary(self.metrics, self.hyperparameters["run.monitor"], times, self.folder, logger is not None)

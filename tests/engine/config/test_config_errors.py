@@ -255,12 +255,12 @@ def test_the_error_of_a_component_is_placed_at_the_key_that_caused_it(good, erro
     )
     if isinstance(error, Exception):
         error = type(error)(str(error).format(file=good))
-    assert str(config.refused("trainer", error, "the hardware")).startswith(expected.format(file=good))
+    assert str(config.option_error("trainer", error, "the hardware")).startswith(expected.format(file=good))
 
 
 def test_an_error_about_devices_is_placed_at_the_option_that_was_written(good):
     config = load_config(good, ["trainer.accelerator=gpu"])
-    error = config.refused("trainer", "No supported gpu backend found", "this machine has 2 CPU cores")
+    error = config.option_error("trainer", "No supported gpu backend found", "this machine has 2 CPU cores")
     assert str(error) == (
         "command line: trainer.accelerator: No supported gpu backend found; this machine has 2 CPU cores"
     )
