@@ -124,7 +124,7 @@ def test_extras_markers_and_test_files_exist():
 
 @pytest.mark.parametrize("page", PAGES)
 def test_links_lead_somewhere(page):
-    for target, anchor in re.findall(r"\]\(([\w./-]*)(?:#([\w-]+))?\)", PAGES[page]):
+    for target, anchor in re.findall(r"(?:\]\(|src=\")([\w./-]*)(?:#([\w-]+))?[)\"]", PAGES[page]):
         path = (PROJECT / page).parent / target if target else PROJECT / page
         assert path.exists(), target
         if anchor:
