@@ -20,7 +20,7 @@ from engine.config.signatures import PROJECT
 from engine.training import loggers
 from engine.training.clock import Clock
 from engine.training.loggers import CSV_FILE, CsvLogger, PictureWriter, RunLogger, missing_displays, stage_and_tag
-from tests.exactness import differences, rows, signalled, start
+from tests.exactness import differences, points, rows, signalled, start
 from tests.runs import IRIS, curve, figures, run
 
 SHORT = ["--config", IRIS, "trainer.max_epochs=3", "trainer.log_every_n_steps=1"]
@@ -204,9 +204,10 @@ def test_wandb_offline(tmp_path):
         )
         assert done.returncode == expected, done.stderr
     records = b"".join(path.read_bytes() for path in folder.glob("wandb/offline-run-*/*.wandb"))
-    for name in ("train/loss", "train/loss_step", "val/loss", "test/accuracy"):
+    curves = points(folder)  # in TensorBoard's files
+    for name, tag in (("train/loss", "metrics/loss"), ("val/loss", "val/metrics/loss"), ("test/f1", "test/metrics/f1")):
         assert name.encode() in records
-        assert [value for value in curve(folder, name) if json.dumps(value).encode() not in records] == []
+        assert [value for _, value in curves[tag] if json.dumps(value).encode() not in records] == []
     assert list(folder.glob("wandb/offline-run-*/files/media/images/test/pictures/confusion_matrix*.png"))
     runs = [path.name.rpartition("-")[2] for path in folder.glob("wandb/offline-run-*")]
     assert len(runs) == 2
