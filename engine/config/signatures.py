@@ -134,11 +134,12 @@ def ancestors(path: Path, node: ast.ClassDef) -> Iterator[BaseClass]:
 def _find_base(path: Path, node: ast.ClassDef, expression: ast.expr) -> BaseClass:
     if isinstance(expression, ast.Subscript):  # Base[int]
         expression = expression.value
-    prefix, _, name = ast.unparse(expression).rpartition(".")
+    written = ast.unparse(expression)
     for other in classes_of(path):
-        if not prefix and other.name == name and other.lineno < node.lineno:
-            return BaseClass(name, "", path, other)
-    module, name = _imported_from(path, prefix, name)
+        if other.name == written and other.lineno < node.lineno:
+            return BaseClass(written, "", path, other)
+    first, dot, rest = written.partition(".")
+    module, _, name = f"{imported_names(path).get(first, first)}{dot}{rest}".rpartition(".")
     file = _file_of(module)
     for other in classes_of(file) if file is not None else ():
         if other.name == name:
@@ -146,50 +147,40 @@ def _find_base(path: Path, node: ast.ClassDef, expression: ast.expr) -> BaseClas
     return BaseClass(name, module)
 
 
-def _imported_from(path: Path, prefix: str, name: str) -> tuple[str, str]:
-    """Return the module that defines ``prefix.name``, or ``name`` without a prefix, and its name there."""
-    first, _, rest = prefix.partition(".")
-    for statement in tree_of(path).body:
-        if isinstance(statement, ast.ImportFrom):
-            module = _absolute_module(path, statement)
-            for alias in statement.names:
-                if (alias.asname or alias.name) == (first or name):
-                    return (".".join(filter(None, (module, alias.name, rest))), name) if first else (module, alias.name)
-        elif isinstance(statement, ast.Import):
-            for alias in statement.names:
-                if alias.asname is None and first and alias.name.split(".")[0] == first:
-                    return prefix, name
-                if alias.asname is not None and alias.asname == first:
-                    return ".".join(filter(None, (alias.name, rest))), name
-    return "", name
+def imported_names(path: Path, everywhere: bool = False) -> dict[str, str]:
+    """Return what the imported names of a file stand for, such as ``{"Base": "lit_models.cnn.LitCNN"}``.
+
+    Args:
+        path: The file.
+        everywhere: Whether to include imports within functions and blocks.
+    """
+    tree = tree_of(path)
+    found: dict[str, str] = {}
+    for node in ast.walk(tree) if everywhere else tree.body:
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                top = alias.name.partition(".")[0]
+                found |= {alias.name: alias.name, alias.asname or top: alias.name if alias.asname else top}
+        elif isinstance(node, ast.ImportFrom):
+            is_relative = node.level > 0 and path.is_relative_to(PROJECT)
+            package = path.parents[node.level - 1].relative_to(PROJECT).parts if is_relative else ()
+            for alias in node.names:
+                found[alias.asname or alias.name] = ".".join(filter(None, (*package, node.module, alias.name)))
+    return found
 
 
-def _absolute_module(path: Path, statement: ast.ImportFrom) -> str:
-    """Return the module of a ``from MODULE import``, which may be relative to the package of the file."""
-    if not statement.level or not path.is_relative_to(PROJECT):
-        return statement.module or ""
-    package = path.parents[statement.level - 1].relative_to(PROJECT).parts
-    return ".".join(filter(None, (*package, statement.module)))
+def imported_files(path: Path) -> Iterator[Path]:
+    """Yield the files of the project that a file imports, without those of `engine`."""
+    for name in imported_names(path, everywhere=True).values():
+        for module in (name, name.rpartition(".")[0]):
+            if not module.startswith("engine") and (file := _file_of(module)) is not None:
+                yield file
 
 
 def _file_of(module: str) -> Path | None:
     """Return the project file of a dotted module name; None if it is not a file of the project."""
     file = PROJECT.joinpath(*module.split(".")).with_suffix(".py")
     return file if module and file.is_file() else None
-
-
-def imported_files(path: Path) -> Iterator[Path]:
-    """Yield the files of the project that a file imports anywhere, without those of `engine`."""
-    modules: list[str] = []
-    for node in ast.walk(tree_of(path)):
-        if isinstance(node, ast.Import):
-            modules += [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            module = _absolute_module(path, node)
-            modules += [module, *(f"{module}.{alias.name}" for alias in node.names)]
-    for module in modules:
-        if not module.startswith("engine.") and (file := _file_of(module)) is not None:
-            yield file
 
 
 def _lineage(path: Path, node: ast.ClassDef) -> list[tuple[Path, ast.ClassDef]]:

@@ -1,6 +1,8 @@
 """Loading a correct config: defaults, overrides, types, help texts."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -173,3 +175,14 @@ def test_help_lists_every_key_with_its_meaning(good, capsys):
 def test_print_config_is_the_resolved_config(good, capsys):
     assert parse(["--config", str(good), "--print-config", "seed=5"], "") is None
     assert capsys.readouterr().out == load_config(good, ["seed=5"]).to_yaml()
+
+
+@pytest.mark.parametrize(
+    "command", [["train.py", "--config", "configs/mnist_cnn.yaml", "--help"], ["runs.py", "--help"]]
+)
+def test_help_imports_no_slow_package(command):
+    done = subprocess.run([sys.executable, "-X", "importtime", *command], cwd=PROJECT, capture_output=True, text=True)
+    assert done.returncode == 0
+    imported = {line.rpartition("|")[2].strip().partition(".")[0] for line in done.stderr.splitlines()}
+    assert imported >= {"engine", "argparse"}
+    assert not imported & {"torch", "lightning", "torchmetrics", "numpy", "filelock", "tensorboard"}
