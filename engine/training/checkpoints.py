@@ -127,7 +127,8 @@ class Checkpoints(Callback):
 
     def before_validation(self, trainer: Trainer) -> None:
         """Record where training is, for a checkpoint during or after the validation. `EpochLoop` calls this."""
-        self._before_validation = self._current_position(trainer)
+        with self.clock.measure("checkpoints"):
+            self._before_validation = self._current_position(trainer)
 
     def on_validation_batch_start(self, trainer: Trainer, *__: Any) -> None:
         signum = self.consensus.agree_on_signal(self.signals.received)
@@ -199,7 +200,7 @@ class Checkpoints(Callback):
         return self.consensus.agree_at_batch(batch, self.signals.received, is_due)
 
     def _current_position(self, trainer: Trainer) -> dict[str, Any]:
-        """Where training is: all that a checkpoint holds besides Lightning's own content."""
+        """Where training is: the content of a checkpoint that Lightning does not write."""
         num_batches = trainer.fit_loop.batch_idx + 1
         accumulated = num_batches % trainer.accumulate_grad_batches == 0 or num_batches == trainer.num_training_batches
         averages = any(isinstance(callback, WeightAveraging) for callback in trainer.callbacks)  # type: ignore[attr-defined]
@@ -257,9 +258,11 @@ class Checkpoints(Callback):
 
 
 def _place(trainer: Trainer, batch_idx: int) -> str:
-    if batch_idx == trainer.num_training_batches:
-        return f"epoch {trainer.current_epoch + 1}, before its validation"
-    return f"epoch {trainer.current_epoch + 1}, after {batch_idx} of {trainer.num_training_batches} batches"
+    """Where training is, for the user."""
+    epoch, num_batches = trainer.current_epoch + 1, trainer.num_training_batches
+    if batch_idx == num_batches:
+        return f"epoch {epoch}, before its validation"
+    return f"epoch {epoch}, after {batch_idx} {'' if math.isinf(num_batches) else f'of {num_batches} '}batches"
 
 
 def _check_room(path: Path) -> None:

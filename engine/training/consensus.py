@@ -11,8 +11,8 @@ import torch
 from lightning.pytorch import Trainer
 from torch import Tensor
 
-MOST_BATCHES = 16  # between two agreements, because batches may suddenly take longer
-EVERY_SECONDS = 0.1  # between two agreements: one at every step would make processes wait as often as for gradients
+MAX_BATCHES = 16  # between two agreements, because batches may suddenly take longer
+EVERY_SECONDS = 0.1  # between two agreements, because processes wait for each other in each of them
 
 
 class ProcessConsensus:
@@ -59,7 +59,7 @@ class ProcessConsensus:
             return signum, due
         now = time.monotonic()
         batch_seconds = (now - self._last_time) / max(1, batch - self._last_batch)
-        proposal = batch + min(MOST_BATCHES, max(1, int(EVERY_SECONDS / max(batch_seconds, 1e-6))))
+        proposal = batch + min(MAX_BATCHES, max(1, int(EVERY_SECONDS / max(batch_seconds, 1e-6))))
         signum, wanted, earliest = self._reduce(torch.tensor([signum, int(due), -proposal])).tolist()
         self._next, self._last_batch, self._last_time = -earliest, batch, now
         return signum, bool(wanted)

@@ -210,7 +210,7 @@ def supports_fast_step(trainer: Trainer) -> bool:
 
 
 class FastStep:
-    """Trains on single batches as Lightning does, without calling empty hooks. See `supports_fast_step` for its limits."""
+    """Performs training steps as Lightning does, without calling empty hooks. `supports_fast_step` has its limits."""
 
     def __init__(self, trainer: Trainer) -> None:
         self.trainer, self.loop, self.module = trainer, trainer.fit_loop.epoch_loop, trainer.lightning_module

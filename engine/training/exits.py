@@ -14,10 +14,10 @@ from engine.config.components import FOLDERS, lightning_folder
 from engine.config.signatures import PROJECT, short_path
 from engine.contracts import UserError
 
-TERMINATED, INTERRUPTED = 128 + signal.SIGTERM, 128 + signal.SIGINT  # as a shell counts
+TERMINATED, INTERRUPTED = 128 + signal.SIGTERM, 128 + signal.SIGINT  # the exit codes that a shell shows
 DIVERGED, REFUSED, FAILED = 3, 2, 1
-CHILD_SECONDS = 10  # that child processes get to end by themselves
-# in messages of torch.distributed: another process is gone
+CHILD_SECONDS = 10  # time for child processes to end by themselves
+# parts of messages of torch.distributed that mean that another process has ended
 LOST = ("connection closed by peer", "connection reset by peer", "timed out", "nccl", "broken pipe")
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 OWNERS_FOLDERS = tuple(PROJECT / folder for folder, _ in FOLDERS.values())
@@ -27,7 +27,7 @@ class RunEnded(BaseException):
     """A run ends early, and not because of a bug. No ``except Exception`` catches it.
 
     Args:
-        message: Why and where, in one line; "" if everything has been said.
+        message: Why and where, in one line; "" if this has been printed.
         exit_code: Exit code of the command.
         agreed: Whether all processes of the run end at the same step.
     """
@@ -42,7 +42,7 @@ class Stopped(RunEnded):
 
     Args:
         signum: The signal.
-        place: Where training was, for the user; "" before it began.
+        place: Where training was, for the user; "" before training.
     """
 
     def __init__(self, signum: int, place: str = "") -> None:
@@ -104,12 +104,12 @@ def is_refusal(error: BaseException) -> bool:
 
 
 def report_exit(end: RunEnded | UserError, folder: Path | None, rank: int) -> int:
-    """Print why a run ended and how to resume it.
+    """Print why a run ended and how to resume it. If all processes end, only the first one prints.
 
     Args:
         end: Why the run ended.
         folder: Folder of the run; None if there is none yet.
-        rank: Number of this process. The first one speaks for all.
+        rank: Number of this process.
 
     Returns:
         The exit code of this process.
@@ -117,7 +117,7 @@ def report_exit(end: RunEnded | UserError, folder: Path | None, rank: int) -> in
     if isinstance(end, UserError):
         end = RunEnded(f"error: {end}", REFUSED)
     if rank > 0 and end.agreed:
-        return 0  # a launcher would take another code for a crash, and kill the first process while it saves
+        return 0  # otherwise a launcher would report a crash, and kill the first process while it saves
     parts = [str(end)]
     if folder is not None and end.exit_code != REFUSED and (folder / "checkpoints/last.ckpt").is_file():
         before = f"{folder}/checkpoints is from before; a run resumed from there diverges again"
