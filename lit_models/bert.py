@@ -17,7 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from engine.contracts import Batch, OptionError
 from lit_models.classifier import LitClassifier
 from lit_models.parts import encoder
-from lit_models.parts.metrics import MeanLoss
+from lit_models.parts.metrics import WeightedMean
 from lit_models.parts.sequences import FeatureTokens, Patches, num_tokens
 
 if TYPE_CHECKING:
@@ -165,7 +165,7 @@ class LitBERT(LitClassifier):
         **options: Any,
     ) -> None:
         super().__init__(input_shape, num_classes, **options)
-        self.train_padding = MeanLoss() if not input_shape else None
+        self.train_padding = WeightedMean() if not input_shape else None
         for name in ("hidden_size", "num_layers", "num_heads", "intermediate_size"):
             if pretrained is not None and self.hparams[name] is not None:
                 raise OptionError(f"model.{name}: {pretrained} sets it; leave it out, or set model.pretrained=null")

@@ -19,7 +19,7 @@ from engine.contracts import Batch, OptionError
 from engine.training.checkpoint_file import plain_values_only, verify
 from engine.training.loggers import log_everywhere
 from lit_models import optimizers, schedules
-from lit_models.parts.metrics import MeanLoss, TrainingMeans, evaluation_metrics
+from lit_models.parts.metrics import TrainingMeans, WeightedMean, evaluation_metrics
 
 # N samples, B batch, C channels, D features, F inputs of the last linear layer, K classes
 
@@ -75,8 +75,8 @@ class LitClassifier(LightningModule):
         self.class_weights: Tensor | None
         self.register_buffer("class_weights", weights, persistent=False)
         self.train_means = TrainingMeans()
-        self.val_loss, self.val_metrics = MeanLoss(), evaluation_metrics(num_classes)
-        self.test_loss, self.test_metrics = MeanLoss(), evaluation_metrics(num_classes)
+        self.val_loss, self.val_metrics = WeightedMean(), evaluation_metrics(num_classes)
+        self.test_loss, self.test_metrics = WeightedMean(), evaluation_metrics(num_classes)
 
     @property
     def class_names(self) -> list[str]:
@@ -210,7 +210,7 @@ class LitClassifier(LightningModule):
     def _clips_in_mixed_precision(self) -> bool:
         return bool(self.trainer.gradient_clip_val) and "mixed" in str(self.trainer.precision)
 
-    def _evaluate(self, batch: Batch, loss: MeanLoss, metrics: MetricCollection) -> Tensor:
+    def _evaluate(self, batch: Batch, loss: WeightedMean, metrics: MetricCollection) -> Tensor:
         """Update the metrics of a stage. Returns logits (B, K) for callbacks."""
         inputs, labels = batch
         logits = _at_least_float32(self(inputs))
@@ -218,7 +218,7 @@ class LitClassifier(LightningModule):
         metrics.update(logits, labels)
         return logits
 
-    def _log_evaluation(self, stage: Literal["val", "test"], loss: MeanLoss, metrics: MetricCollection) -> None:
+    def _log_evaluation(self, stage: Literal["val", "test"], loss: WeightedMean, metrics: MetricCollection) -> None:
         values = metrics.compute()
         class_accuracies = values.pop("class_accuracy")
         self.log_dict({f"{stage}/loss": loss.compute(), **{f"{stage}/{name}": value for name, value in values.items()}})

@@ -65,9 +65,7 @@ def load(name: str, revision: str | None, dropout: float, has_pooler: bool) -> "
         OptionError: if the files are missing, damaged, or not a BERT. The message says which files to download.
     """
     transformers = _import_transformers()
-    os.environ["DISABLE_SAFETENSORS_CONVERSION"] = (
-        "1"  # otherwise transformers may ask the hub to convert pickled weights
-    )
+    os.environ["DISABLE_SAFETENSORS_CONVERSION"] = "1"  # never ask the hub to convert pickled weights
     if Path(name).expanduser().is_dir():
         transformers.utils.logging.disable_progress_bar()  # only a download needs one
 
@@ -106,12 +104,11 @@ def check_fits(name: str | None, config: "BertConfig", vocab_size: int, length: 
         OptionError: if it does not. `hint` says how to shorten the sequences.
     """
     if vocab_size > config.vocab_size:
-        problem = (
-            f"{name} has {config.vocab_size} tokens, but the tokenizer has {vocab_size}; set data.tokenizer={name}"
+        raise OptionError(
+            f"model.pretrained: {name} has {config.vocab_size} tokens, but the tokenizer has {vocab_size};"
+            f" set data.tokenizer={name}"
         )
-        raise OptionError(f"model.pretrained: {problem}")
-    if length > config.max_position_embeddings:
-        most = config.max_position_embeddings
+    if length > (most := config.max_position_embeddings):
         raise OptionError(f"model.pretrained: {name} takes at most {most} tokens, but the data has {length}; {hint}")
 
 
@@ -124,9 +121,7 @@ def identify(name: str, revision: str | None) -> str:
     from huggingface_hub import try_to_load_from_cache
 
     config = try_to_load_from_cache(name, "config.json", revision=revision)
-    return (
-        Path(config).parent.name if isinstance(config, str) else ""
-    )  # the path ends with snapshots/COMMIT/config.json
+    return Path(config).parent.name if isinstance(config, str) else ""  # .../snapshots/COMMIT/config.json
 
 
 def _import_transformers() -> Any:

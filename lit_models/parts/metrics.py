@@ -8,8 +8,8 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibratio
 # B batch, K classes
 
 
-class MeanLoss(Metric):
-    """Mean of the loss over samples.
+class WeightedMean(Metric):
+    """Mean of values that have a weight, such as losses of batches with different sizes.
 
     It replaces torchmetrics' MeanMetric, which ignores the weights with ``nan_strategy="disable"``. With any other strategy,
     MeanMetric checks every batch for NaN, for which the CPU has to wait for the GPU.
@@ -17,37 +17,37 @@ class MeanLoss(Metric):
 
     full_state_update = False
     total: Tensor
-    count: Tensor
+    weight: Tensor
 
     def __init__(self) -> None:
         super().__init__()
         self.add_state("total", torch.zeros(()), dist_reduce_fx="sum")
-        self.add_state("count", torch.zeros(()), dist_reduce_fx="sum")
+        self.add_state("weight", torch.zeros(()), dist_reduce_fx="sum")
 
-    def update(self, loss: Tensor, batch_size: int) -> None:
-        if batch_size:  # the mean loss of an empty batch is NaN
-            self.total.add_(loss, alpha=batch_size)  # in place, because setting an attribute of a module takes longer
-            self.count.add_(batch_size)
+    def update(self, value: Tensor, weight: int) -> None:
+        if weight:  # the mean loss of an empty batch is NaN
+            self.total.add_(value, alpha=weight)  # in place, because setting an attribute of a module takes longer
+            self.weight.add_(weight)
 
     def compute(self) -> Tensor:
-        return self.total / self.count
+        return self.total / self.weight
 
 
-class TrainingMeans(MeanLoss):
+class TrainingMeans(WeightedMean):
     """Mean loss and accuracy over the samples of an epoch. It is a single metric, because every step updates it."""
 
-    hits: Tensor
+    correct: Tensor
 
     def __init__(self) -> None:
         super().__init__()
-        self.add_state("hits", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+        self.add_state("correct", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:  # type: ignore[override]
         super().update(loss, len(labels))
-        self.hits.add_((logits.argmax(1) == labels).sum())
+        self.correct.add_((logits.argmax(1) == labels).sum())
 
     def compute(self) -> tuple[Tensor, Tensor]:  # type: ignore[override]
-        return super().compute(), self.hits / self.count
+        return super().compute(), self.correct / self.weight
 
 
 class CalibrationError(MulticlassCalibrationError):

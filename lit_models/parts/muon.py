@@ -1,8 +1,8 @@
 """Muon: SGD with Nesterov momentum that orthogonalizes the update of every matrix.
 
 Jordan et al. 2024, https://kellerjordan.github.io/posts/muon; for CIFAR-10 in https://github.com/KellerJordan/cifar10-airbench.
-This optimizer also trains all other parameters, without orthogonalization, because Lightning clips and schedules only a
-single optimizer by itself.
+This optimizer also trains all other parameters, without orthogonalization, because Lightning's automatic optimization
+supports a single optimizer.
 """
 
 from collections.abc import Callable, Iterable

@@ -16,7 +16,7 @@ from engine.training.hardware import precision_for
 from lit_models import optimizers, schedules
 from lit_models.cnn import LitCNN
 from lit_models.mlp import LitMLP
-from lit_models.parts.metrics import CalibrationError, MeanLoss
+from lit_models.parts.metrics import CalibrationError, WeightedMean
 from tests.contracts import trainer
 from tests.runs import events, figures, run
 
@@ -278,9 +278,9 @@ def test_a_loss_of_ln_k_for_a_network_that_knows_nothing():
 
 
 def test_the_mean_of_a_loss_is_over_samples():
-    from lit_models.parts.metrics import MeanLoss
+    from lit_models.parts.metrics import WeightedMean
 
-    mean = MeanLoss()
+    mean = WeightedMean()
     mean.update(torch.tensor(1.0), 7)
     mean.update(torch.tensor(2.0), 8)
     assert mean.compute().item() == pytest.approx(23 / 15)
@@ -300,7 +300,7 @@ def test_the_calibration_error_does_not_depend_on_the_batches():
 
 
 def test_an_empty_batch_changes_no_mean():
-    mean = MeanLoss()
+    mean = WeightedMean()
     mean.update(torch.tensor(2.0), 3)
     mean.update(torch.tensor(float("nan")), 0)  # the mean over no samples
     assert mean.compute() == 2.0
