@@ -9,10 +9,14 @@ import pytest
 
 from engine.command_line import parse
 from engine.config import components, schema, signatures
+from engine.config.components import component_names, find_component
 from engine.config.config import load_config
 from engine.config.signatures import PROJECT
 from engine.contracts import ConfigError, DataError, OptionError
 
+# a project can have other models
+MODELS = component_names("model")
+FEATURE_MODELS = [name for name in MODELS if "features" in find_component("model", name).constants["accepts"]]
 GOOD = """\
 seed: 3
 data:
@@ -58,8 +62,11 @@ OVERRIDES = [
     ("model.name=mlpp", "model.name: unknown name 'mlpp'; did you mean mlp?"),
     ("model.name=classifier", "classifier.py: LitClassifier cannot be chosen in a config"),
     ("model.name=../mlp", "model.name: unknown name '../mlp'"),
-    ("model.name=null", "model.name: is not a name; available: bert, cnn, mlp"),
-    ("model.name=cnn", "model.name: cnn takes image, and iris is features; models that fit: bert, mlp"),
+    ("model.name=null", f"model.name: is not a name; available: {', '.join(MODELS)}"),
+    (
+        "model.name=cnn",
+        f"model.name: cnn takes image, and iris is features; models that fit: {', '.join(FEATURE_MODELS)}",
+    ),
     ("data=iris", "data: is a section, not 'iris'; write data.name=iris"),
     ("trainer=5", "trainer: is a section, not 5"),
     ("data.name.x=1", "data.name.x: data.name is 'iris' ("),

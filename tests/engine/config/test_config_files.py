@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.engine.config.test_config_errors import GOOD, message
+from tests.engine.config.test_config_errors import GOOD, MODELS, message
 
 FILES = [
     ("", ": is empty; start from a copy of a file in configs/"),
@@ -20,7 +20,7 @@ FILES = [
     (GOOD.replace("batch_size: 16", "batch_size: many"), ":4: data.batch_size: 'many' is not accepted; accepts int, >= 1"),
     (GOOD.replace("batch_size: 16", "batch_size: 0b1"), ":4: data.batch_size: 0b1 is read differently"),
     (GOOD.replace("data:\n  name: iris\n  batch_size: 16", "data: iris"), ":2: data: is a section, not 'iris'"),
-    (GOOD.replace("  name: mlp\n", ""), ":5: model.name: is missing; available: bert, cnn, mlp"),
+    (GOOD.replace("  name: mlp\n", ""), f":5: model.name: is missing; available: {', '.join(MODELS)}"),
     (GOOD.replace("seed: 3", "seed: &x 3").replace("16", "*x"), ":4: data.batch_size: uses a YAML alias"),
     (GOOD.replace("seed: 3", "seed: !!python/object/apply:os.system [ls]"), ":1: seed: has the YAML tag"),
     (GOOD.replace("seed: 3", "? [1, 2]\n: 3"), "has a key that is not a name"),
@@ -51,4 +51,4 @@ def test_missing_file(tmp_path):
 def test_missing_section(tmp_path):
     path = tmp_path / "short.yaml"
     path.write_text("data: {name: iris}\n", encoding="utf-8")
-    assert message(path) == f"{path}: model.name: is missing; available: bert, cnn, mlp"
+    assert message(path) == f"{path}: model.name: is missing; available: {', '.join(MODELS)}"
