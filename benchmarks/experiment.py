@@ -22,7 +22,7 @@ from engine.training.signals import Signals
 from lit_models.classifier import LitClassifier
 from train import make, make_model, make_trainer
 
-MAX_ACCURACY_LOSS = 0.01  # a side that learns less than this below the other one has done the same work
+MAX_ACCURACY_LOSS = 0.01  # with a larger loss of accuracy, the times of two sides are not comparable
 
 
 class Experiment:
@@ -162,7 +162,7 @@ def compare_accuracies(ours: float, theirs: float) -> str:
     """Describe two validation accuracies.
 
     Raises:
-        BenchmarkError: if ours is lower by more than `MAX_ACCURACY_LOSS`, because the times are not comparable then.
+        BenchmarkError: if ours is lower by more than `MAX_ACCURACY_LOSS`.
     """
     if ours < theirs - MAX_ACCURACY_LOSS:
         raise BenchmarkError(f"ours learns less: validation accuracy {ours:.4f}, baseline {theirs:.4f}")

@@ -81,8 +81,10 @@ def format_seconds(value: float) -> str:
 
 
 def run_in_turn(sides: Mapping[str, Callable[[], float]], pairs: int) -> dict[str, list[float]]:
-    """Run each side `pairs` times and return its seconds. Every second round is in reverse order, so that no side always
-    runs after another one."""
+    """Run each side `pairs` times and return its seconds.
+
+    Every second round runs in reverse order, so that no side has an advantage from its position.
+    """
     times: dict[str, list[float]] = {name: [] for name in sides}
     for i in range(pairs):
         for name in list(sides)[:: 1 if i % 2 == 0 else -1]:

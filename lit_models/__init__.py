@@ -1,1 +1,1 @@
-"""LightningModules: one model family a file, found by the file's name."""
+"""LightningModules. A config chooses a model by the name of its file."""

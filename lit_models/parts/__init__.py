@@ -1,1 +1,1 @@
-"""What models are built from: the BERT encoder, metrics, Muon, sequences."""
+"""Building blocks of models: the BERT encoder, metrics, Muon and layers for sequences."""
