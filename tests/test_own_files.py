@@ -144,7 +144,7 @@ def test_an_own_model_trains(add, tmp_path):
     ("source", "expected"),
     [
         ("class LitMine(LitMLP):\n    choosable = False\n", "LitMine cannot be chosen in a config (choosable = False)"),
-        ("class Mine:\n    pass\n", "mine.py has no class that derives from LitClassifier; available: bert"),
+        ("class Mine:\n    pass\n", "mine.py has no class that derives from LitClassifier; available: "),
         ("def mine():\n    pass\n", "lit_models/mine.py has no class that derives from LitClassifier"),
         ("class A(LitMLP):\n    pass\nclass B(LitMLP):\n    pass\n", "mine.py has 2 classes that derive from LitClassifier"),
     ],

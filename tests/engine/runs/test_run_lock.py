@@ -26,7 +26,14 @@ from tests.runs import IRIS, run
 
 HOLD = "lock = lock_run(Path(sys.argv[1]))"
 FORK_AND_END = f"{HOLD}\nif os.fork() == 0:\n    del lock\n    gc.collect()\n    sys.exit()\nos.wait()"
-FORK_AND_STAY = f"{HOLD}\nif os.fork() == 0:\n    os.close(1)\n    time.sleep(60)\n    os._exit(0)"
+FORK_AND_STAY = f"""{HOLD}
+reader, writer = os.pipe()
+if os.fork() == 0:
+    os.write(writer, b"1")
+    os.close(1)
+    time.sleep(60)
+    os._exit(0)
+os.read(reader, 1)"""
 
 
 @pytest.fixture(autouse=True)
