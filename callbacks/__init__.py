@@ -1,1 +1,1 @@
-"""Callbacks: one behaviour a file, found by the file's name."""
+"""Callbacks. A config selects a callback by the name of its file."""

@@ -1,4 +1,4 @@
-"""Which classes are confused, and the accuracy of each class, as two pictures of one confusion matrix."""
+"""Draws a confusion matrix and the accuracy of each class."""
 
 from typing import Annotated, Any
 
@@ -11,10 +11,10 @@ from callbacks.evaluation import EvaluationCallback, Stage
 from callbacks.parts.drawing import (
     BLACK,
     BLUE,
-    CARD,
+    CARD_WIDTH,
     GREY,
     PALE,
-    TEXT,
+    TEXT_SIZE,
     WHITE,
     Canvas,
     Colour,
@@ -27,24 +27,24 @@ from engine.training.loggers import PictureWriter
 
 # K classes, H height, W width; lengths are in pixels
 
-LIGHT, DARK = (247, 251, 255), (8, 48, 107)  # the ends of ColorBrewer's "Blues", safe in print and for the colour-blind
-MOST_NUMBERED = 20  # with more classes the cells are too small for numbers
-MOST_CLASSES = 100  # in one picture
-MATRIX_SIDE = 900  # of a matrix whose cells have no numbers
-LONGEST_NAME = 100
-LINE = 17  # height of a line of text below the matrix
-ROWS_PER_COLUMN = 25  # of bars
-ROW, LEAST_BAR, LONGEST_BAR_NAME, FIGURES = 19, 90, 120, 128  # height of a bar with its gap; widths in its row
+LIGHT, DARK = (247, 251, 255), (8, 48, 107)  # both ends of ColorBrewer's "Blues" (colour-blind safe)
+MAX_CLASSES = 100  # in one picture
+MAX_NUMBERED_CLASSES = 20  # with more classes, the cells are too small for numbers
+MATRIX_SIDE = 900  # side of a matrix without numbers
+MAX_NAME_WIDTH = 100
+LINE_HEIGHT = 17  # of the text below the matrix
+# for the bars: number of rows, height of a row, and widths in a row
+ROWS_PER_COLUMN, ROW_HEIGHT, MIN_BAR_WIDTH, MAX_BAR_NAME_WIDTH, VALUE_WIDTH = 25, 19, 90, 120, 128
 
 
 class ConfusionMatrix(EvaluationCallback):
-    """`pictures/confusion_matrix` and `pictures/class_accuracy` under IMAGES.
+    """Logs `pictures/confusion_matrix` and `pictures/class_accuracy` (TensorBoard's IMAGES tab).
 
-    The rows of the matrix are true classes, the columns are predicted classes. Of more than 100 classes, only those with the
-    most mistakes are drawn.
+    The rows of the matrix are true classes, and the columns are predicted classes. If there are more than 100 classes, the
+    matrix shows only the 100 classes with the most mistakes.
 
     Args:
-        num_pairs: Number of pairs of classes to list below the matrix, the most confused first.
+        num_pairs: Number of most confused pairs of classes to list below the matrix.
         options: Options of `EvaluationCallback`.
     """
 
@@ -70,7 +70,7 @@ class ConfusionMatrix(EvaluationCallback):
 
 
 def draw_matrix(counts: np.ndarray, names: list[str], num_pairs: int = 5) -> np.ndarray:
-    """A picture (H, W, 3) of a confusion matrix, with a list of the most confused pairs of classes below.
+    """Draw a confusion matrix (H, W, 3) and, below it, a list of the most confused pairs of classes.
 
     Args:
         counts: Number of samples (K, K): true class x predicted class.
@@ -80,33 +80,33 @@ def draw_matrix(counts: np.ndarray, names: list[str], num_pairs: int = 5) -> np.
     fractions = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)  # a class without samples has a row of zeros
     classes = list(range(len(names)))
     title = "predicted (cells: % of the true class)"
-    if len(names) > MOST_CLASSES:
-        classes = most_confused_classes(counts, MOST_CLASSES)
-        title = f"predicted (the {MOST_CLASSES} of {len(names):,} classes with the most mistakes)"
+    if len(names) > MAX_CLASSES:
+        classes = most_confused_classes(counts, MAX_CLASSES)
+        title = f"predicted (the {MAX_CLASSES} of {len(names):,} classes with the most mistakes)"
     num_drawn = len(classes)
-    has_numbers = num_drawn <= MOST_NUMBERED
-    size = TEXT if has_numbers else max(9, min(TEXT, MATRIX_SIDE // num_drawn - 1))
-    labels = [shorten(names[i], LONGEST_NAME, size) for i in classes]
-    margin = 30 + max(int(text_width(label, size)) for label in labels)  # left of the matrix and above it
+    has_numbers = num_drawn <= MAX_NUMBERED_CLASSES
+    size = TEXT_SIZE if has_numbers else max(9, min(TEXT_SIZE, MATRIX_SIDE // num_drawn - 1))
+    labels = [shorten(names[i], MAX_NAME_WIDTH, size) for i in classes]
+    margin = 30 + max(int(text_width(label, size)) for label in labels)  # on the left and at the top
     cell = max(9, MATRIX_SIDE // num_drawn)
     if has_numbers:
-        cell = min(60, max(23, (CARD - margin - 6) // num_drawn))
-    end = margin + num_drawn * cell  # of the matrix, in both directions
-    width = max(end + 6, CARD)
+        cell = min(60, max(23, (CARD_WIDTH - margin - 6) // num_drawn))
+    end = margin + num_drawn * cell  # right and bottom edge of the matrix
+    width = max(end + 6, CARD_WIDTH)
     lines = list_confused_pairs(counts, names, num_pairs, width - 16)
     if lines:
         lines.insert(0, "most confused pairs (in brackets: by true class):")
-    canvas = Canvas(width, end + 14 + LINE * len(lines))
+    canvas = Canvas(width, end + 14 + LINE_HEIGHT * len(lines))
 
     for row, column in np.ndindex(num_drawn, num_drawn):
-        place = classes[row], classes[column]
-        count, fraction = counts[place], float(fractions[place])
+        pair = classes[row], classes[column]
+        count, fraction = counts[pair], float(fractions[pair])
         left, top = margin + column * cell, margin + row * cell
-        shade = fraction if has_numbers else fraction**0.5  # without numbers, the shade must show a confusion of 1 %
+        shade = fraction if has_numbers else fraction**0.5  # the root makes a fraction of 1 % visible
         canvas.pen.rectangle((left, top, left + cell - 1, top + cell - 1), fill=blend(LIGHT, DARK, shade))
         if has_numbers and count:
             colour = WHITE if fraction > 0.5 else BLACK
-            canvas.write(left + cell / 2, top + cell / 2, _percent(fraction), colour, TEXT - 1, anchor="mm")
+            canvas.write(left + cell / 2, top + cell / 2, _percent(fraction), colour, TEXT_SIZE - 1, anchor="mm")
     for i, label in enumerate(labels):
         middle = margin + (i + 0.5) * cell
         canvas.write(margin - 5, middle, label, size=size, anchor="rm")
@@ -115,12 +115,12 @@ def draw_matrix(counts: np.ndarray, names: list[str], num_pairs: int = 5) -> np.
     canvas.write(max(half, min((margin + end) / 2, width - half)), 2, title, GREY, anchor="ma")
     canvas.write_upwards(9, (margin + end) // 2 + 12, "true")
     for i, line in enumerate(lines):
-        canvas.write(8, end + 8 + LINE * i, line, BLACK if i else GREY)
+        canvas.write(8, end + 8 + LINE_HEIGHT * i, line, BLACK if i else GREY)
     return canvas.to_array()
 
 
 def draw_bars(correct: np.ndarray, samples: np.ndarray, names: list[str]) -> np.ndarray:
-    """A picture (H, W, 3) with a bar for the accuracy of each class. If there are many classes, the worst come first.
+    """Draw a picture (H, W, 3) with a bar for the accuracy of each class. More than 25 classes are sorted by accuracy.
 
     Args:
         correct: Number of correctly predicted samples (K,) of each class.
@@ -131,28 +131,28 @@ def draw_bars(correct: np.ndarray, samples: np.ndarray, names: list[str]) -> np.
     classes = np.arange(len(names))
     title = "accuracy of each class, %"
     if len(names) > ROWS_PER_COLUMN:
-        classes = np.argsort(np.where(samples > 0, accuracies, 1.0), kind="stable")[:MOST_CLASSES]
-    if len(names) > MOST_CLASSES:
-        title += f": the worst {MOST_CLASSES} of {len(names):,}"
+        classes = np.argsort(np.where(samples > 0, accuracies, 1.0), kind="stable")[:MAX_CLASSES]
+    if len(names) > MAX_CLASSES:
+        title += f": the worst {MAX_CLASSES} of {len(names):,}"
     num_columns = -(-len(classes) // ROWS_PER_COLUMN)
     num_rows = -(-len(classes) // num_columns)
-    name_width = 14 + min(LONGEST_BAR_NAME, max(int(text_width(name)) for name in names))
-    bar_width = max(LEAST_BAR, CARD - name_width - FIGURES)  # of an accuracy of 100 %
-    column_width, bottom = name_width + bar_width + FIGURES, 24 + num_rows * ROW
+    name_width = 14 + min(MAX_BAR_NAME_WIDTH, max(int(text_width(name)) for name in names))
+    bar_width = max(MIN_BAR_WIDTH, CARD_WIDTH - name_width - VALUE_WIDTH)  # for an accuracy of 100 %
+    column_width, bottom = name_width + bar_width + VALUE_WIDTH, 24 + num_rows * ROW_HEIGHT
     canvas = Canvas(num_columns * column_width, bottom + 26)
 
     canvas.write(6, 4, title, GREY)
-    for place, i in enumerate(classes):
-        column, row = divmod(place, num_rows)
-        left, top = column * column_width + name_width, 24 + row * ROW  # of the bar
-        middle, bar_bottom = top + ROW / 2, top + ROW - 3
-        canvas.write(left - 6, middle, shorten(names[i], LONGEST_BAR_NAME), anchor="rm")
+    for position, i in enumerate(classes):
+        column, row = divmod(position, num_rows)
+        left, top = column * column_width + name_width, 24 + row * ROW_HEIGHT  # upper left corner of the bar
+        middle, bar_bottom = top + ROW_HEIGHT / 2, top + ROW_HEIGHT - 3
+        canvas.write(left - 6, middle, shorten(names[i], MAX_BAR_NAME_WIDTH), anchor="rm")
         canvas.pen.rectangle((left, top + 2, left + bar_width, bar_bottom), fill=PALE)
-        figures = "no samples"
+        value = "no samples"
         if samples[i]:
             canvas.pen.rectangle((left, top + 2, left + bar_width * accuracies[i], bar_bottom), fill=BLUE)
-            figures = f"{100 * accuracies[i]:.1f} ({correct[i]:,} of {samples[i]:,})"
-        canvas.write(left + bar_width + 5, middle, figures, size=TEXT - 1, anchor="lm")
+            value = f"{100 * accuracies[i]:.1f} ({correct[i]:,} of {samples[i]:,})"
+        canvas.write(left + bar_width + 5, middle, value, size=TEXT_SIZE - 1, anchor="lm")
     accuracy = correct.sum() / max(1, samples.sum())
     for column in range(num_columns):
         x = column * column_width + name_width + bar_width * accuracy
@@ -162,15 +162,15 @@ def draw_bars(correct: np.ndarray, samples: np.ndarray, names: list[str]) -> np.
 
 
 def most_confused_classes(counts: np.ndarray, num_classes: int) -> list[int]:
-    """The classes with the most mistakes, as true or as predicted class, in ascending order."""
+    """Return the classes with the most mistakes (as true or as predicted class) in ascending order."""
     mistakes = counts.sum(0) + counts.sum(1) - 2 * counts.diagonal()
     return sorted(np.argsort(-mistakes, kind="stable")[:num_classes].tolist())
 
 
 def list_confused_pairs(counts: np.ndarray, names: list[str], num_pairs: int, width: float) -> list[str]:
-    """A line of at most `width` pixels for each of the most confused pairs: "7 mistakes: cat (3) and dog (4)".
+    """List the most confused pairs in lines that are not wider than `width`: "7 mistakes: cat (3) and dog (4)".
 
-    A number in brackets counts the mistakes whose true class this is.
+    In this example, 3 samples have the true class cat and the predicted class dog.
     """
     mistakes = np.triu(counts + counts.T, k=1)  # (K, K)
     order = np.argsort(mistakes, axis=None)[::-1][:num_pairs]
@@ -185,12 +185,12 @@ def list_confused_pairs(counts: np.ndarray, names: list[str], num_pairs: int, wi
 
 
 def _percent(fraction: float) -> str:
-    """A percentage that is rounded neither to 0 nor to 100."""
+    """Format a percentage. Only exact values are shown as 0 or 100."""
     if fraction < 0.01:
         return "<1"
     return ">99" if 0.99 < fraction < 1 else f"{100 * fraction:.0f}"
 
 
 def blend(start: Colour, end: Colour, fraction: float) -> Colour:
-    """The colour between `start` (fraction 0) and `end` (fraction 1)."""
+    """Interpolate between the colours `start` (fraction 0) and `end` (fraction 1)."""
     return tuple(round(a + (b - a) * fraction) for a, b in zip(start, end, strict=True))  # type: ignore[return-value]

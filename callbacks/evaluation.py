@@ -1,4 +1,4 @@
-"""The base class of callbacks that look at every batch of an evaluation, and then write pictures, texts or scalars about it.
+"""The base class of callbacks that collect data from all batches of an evaluation, and then log pictures, texts or scalars.
 
 An evaluation is the test, or a validation during training.
 """
@@ -14,31 +14,32 @@ from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
-from engine.contracts import Classifier
+from engine.contracts import Classifier, one_line
 from engine.terminal import print_line
 from engine.training.loggers import PictureWriter, takes_pictures, tensorboard_of
 
 # B batch, K classes
 Stage = Literal["val", "test"]
-PAUSE_FACTOR = 100  # so that a callback takes at most about 1 % of the time of a training
+PAUSE_FACTOR = 100  # a callback takes about 1 % of the training time or less
 
 
 class EvaluationCallback(Callback):
-    """Looks at the batches of an evaluation, and writes pictures, texts or scalars about it.
+    """Collects data from the batches of an evaluation, and logs pictures, texts or scalars.
 
-    A subclass overrides `begin`, `update`, `gather` and `show`. They are called in the test, and in validations that are due
-    (`is_due`). They are not called if no logger of the run can show the result. They need an evaluation step that returns
-    logits (B, K), as that of `LitClassifier` does.
+    A subclass overrides `begin`, `update`, `gather` and `show`. They are called in the test, and in validations for which
+    `is_due` returns True. They are not called if no logger of the run can show the result. The validation and test steps
+    of the model must return logits (B, K), as in `LitClassifier`.
 
-    An error in these methods is printed, and the run continues without the picture. With several processes an error before
-    `show` ends the run, because the other processes would wait for this one.
+    An error in these methods is printed, and the run continues without the picture. With several processes, an error before
+    `show` ends the run, because the other processes would wait for this process.
 
     Args:
-        every_seconds: Shortest time between two validations that are shown. If showing one takes long, the time is 100 times
-            as long. The last validation of a training is always shown. 0 shows every validation.
+        every_seconds: Minimum time between two validations that are shown. It is at least 100 times the time that the
+            callback needs. The last validation of a training is always shown. 0 shows every validation.
 
     Attributes:
-        needs_tensorboard: Whether only TensorBoard can show the result. Otherwise any logger with a method `log_image` can.
+        needs_tensorboard: Whether the result can only be logged to TensorBoard. Otherwise, any logger with a `log_image`
+            method can log it.
     """
 
     choosable: ClassVar[bool] = False  # a base class, which no config can name
@@ -46,25 +47,25 @@ class EvaluationCallback(Callback):
 
     def __init__(self, every_seconds: Annotated[float, ">= 0"] = 10.0) -> None:
         self.every_seconds = every_seconds
-        self._stage: Stage | None = None  # of the current evaluation; None if it is not shown
+        self._stage: Stage | None = None  # stage of the current evaluation; None if it is not shown
         self._has_batches = False
         self._last_shown = 0.0  # time when the last evaluation was shown, or when training started
-        self._cost_seconds = 0.0  # time that this callback spent on that evaluation
+        self._cost_seconds = 0.0  # time that this callback needed for that evaluation
 
     def begin(self, pl_module: Classifier) -> None:
         """Called before an evaluation."""
 
     def update(self, pl_module: Classifier, inputs: Any, logits: Tensor, labels: Tensor) -> None:
-        """Called with every batch of this process: logits (B, K), labels (B,)."""
+        """Called with every batch of this process. Shapes: logits (B, K), labels (B,)."""
 
     def gather(self) -> Any:
         """Called in every process after an evaluation. Returns the result of all processes, and may wait for them."""
 
     def show(self, trainer: Trainer, pl_module: Classifier, stage: Stage, writer: PictureWriter, gathered: Any) -> None:
-        """Called in the first process with the result of `gather`. Writes pictures, texts or scalars."""
+        """Called in the first process with the result of `gather`. Logs pictures, texts or scalars."""
 
     def is_due(self, trainer: Trainer) -> bool:
-        """Whether to show the validation that starts now: if enough time has passed, or if it is the last one."""
+        """Whether to show the validation that starts now, because enough time has passed or it is the last validation."""
         pause = max(self.every_seconds, PAUSE_FACTOR * self._cost_seconds) if self.every_seconds else 0.0
         has_paused = time.monotonic() - self._last_shown >= pause
         return bool(trainer.strategy.broadcast(has_paused or is_last_validation(trainer)))  # clocks of processes differ
@@ -130,38 +131,38 @@ class EvaluationCallback(Callback):
 
     @contextmanager
     def _report_errors(self, others_wait: bool = False) -> Iterator[None]:
-        """Print an error instead of raising it, unless other processes wait for this one."""
+        """Print an error instead of raising it, unless other processes wait for this process."""
         try:
             yield
         except Exception as error:
             if others_wait:
                 raise
             self._stage = None
-            print_line(f"{type(self).__name__} failed: {type(error).__name__}: {' '.join(str(error).split())}")
+            print_line(f"{type(self).__name__} failed: {type(error).__name__}: {one_line(error)}")
 
 
 def is_last_validation(trainer: Trainer) -> bool:
     """Whether the training reaches its last epoch or its last step before the next validation.
 
-    False if that is not known: early stopping or a time limit may end the training, or the number of batches is unknown.
+    Early stopping and time limits are not considered. The result is False if the number of batches is unknown.
     """
-    num_batches = trainer.num_training_batches  # of an epoch
+    num_batches = trainer.num_training_batches  # in an epoch
     interval = trainer.val_check_batch  # number of batches between two validations
     if interval is None or math.isinf(num_batches):
         return False
     epoch, batch = trainer.current_epoch, trainer.fit_loop.batch_idx + 1
     every_n_epochs = trainer.check_val_every_n_epoch  # None if the interval continues across epochs
     if every_n_epochs is None or batch + interval <= num_batches:
-        next_batch = epoch * num_batches + batch + interval  # batches of the training until the next validation
+        next_batch = epoch * num_batches + batch + interval  # batches from the start of training to the next validation
     else:
         next_batch = (epoch + every_n_epochs) * num_batches + interval
     epochs, batches = divmod(next_batch, num_batches)
-    steps_per_epoch = math.ceil(num_batches / trainer.accumulate_grad_batches)  # the last one may have fewer batches
+    steps_per_epoch = math.ceil(num_batches / trainer.accumulate_grad_batches)  # the last step may have fewer batches
     next_step = epochs * steps_per_epoch + batches // trainer.accumulate_grad_batches
-    last_batch = (trainer.max_epochs or -1) * num_batches  # negative without a limit, as `max_steps`
+    last_batch = (trainer.max_epochs or -1) * num_batches  # negative if there is no limit, like `max_steps`
     return 0 < last_batch < next_batch or 0 < trainer.max_steps < next_step
 
 
 def has_whole_model(trainer: Trainer) -> bool:
-    """Whether this process has the whole model. With a sharded model it cannot run a batch without the other processes."""
+    """Whether this process has the whole model. If the model is sharded, all processes must run a batch together."""
     return isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy)

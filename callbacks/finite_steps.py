@@ -1,4 +1,4 @@
-"""Stops a run that has diverged before it writes anything, and logs the norm of the gradient."""
+"""Stops a diverged run before it writes a checkpoint, and logs the gradient norm."""
 
 import math
 from typing import Any
@@ -11,16 +11,16 @@ from engine.private_names import total_norm
 from engine.training.exits import Diverged
 from engine.training.loggers import log_everywhere
 
-Place = tuple[str, int, int, int]  # which value was checked, and its epoch, batch and step
+Place = tuple[str, int, int, int]  # name of a checked value, epoch, batch and step
 
 
 class FiniteSteps(Callback):
     """Checks that the loss of every batch, and the gradient before every optimizer step, are finite.
 
-    On a CPU, training stops before the step. On a GPU, reading a value would make every step wait for the device. So the
-    values stay on the device, and are read at each logging interval, validation and checkpoint, before anything is written.
+    On a CPU, training stops before the step. On a GPU, reading a value would make every step wait for the device. Therefore
+    the values stay on the device, and are read at each logging interval, and before each validation and checkpoint.
 
-    At each logging interval, `train/gradient_norm` is the norm of the whole gradient before clipping.
+    At each logging interval, the norm of the whole gradient before clipping is logged as `train/gradient_norm`.
     """
 
     def __init__(self) -> None:
@@ -28,24 +28,24 @@ class FiniteSteps(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._lazy = pl_module.device.type != "cpu"
-        self._scales_loss = trainer.precision == "16-mixed"  # the scaler skips steps with infinite gradients by design
+        self._scales_loss = trainer.precision == "16-mixed"  # the gradient scaler skips steps with infinite gradients
         self._unread = []
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
         if trainer.world_size == 1 or self._lazy:
             self._check(trainer, loss.detach(), "loss")
         else:
-            # Each process has its own loss, but all processes must stop at the same step. They share the gradient, which a
-            # loss that is not finite turns into NaN.
+            # Each process has its own loss, but all processes must stop at the same step. If a loss is not finite, the hook
+            # sets the gradient to NaN. Gradients are averaged over the processes, so every process gets NaN.
             is_finite = loss.detach().isfinite()
             loss.register_hook(lambda gradient: torch.where(is_finite, gradient, math.nan))
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
         parameters = (parameter for group in optimizer.param_groups for parameter in group["params"])
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        if gradients and not self._scales_loss:  # weight averaging takes steps without gradients
+        if gradients and not self._scales_loss:  # weight averaging calls this hook without gradients
             norm = total_norm(gradients)
-            self._check(trainer, norm, "gradient's norm")
+            self._check(trainer, norm, "gradient norm")
             if _is_logging_step(trainer) and trainer.loggers:
                 log_everywhere(trainer, {"train/gradient_norm": norm.item()})
 
@@ -65,15 +65,11 @@ class FiniteSteps(Callback):
         is_broken = (~norm.isfinite()).float()
         if trainer.world_size > 1:  # a process may have only a part of the weights
             is_broken = trainer.strategy.all_gather(is_broken.to(trainer.strategy.root_device)).amax(0)
-        if is_broken > 0:  # after the last step, when no loss and no gradient follows
+        if is_broken > 0:  # for example after the last step
             raise Diverged(f"a weight is not finite after step {trainer.global_step}{_learning_rate(trainer)}")
 
     def _check(self, trainer: Trainer, value: Tensor, name: str) -> None:
-        """Check a value now, or keep it for `_read`.
-
-        Raises:
-            Diverged: if it is not finite.
-        """
+        """Check a value now on a CPU, or store it for `_read` on other devices."""
         place = (name, trainer.current_epoch, trainer.fit_loop.batch_idx, trainer.global_step)
         if self._lazy:
             self._unread.append((place, value))
@@ -81,17 +77,13 @@ class FiniteSteps(Callback):
             raise Diverged(_message(trainer, place, str(number)))
 
     def _read(self, trainer: Trainer) -> None:
-        """Check the values that are still on the device.
-
-        Raises:
-            Diverged: if one of them is not finite.
-        """
+        """Check the stored values."""
         if not self._unread:
             return
         places, values = zip(*self._unread, strict=True)
         self._unread = []
         is_broken = (~torch.stack([value.float() for value in values]).isfinite()).float()
-        if trainer.world_size > 1:  # each process has its own loss and, of a sharded model, its own gradients
+        if trainer.world_size > 1:  # processes differ in their loss and, if the model is sharded, in their gradients
             is_broken = trainer.strategy.all_gather(is_broken).amax(0)
         if is_broken.any():
             raise Diverged(_message(trainer, places[int(is_broken.argmax())], "not finite"))

@@ -1,4 +1,4 @@
-"""The weights of the first layer that sees an image, as a picture."""
+"""Draws the weights of the first layer of an image classifier."""
 
 import math
 from typing import Annotated, Any
@@ -18,10 +18,10 @@ COLUMNS = 8
 
 
 class FirstFilters(EvaluationCallback):
-    """`pictures/first_filters` under IMAGES: the weights of the first layer, each filter scaled to its own range.
+    """Logs `pictures/first_filters`: the weights of the first layer, each filter scaled to its own range.
 
     Args:
-        num_filters: Largest number of filters.
+        num_filters: Maximum number of filters.
         options: Options of `EvaluationCallback`.
     """
 
@@ -31,7 +31,7 @@ class FirstFilters(EvaluationCallback):
 
     def show(self, trainer: Trainer, pl_module: Classifier, stage: Stage, writer: PictureWriter, gathered: Any) -> None:
         if stage == "test" or not has_whole_model(trainer):
-            return  # the weights of a test belong to an epoch whose validation may have shown them
+            return  # a validation has usually shown these weights already
         filters = first_filters(pl_module)
         if filters is not None:
             grid = make_grid(filters[: self.num_filters].detach().float().cpu())
@@ -39,9 +39,9 @@ class FirstFilters(EvaluationCallback):
 
 
 def first_filters(model: Classifier) -> Tensor | None:
-    """The weights (O, C, H, W) of the first layer of an image classifier: a convolution, or a linear layer.
+    """Return the weights (O, C, H, W) of the first convolution or linear layer of an image classifier.
 
-    None if the inputs are not images, or if the linear layer takes neither all pixels nor square patches.
+    The result is None if the inputs are not images, or if a linear layer gets neither all pixels nor square patches.
     """
     shape = tuple(model.hparams["input_shape"])
     layer = _first_layer(model) if len(shape) == 3 else None
@@ -49,13 +49,13 @@ def first_filters(model: Classifier) -> Tensor | None:
         return None if layer is None else layer.weight
     if layer.in_features == math.prod(shape):
         return layer.weight.unflatten(1, shape)
-    side = math.isqrt(layer.in_features // shape[0])  # of a patch
+    side = math.isqrt(layer.in_features // shape[0])  # side of a patch
     return layer.weight.unflatten(1, (shape[0], side, side)) if shape[0] * side**2 == layer.in_features else None
 
 
 @torch.no_grad()
 def _first_layer(model: Classifier) -> nn.Conv2d | nn.Linear | None:
-    """The layer that a sample reaches first, which need not be the layer that is defined first."""
+    """Return the layer that is called first. It can differ from the layer that is defined first."""
     called: list[Any] = []
     layers = [layer for layer in model.network.modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
     hooks = [layer.register_forward_pre_hook(lambda layer, _: called.append(layer)) for layer in layers]
@@ -68,7 +68,7 @@ def _first_layer(model: Classifier) -> nn.Conv2d | nn.Linear | None:
 
 
 def make_grid(filters: Tensor) -> Tensor:
-    """A picture (3, H, W) in 0 to 1 of filters (O, C, H, W): coloured if C is 3, else the grey mean of the channels."""
+    """Arrange filters (O, C, H, W) in a picture (3, H', W') with values from 0 to 1. Unless C is 3, average the channels."""
     if filters.shape[1] != 3:
         filters = filters.mean(1, keepdim=True).expand(-1, 3, -1, -1)
     low, high = filters.amin((1, 2, 3), keepdim=True), filters.amax((1, 2, 3), keepdim=True)

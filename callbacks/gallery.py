@@ -1,4 +1,4 @@
-"""Examples to look at: the most confident mistakes, and one correct prediction per class, with attributions."""
+"""Shows the most confident mistakes, and a correct prediction per class, with attributions."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from callbacks.evaluation import EvaluationCallback, Stage, has_whole_model
-from callbacks.parts.drawing import BLUE, CARD, GREY, VERMILION, Canvas, replace_undrawable, shorten, text_width
+from callbacks.parts.drawing import BLUE, CARD_WIDTH, GREY, VERMILION, Canvas, replace_undrawable, shorten, text_width
 from callbacks.parts.integrated_gradients import integrated_gradients
 from engine.contracts import Classifier
 from engine.training.loggers import PictureWriter
@@ -21,8 +21,8 @@ from engine.training.loggers import PictureWriter
 
 # in pixels: side of an image, space between an image and its attributions, space between examples, height of a caption
 SIDE, INNER_GAP, GAP, CAPTION = 76, 4, 8, 32
-COLUMNS = 2  # of examples with attributions; twice as many without
-MOST_FEATURES = 12  # shown of a sample: those with the largest attributions
+COLUMNS = 2  # examples with attributions per row; twice this number without attributions
+MAX_FEATURES = 12  # per sample; the features with the largest attributions are shown
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Example:
     """A sample and its prediction.
 
     Attributes:
-        inputs: A batch of this one sample.
+        inputs: A batch that contains only this sample.
         label: The true class.
         predicted: The predicted class.
         probability: Probability of the predicted class.
@@ -47,17 +47,17 @@ class Example:
 
 
 class Gallery(EvaluationCallback):
-    """Mistakes with the highest probability and, in the test, a correct prediction for each class (`hits`).
+    """Shows mistakes with the highest probability and, in the test, a correct prediction for each class (`hits`).
 
-    Images are `pictures/mistakes` and `pictures/hits` under IMAGES. Features and texts are `examples/mistakes` and
-    `examples/hits` under TEXT. With several processes, only samples of the first one are shown.
+    Images are logged as `pictures/mistakes` and `pictures/hits`. Features and texts are logged as `examples/mistakes` and
+    `examples/hits`. With several processes, only samples of the first process are shown.
 
-    In the test, attributions show which values speak for the predicted class and which for the second most likely class
-    (`callbacks.parts.integrated_gradients`).
+    In the test, attributions show how much each input value supports the predicted class against the second most likely
+    class (see `callbacks.parts.integrated_gradients`).
 
     Args:
-        num_examples: Largest number of mistakes, and of hits.
-        explain: Show attributions.
+        num_examples: Maximum number of mistakes, and of hits.
+        explain: Show attributions in the test.
         options: Options of `EvaluationCallback`.
     """
 
@@ -104,7 +104,7 @@ class Gallery(EvaluationCallback):
 
 
 def _sample(inputs: Any, i: int) -> Any:
-    """A batch of the sample `i` alone, without padding."""
+    """Return a batch with only sample `i`, without padding."""
     if not isinstance(inputs, Mapping):
         return inputs[i : i + 1].clone()
     mask = inputs.get("attention_mask")
@@ -115,7 +115,7 @@ def _sample(inputs: Any, i: int) -> Any:
 def draw_examples(
     examples: Sequence[Example], attributions: Sequence[Tensor] | None, names: Sequence[str]
 ) -> np.ndarray:
-    """A picture (H, W, 3): each image, its attributions beside it, and predicted and true class below.
+    """Draw a picture (H, W, 3) that shows each image, its attributions, and its predicted and true class.
 
     Args:
         examples: Examples with images (1, C, H, W).
@@ -125,9 +125,9 @@ def draw_examples(
     names, is_explained = replace_undrawable(names), attributions is not None
     num_columns = min(COLUMNS if is_explained else 2 * COLUMNS, len(examples))
     num_rows = -(-len(examples) // num_columns)
-    width = SIDE + INNER_GAP + SIDE if is_explained else SIDE  # of an example
+    width = SIDE + INNER_GAP + SIDE if is_explained else SIDE  # width of an example
     bottom = num_rows * (SIDE + CAPTION + GAP) + GAP
-    canvas = Canvas(max(num_columns * (width + GAP) + GAP, CARD), bottom + (20 if is_explained else 0))
+    canvas = Canvas(max(num_columns * (width + GAP) + GAP, CARD_WIDTH), bottom + (20 if is_explained else 0))
     for place, example in enumerate(examples):
         row, column = divmod(place, num_columns)
         left, top = GAP + column * (width + GAP), GAP + row * (SIDE + CAPTION + GAP)
@@ -148,7 +148,7 @@ def draw_examples(
 def format_examples(
     examples: Sequence[Example], attributions: Sequence[Tensor] | None, names: Sequence[str], datamodule: Any
 ) -> str:
-    """A table in Markdown with a row for each example. The strongest attributions are bold.
+    """Return a Markdown table with a row for each example. The largest attributions are bold.
 
     The table has a single column, because TensorBoard breaks words in narrow columns.
 
@@ -156,7 +156,7 @@ def format_examples(
         examples: Examples with token ids (1, T) or features (1, D).
         attributions: (T, E) or (D,) for each example, or None.
         names: K names.
-        datamodule: Knows the tokens, or the names of the features.
+        datamodule: Datamodule that provides the tokens or the feature names.
     """
     legend = "; numbers with a sign are attributions: + for the predicted class, - for the second most likely class"
     lines = [f"| predicted, true, input{'' if attributions is None else legend} |", "|---|"]
@@ -164,21 +164,21 @@ def format_examples(
         values = _format_values(example.inputs, datamodule)
         weights = None if attributions is None else attributions[place]
         if weights is not None and weights.ndim == 2:
-            weights = weights.sum(1)  # of a token
-        most = MOST_FEATURES if isinstance(example.inputs, Tensor) else len(values)
+            weights = weights.sum(1)  # per token
+        max_values = MAX_FEATURES if isinstance(example.inputs, Tensor) else len(values)
         predicted = f"{escape(names[example.predicted])} ({100 * example.probability:.0f} %)"
         truth = "correct" if example.is_correct else f"is {escape(names[example.label])}"
-        lines.append(f"| *{predicted}, {truth}:* {_join(values, weights, most)} |")
+        lines.append(f"| *{predicted}, {truth}:* {_join(values, weights, max_values)} |")
     return "\n".join(lines)
 
 
 def escape(text: str) -> str:
-    """The text on one line, with its special characters escaped for Markdown."""
+    """Put a text on one line, and escape its special characters for Markdown."""
     return re.sub(r"([\\`*_{}\[\]()#+.!|~<>&-])", r"\\\1", " ".join(text.split()))
 
 
 def _format_values(inputs: Any, datamodule: Any) -> list[str]:
-    """The values of a sample: features with their names, or tokens."""
+    """Return the values of a sample as text: features with their names, or tokens."""
     if isinstance(inputs, Tensor):
         features = inputs.flatten().tolist()
         names = datamodule.spec.feature_names or [f"feature {i}" for i in range(len(features))]
@@ -187,20 +187,20 @@ def _format_values(inputs: Any, datamodule: Any) -> list[str]:
     return datamodule.tokens(ids) if hasattr(datamodule, "tokens") else [str(token) for token in ids.tolist()]
 
 
-def _join(values: list[str], weights: Tensor | None, most: int) -> str:
-    """The `most` values with the largest weights, in their order, with their weights; without weights the first values."""
+def _join(values: list[str], weights: Tensor | None, max_values: int) -> str:
+    """Join the values with the largest weights in their original order. Without weights, join the first values."""
     if weights is None:
-        separator = " · " if " " in values[0] else " "  # a feature has a name and a value
-        return separator.join([*map(escape, values[:most]), *(["…"] if len(values) > most else [])])
+        separator = " · " if " " in values[0] else " "  # a feature is "NAME VALUE"
+        return separator.join([*map(escape, values[:max_values]), *(["…"] if len(values) > max_values else [])])
     parts = []
-    for i in weights.abs().topk(min(most, len(values))).indices.sort().values.tolist():
+    for i in weights.abs().topk(min(max_values, len(values))).indices.sort().values.tolist():
         part = f"{escape(values[i])} {float(weights[i]):+.2f}"
         parts.append(f"**{part}**" if weights[i].abs() > 0.5 * weights.abs().max() else part)
     return " · ".join(parts)
 
 
 def _to_pixels(image: Tensor) -> np.ndarray:
-    """An image (C, H, W) as (H, W, 3) of uint8. Values of other types are scaled from their range to 0 to 255."""
+    """Convert an image (C, H, W) to (H, W, 3) of uint8. The range of other types is scaled to 0 to 255."""
     image = image.cpu()
     if image.dtype != torch.uint8:
         low, high = image.min(), image.max()
@@ -211,7 +211,7 @@ def _to_pixels(image: Tensor) -> np.ndarray:
 
 
 def _colour(pixels: np.ndarray, attributions: Tensor) -> np.ndarray:
-    """The image (H, W, 3) in pale grey, coloured by its attributions (C, H, W): orange for positive, blue for negative."""
+    """Convert an image (H, W, 3) to pale grey. Positive attributions (C, H, W) are orange, negative ones are blue."""
     weights = attributions.sum(0).cpu().numpy()  # (H, W)
     weights = np.clip(weights / max(float(np.quantile(np.abs(weights), 0.99)), 1e-12), -1, 1)[..., None]
     grey = 255 - (255 - pixels.mean(2, keepdims=True)) * 0.35
@@ -220,7 +220,7 @@ def _colour(pixels: np.ndarray, attributions: Tensor) -> np.ndarray:
 
 
 def _scale(pixels: np.ndarray) -> Image.Image:
-    """The image with `SIDE` as its longer side."""
+    """Resize an image so that its longer side is `SIDE`."""
     image = Image.fromarray(pixels)
     scale = SIDE / max(image.size)
     width, height = (max(1, round(scale * length)) for length in image.size)

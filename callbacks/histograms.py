@@ -1,4 +1,4 @@
-"""The distributions of weights and gradients, for TensorBoard's HISTOGRAMS. Off by default, because they are large."""
+"""Logs histograms of weights and gradients to TensorBoard. It is off by default, because histograms are large."""
 
 from typing import Annotated, Any, cast
 
@@ -10,10 +10,10 @@ from engine.training.loggers import tensorboard_of
 
 
 class Histograms(Callback):
-    """`parameters/NAME` and `parameters/NAME.gradient` of all trained parameters, with gradients before clipping.
+    """Logs `parameters/NAME` and `parameters/NAME.gradient` (before clipping) of all trained parameters.
 
     Args:
-        every_n_steps: Optimizer steps between two histograms of a parameter.
+        every_n_steps: Number of optimizer steps between two histograms of a parameter.
     """
 
     def __init__(self, every_n_steps: Annotated[int, ">= 1"] = 200) -> None:
@@ -33,5 +33,5 @@ class Histograms(Callback):
 
 
 def _has_histogram(values: Tensor) -> bool:
-    """TensorBoard refuses tensors that are empty or not finite."""
+    """Whether TensorBoard accepts the values: they must be finite and not empty."""
     return values.numel() > 0 and bool(values.isfinite().all())

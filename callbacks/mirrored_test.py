@@ -1,6 +1,6 @@
-"""A second test accuracy, from the mean of two predictions: for each image and for its mirror image.
+"""A second test accuracy. It uses the mean of the predictions for each image and its mirror image.
 
-It has a name of its own, because it takes twice the computation of a single prediction.
+The metric has a separate name, because it takes twice the computation.
 """
 
 from typing import Any, cast
@@ -12,9 +12,9 @@ from engine.contracts import Classifier
 
 
 class MirroredTest(Callback):
-    """`test_mirrored/accuracy`: the test accuracy of the mean of two predictions, for an image and for its mirror image.
+    """Logs `test_mirrored/accuracy`, the accuracy of the mean prediction for each image and its mirror image.
 
-    For images (B, C, H, W) whose class does not change when left and right are swapped. Digits are an example where it does.
+    Use it for images (B, C, H, W) whose class does not change when left and right are swapped. It is wrong for digits.
     """
 
     accepts = ("image",)

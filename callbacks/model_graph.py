@@ -1,4 +1,4 @@
-"""The graph of the network's operations, for TensorBoard's GRAPHS."""
+"""Logs the graph of the network's operations to TensorBoard (GRAPHS tab)."""
 
 import copy
 import warnings
@@ -11,12 +11,11 @@ from torch import Tensor
 
 from callbacks.evaluation import EvaluationCallback, Stage, has_whole_model
 from engine.contracts import Classifier, first_rows
-from engine.terminal import print_line
 from engine.training.loggers import PictureWriter
 
 
 class ModelGraph(EvaluationCallback):
-    """The graph of the network, written at the first validation of a run, or at the test if there is no validation."""
+    """Logs the graph of the network at the first validation of a run, or at the test if there is no validation."""
 
     needs_tensorboard = True
 
@@ -29,11 +28,11 @@ class ModelGraph(EvaluationCallback):
         return {"done": self._is_written}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        # the test loads the best checkpoint, which may be older than the graph
+        # the test loads the best checkpoint, which may have been saved before the graph was written
         self._is_written |= state_dict["done"]
 
     def is_due(self, trainer: Trainer) -> bool:
-        """The state is part of every checkpoint, so it must not depend on the clock."""
+        """Whether the graph is missing. This ignores the clock, because the state is part of every checkpoint."""
         return not self._is_written
 
     def update(self, pl_module: Classifier, inputs: Any, logits: Tensor, labels: Tensor) -> None:
@@ -44,13 +43,9 @@ class ModelGraph(EvaluationCallback):
     def show(self, trainer: Trainer, pl_module: Classifier, stage: Stage, writer: PictureWriter, gathered: Any) -> None:
         if self._is_written or not has_whole_model(trainer):
             return
-        self._is_written = True
-        try:
-            network = copy.deepcopy(pl_module.network)  # not compiled, because a compiled network cannot be traced
-            with warnings.catch_warnings(), redirect_stdout(StringIO()):  # the tracer also prints its errors
-                warnings.simplefilter("ignore")  # of the tracer, about its own deprecation and about the network
-                PictureWriter(trainer, "train").add_graph(network, (self._sample,), use_strict_trace=False)
-        except Exception as error:  # not every network can be traced
-            reason = str(error).strip().partition("\n")[0]
-            print_line(f"TensorBoard gets no graph of the network: {type(error).__name__}: {reason}")
-        self._sample = None
+        self._is_written = True  # even if it fails: not every network can be traced
+        sample, self._sample = self._sample, None
+        network = copy.deepcopy(pl_module.network)  # the copy is not compiled, so it can be traced
+        with warnings.catch_warnings(), redirect_stdout(StringIO()):  # the tracer also prints its errors
+            warnings.simplefilter("ignore")  # about the tracer's deprecation and about the network
+            PictureWriter(trainer, "train").add_graph(network, (sample,), use_strict_trace=False)

@@ -1,4 +1,4 @@
-"""Precision and recall of each class at every threshold, for TensorBoard's PR CURVES."""
+"""Logs the precision-recall curve of each class to TensorBoard (PR CURVES tab)."""
 
 from typing import Annotated, Any
 
@@ -13,14 +13,14 @@ from engine.training.loggers import PictureWriter
 
 # B batch, K classes, T thresholds
 
-THRESHOLDS = 127  # the most that TensorBoard shows
+THRESHOLDS = 127  # maximum number that TensorBoard shows
 
 
 class PRCurves(EvaluationCallback):
-    """`pr_curves/CLASS`: precision and recall of each class against all other classes.
+    """Logs `pr_curves/CLASS`: precision and recall of each class against all other classes.
 
     Args:
-        max_classes: Largest number of curves. If there are more classes, those with the lowest average precision are shown.
+        max_classes: Maximum number of curves. They show the classes with the lowest average precision.
         options: Options of `EvaluationCallback`.
     """
 
@@ -36,7 +36,7 @@ class PRCurves(EvaluationCallback):
         self._curves = curves.to(pl_module.device)
 
     def update(self, pl_module: Classifier, inputs: Any, logits: Tensor, labels: Tensor) -> None:
-        # the metric takes logits for probabilities if all of them happen to lie between 0 and 1
+        # the metric would use logits as probabilities if all of them were between 0 and 1
         self._curves.update(logits.softmax(1), labels)
 
     def gather(self) -> Tensor:
@@ -44,9 +44,8 @@ class PRCurves(EvaluationCallback):
             return self._curves.confmat.cpu()  # (T, K, 2, 2): true x predicted
 
     def show(self, trainer: Trainer, pl_module: Classifier, stage: Stage, writer: PictureWriter, gathered: Any) -> None:
-        (true_negatives, false_positives), (false_negatives, true_positives) = gathered.permute(
-            2, 3, 1, 0
-        )  # each (K, T)
+        counts = gathered.permute(2, 3, 1, 0)  # (2, 2, K, T)
+        (true_negatives, false_positives), (false_negatives, true_positives) = counts
         positives = true_positives + false_positives
         precision = torch.where(positives > 0, true_positives / positives.clamp(min=1), 1.0)
         recall = true_positives / (true_positives + false_negatives).clamp(min=1)

@@ -1,4 +1,4 @@
-"""Progress as one line: redrawn in a terminal, and printed for at most one epoch every few seconds in a log file.
+"""Shows progress as one line that is redrawn in a terminal. In a log file, a line is printed every few seconds.
 
 Lightning's progress bar reads metrics from the device at every refresh. For a small model this takes longer than a training
 step. This line is redrawn a few times per second, and shows the metrics of the last complete epoch.
@@ -15,8 +15,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from engine.runs.run_record import TITLE_WIDTH
 from engine.terminal import duration, print_line
 
-LIVE_SECONDS, LOG_SECONDS = 0.2, 5.0  # between two lines in a terminal and in a log file
-ESTIMATE_SECONDS = 3.0  # of training before its duration is estimated
+LIVE_SECONDS, LOG_SECONDS = 0.2, 5.0  # minimum time between two lines in a terminal and in a log file
+ESTIMATE_SECONDS = 3.0  # training time before the total duration is estimated
 SHOWN_METRICS = ("train/loss", "train/accuracy", "val/loss", "val/accuracy")
 
 
@@ -24,7 +24,7 @@ class ProgressLine(Callback):
     """Shows epoch, step, time and the metrics of the last complete epoch on standard output, without colours.
 
     Args:
-        live: Redraw one line, as in a terminal; null to do so if standard output is a terminal.
+        live: Whether to redraw one line instead of printing new lines; null for true in a terminal, false elsewhere.
     """
 
     def __init__(self, live: bool | None = None) -> None:
@@ -33,7 +33,7 @@ class ProgressLine(Callback):
         self._first_fraction = 0.0  # fraction of the training that was complete when this process started
         self._has_estimated = False
         self._metrics = ""
-        self._width = 0  # of the line that is redrawn
+        self._width = 0  # width of the line that is redrawn
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._started = self._last_shown = time.monotonic()
@@ -61,13 +61,13 @@ class ProgressLine(Callback):
             print_line("")
 
     def _show_epoch(self, trainer: Trainer) -> None:
-        """Show the epoch before. Called when the next one starts, because then all its metrics have been logged."""
+        """Show the previous epoch. Its metrics are complete only when the next epoch starts."""
         values = {name: float(value) for name, value in trainer.callback_metrics.items()}
         self._metrics = "  ".join(f"{name} {values[name]:.4f}" for name in SHOWN_METRICS if name in values)
         self._show(trainer, trainer.current_epoch, "")
 
     def _estimate_seconds(self, trainer: Trainer) -> float | None:
-        """Expected seconds of the training in this process; None if that is unknown."""
+        """Estimate the seconds of training in this process; None if the estimate is not possible."""
         fraction = complete_fraction(trainer)
         if fraction is None or fraction <= self._first_fraction:
             return None
@@ -88,18 +88,18 @@ class ProgressLine(Callback):
             print_line(text)
 
     def _print(self, text: str, end: str = "\n") -> None:
-        """Print a line over the line that is redrawn, if there is one."""
+        """Print a line. In a terminal, it replaces the current line."""
         if self.live:
-            columns = shutil.get_terminal_size().columns - 1  # a line that wraps could not be redrawn
+            columns = shutil.get_terminal_size().columns - 1  # a wrapped line cannot be redrawn
             if len(text) > columns:
-                text = text[: columns + 2].rpartition("  ")[0][:columns] or text[:columns]  # only complete metrics
+                text = text[: columns + 2].rpartition("  ")[0][:columns] or text[:columns]  # drops whole metrics
             padded, self._width = text.ljust(self._width), len(text) if not end else 0
             text = "\r" + padded  # the padding erases the rest of a longer line
         print_line(text, end=end)
 
 
 def complete_fraction(trainer: Trainer) -> float | None:
-    """The fraction of the training that is complete, 0 to 1; None if neither epochs nor steps limit it."""
+    """Return the completed fraction of training, 0 to 1; None if training has no maximum of epochs or steps."""
     batches, epochs = trainer.num_training_batches, trainer.max_epochs or -1
     fractions = [trainer.global_step / trainer.max_steps] if trainer.max_steps > 0 else []
     if epochs > 0 and isinstance(batches, int) and batches > 0:

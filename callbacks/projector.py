@@ -1,4 +1,4 @@
-"""The features of test samples, for TensorBoard's PROJECTOR: the input of the last layer."""
+"""Logs features of test samples to TensorBoard (PROJECTOR tab). The features are the input of the last layer."""
 
 import math
 import shutil
@@ -16,17 +16,17 @@ from engine.training.loggers import PictureWriter
 
 # N samples, F features, C channels, H height, W width
 
-LARGEST_SPRITE = 8192  # pixels; TensorBoard does not load a larger picture of all thumbnails
-LARGEST_THUMBNAIL = 64  # pixels
+MAX_SPRITE_SIDE = 8192  # pixels; TensorBoard does not load a larger picture of all thumbnails
+MAX_THUMBNAIL_SIDE = 64  # pixels
 
 
 class Projector(EvaluationCallback):
-    """`features` of the first test samples, with true and predicted class and, for images, a thumbnail.
+    """Logs `features` of the first test samples, with true and predicted class and, for images, a thumbnail.
 
-    With several processes, only samples of the first one are shown.
+    With several processes, only samples of the first process are shown.
 
     Args:
-        num_samples: Largest number of samples.
+        num_samples: Maximum number of samples.
     """
 
     needs_tensorboard = True
@@ -36,7 +36,7 @@ class Projector(EvaluationCallback):
         self.num_samples = num_samples
 
     def is_due(self, trainer: Trainer) -> bool:
-        """Only the test is shown."""
+        """Return False, because only the test is shown."""
         return False
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -70,16 +70,16 @@ class Projector(EvaluationCallback):
         ]
         images = make_thumbnails(torch.cat(self._images)) if self._images else None
         folder = Path(writer.log_dir) / f"{trainer.global_step:05}/features"
-        shutil.rmtree(folder, ignore_errors=True)  # of an earlier test that was interrupted
+        shutil.rmtree(folder, ignore_errors=True)  # left by an interrupted test
         writer.add_embedding(torch.cat(self._features), rows, images, trainer.global_step, "features", header)
         self.begin(pl_module)  # frees the memory
 
 
 def make_thumbnails(images: Tensor) -> Tensor:
-    """Images (N, C, H, W) in the units of the data as (N, 3, H', W') in 0 to 1, small enough for one picture of all."""
+    """Convert images (N, C, H, W) to thumbnails (N, 3, H', W') with values from 0 to 1. All of them fit into one picture."""
     if images.shape[1] not in (1, 3):
         images = images.float().mean(1, keepdim=True)
-    side = min(LARGEST_THUMBNAIL, LARGEST_SPRITE // (math.isqrt(len(images)) + 1))
+    side = min(MAX_THUMBNAIL_SIDE, MAX_SPRITE_SIDE // (math.isqrt(len(images)) + 1))
     low, high = images.amin().float(), images.amax().float()
     images = (images.float() - low) / (high - low).clamp(min=1e-12)
     if max(images.shape[2:]) > side:

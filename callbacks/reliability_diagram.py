@@ -1,7 +1,7 @@
-"""Whether predictions with a probability of 90 % are correct nine times out of ten, as a picture.
+"""Draws a reliability diagram: the accuracy of predictions against their probability.
 
-The reliability diagram of Niculescu-Mizil and Caruana 2005 (https://doi.org/10.1145/1102351.1102430), and the expected
-calibration error of Guo et al. 2017 (https://arxiv.org/abs/1706.04599) with 15 bins.
+The diagram was introduced by Niculescu-Mizil and Caruana 2005 (https://doi.org/10.1145/1102351.1102430). The expected
+calibration error, with 15 bins, is from Guo et al. 2017 (https://arxiv.org/abs/1706.04599).
 """
 
 from typing import Any
@@ -13,7 +13,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from callbacks.evaluation import EvaluationCallback, Stage
-from callbacks.parts.drawing import BLACK, BLUE, CARD, GREY, ORANGE, PALE, TEXT, Canvas
+from callbacks.parts.drawing import BLACK, BLUE, CARD_WIDTH, GREY, ORANGE, PALE, TEXT_SIZE, Canvas
 from engine.contracts import Classifier
 from engine.training.loggers import PictureWriter
 
@@ -25,7 +25,7 @@ LEFT, TOP, SIDE, HISTOGRAM = 46, 26, 280, 60
 
 
 class ReliabilityDiagram(EvaluationCallback):
-    """`pictures/reliability_diagram` under IMAGES: accuracy against probability.
+    """Logs `pictures/reliability_diagram`: accuracy against probability.
 
     Samples are grouped by the probability of their predicted class. A bar shows the accuracy of a group. A histogram shows
     the number of samples in each group.
@@ -46,7 +46,7 @@ class ReliabilityDiagram(EvaluationCallback):
 
 
 class Bins(Metric):
-    """Sums over the samples of each bin: their number, the probabilities of the predicted classes, correct predictions."""
+    """Sums for each bin: number of samples, probabilities of the predicted classes, number of correct predictions."""
 
     full_state_update = False
     sums: Tensor
@@ -63,28 +63,22 @@ class Bins(Metric):
         self.sums.index_add_(1, bins, values)
 
     def compute(self) -> Tensor:
-        """The sums (3, BINS)."""
+        """Return the sums (3, BINS)."""
         return self.sums
 
 
 def calibration_error(counts: np.ndarray, probabilities: np.ndarray, correct: np.ndarray) -> float:
-    """The expected calibration error, 0 to 1. The arguments (BINS,) are the sums of `Bins`."""
+    """Return the expected calibration error, 0 to 1. The arguments (BINS,) are the sums of `Bins`."""
     return float(np.abs(correct - probabilities).sum() / counts.sum())
 
 
 def draw_diagram(counts: np.ndarray, probabilities: np.ndarray, correct: np.ndarray) -> np.ndarray:
-    """A picture (H, W, 3) of a reliability diagram.
-
-    Args:
-        counts: Number of samples (BINS,) in each bin.
-        probabilities: Sum (BINS,) of the probabilities of their predicted classes.
-        correct: Number (BINS,) of them that are predicted correctly.
-    """
-    canvas = Canvas(CARD, TOP + SIDE + HISTOGRAM + 74)
+    """Draw a reliability diagram (H, W, 3). The arguments (BINS,) are the sums of `Bins`."""
+    canvas = Canvas(CARD_WIDTH, TOP + SIDE + HISTOGRAM + 74)
     right, bottom, middle, bin_width = LEFT + SIDE, TOP + SIDE, LEFT + SIDE / 2, SIDE / BINS
-    floor = bottom + HISTOGRAM + 14  # of the histogram
+    floor = bottom + HISTOGRAM + 14  # bottom edge of the histogram
     error = calibration_error(counts, probabilities, correct)
-    canvas.write(middle, 6, f"expected calibration error {100 * error:.1f} %", size=TEXT + 1, anchor="ma")
+    canvas.write(middle, 6, f"expected calibration error {100 * error:.1f} %", size=TEXT_SIZE + 1, anchor="ma")
     for tick in range(0, 101, 20):
         x, y = LEFT + SIDE * tick / 100, bottom - SIDE * tick / 100
         canvas.pen.line((LEFT, y, right, y), PALE)

@@ -1,4 +1,4 @@
-"""Samples per second, the fraction of the device's peak performance that they use, and memory."""
+"""Logs samples per second, memory, and the fraction of the device's peak performance that training reaches."""
 
 import copy
 import time
@@ -10,21 +10,22 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from engine.contracts import Classifier
+from engine.contracts import Classifier, one_line
 from engine.terminal import print_line
 from engine.training.hardware import MATRIX_SIDE, matmul_flops, peak_memory
 from engine.training.loggers import log_everywhere
 
-LEAST_SECONDS = 10.0  # for a shorter training, the peak performance is not worth the time of measuring it
+MIN_SECONDS = 10.0  # minimum training time; measuring the peak performance would slow down a shorter training
 
 
 class Throughput(Callback):
     """Logs `train/samples_per_second`, `train/memory_gigabytes` and `train/peak_share`.
 
-    Samples per second are those of an epoch, without its validations, over all devices. Memory is the highest use so far: of
-    the GPU, else of this process. `train/peak_share` is measured at the end of a training of at least ten seconds: the
-    floating-point operations per second of the training, divided by those of a large matrix product in the same precision.
-    The operations are counted for the last batch. An error in this measurement is printed.
+    Samples per second are measured over an epoch without its validations, and summed over all devices. Memory is the peak
+    use of the GPU so far, or of this process if there is no GPU. `train/peak_share` is the number of floating-point
+    operations per second in training, divided by that of a large matrix product in the same precision. It is measured at
+    the end of a training of at least ten seconds, with the operations of the last batch. An error in this measurement is
+    printed.
 
     Attributes:
         run_metrics: "samples_per_second" of the training in this process, over all devices, and "peak_share" of one device.
@@ -33,13 +34,13 @@ class Throughput(Callback):
     def __init__(self) -> None:
         self.run_metrics: dict[str, float] = {}
         self._samples = self._units = 0
-        self._seconds = 0.0  # of complete epochs
+        self._seconds = 0.0  # duration of all complete epochs
         self._epoch_start = self._validation_start = 0.0
-        self._samples_before = 0  # the epoch
-        self._inputs: Any = None  # of the last batch
+        self._samples_before = 0  # number of samples before the current epoch
+        self._inputs: Any = None  # inputs of the last batch
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._epoch_start = time.perf_counter()  # a run that is resumed within an epoch has no on_train_epoch_start
+        self._epoch_start = time.perf_counter()  # a run that resumes within an epoch does not call on_train_epoch_start
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._epoch_start, self._samples_before = time.perf_counter(), self._samples
@@ -61,7 +62,7 @@ class Throughput(Callback):
         if pl_module.device.type == "cuda":
             torch.cuda.synchronize(pl_module.device)
         seconds, samples = time.perf_counter() - self._epoch_start, self._samples - self._samples_before
-        if not samples:  # a resumed run may have only the validation of an epoch left
+        if not samples:  # a resumed run may start with the validation at the end of an epoch
             return
         self._seconds += seconds
         metrics = {"train/samples_per_second": samples * trainer.world_size / seconds}
@@ -72,29 +73,28 @@ class Throughput(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         inputs, self._inputs = self._inputs, None
-        if inputs is None or self._seconds < LEAST_SECONDS or pl_module.device.type not in MATRIX_SIDE:
+        if inputs is None or self._seconds < MIN_SECONDS or pl_module.device.type not in MATRIX_SIDE:
             return
         try:
             achieved = flops_per_unit(cast(Classifier, pl_module), inputs) * self._units / self._seconds
             fraction = achieved / matmul_flops(pl_module.device, _matmul_dtype(str(trainer.precision)))
-        except Exception as error:  # such as too little memory, which must not cost the test
+        except Exception as error:  # for example out of memory; the test must still run
             if trainer.is_global_zero:
-                reason = " ".join(str(error).split())
-                print_line(f"train/peak_share was not measured: {type(error).__name__}: {reason}")
+                print_line(f"train/peak_share was not measured: {type(error).__name__}: {one_line(error)}")
             return
         log_everywhere(trainer, {"train/peak_share": fraction})
         self.run_metrics["peak_share"] = round(fraction, 4)
 
 
 def num_units(inputs: Any) -> int:
-    """The number that the computation grows with: tokens including padding, or samples."""
+    """Return the number of tokens including padding. If the inputs are not tokens, return the number of samples."""
     return inputs["input_ids"].numel() if isinstance(inputs, Mapping) else len(inputs)
 
 
 def flops_per_unit(model: Classifier, inputs: Any) -> float:
-    """Floating-point operations of a training step, divided by `num_units(inputs)`.
+    """Return the number of floating-point operations of a training step, divided by `num_units(inputs)`.
 
-    They are counted on a copy of the network without data, so nothing is computed. This fails for a network whose operations
+    The operations are counted on the meta device, which computes no values. This fails for a network whose operations
     depend on values.
     """
     network = copy.deepcopy(model.network).to("meta")
@@ -106,13 +106,13 @@ def flops_per_unit(model: Classifier, inputs: Any) -> float:
 
 
 def _matmul_dtype(precision: str) -> torch.dtype:
-    """The data type of matrix products in a training with this precision."""
+    """Return the data type of matrix products in a training with this precision."""
     if precision.startswith("bf16"):
         return torch.bfloat16
     return {"16": torch.float16, "64": torch.float64}.get(precision[:2], torch.float32)
 
 
 def _empty_like(values: Tensor) -> Tensor:
-    """A tensor without data, as the network gets it."""
+    """Return a tensor on the meta device, in the type that the network gets."""
     dtype = values.dtype if values.dtype in (torch.int64, torch.bool) else torch.float32
     return torch.empty_like(values, device="meta", dtype=dtype)

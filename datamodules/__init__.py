@@ -1,1 +1,1 @@
-"""LightningDataModules: one dataset family a file, found by the file's name."""
+"""Datamodules. A config selects a datamodule by the name of its file."""

@@ -1,7 +1,7 @@
 """CIFAR-10 and CIFAR-100: 50,000 + 10,000 colour images of 32x32 (Krizhevsky 2009).
 
-Source and format: https://www.cs.toronto.edu/~kriz/cifar.html. The binary version is used, because the Python version is
-pickled, and loading it would run any code in it.
+Source and format: https://www.cs.toronto.edu/~kriz/cifar.html. This module reads the binary version,
+because the Python version consists of pickle files, and loading a pickle can run code.
 """
 
 from collections.abc import Sequence
@@ -35,7 +35,7 @@ CIFAR100 = tuple(
 
 @dataclass(frozen=True)
 class Variant:
-    """One of the two datasets. A record has `label_bytes` bytes, of which the last is the label, and then the pixels."""
+    """One of the two datasets. A record has `label_bytes` labels of a byte each, then the pixels. The last label is used."""
 
     archive: RemoteFile
     folder: str
@@ -73,16 +73,15 @@ VARIANTS = {
 
 
 class CIFAR(ClassificationDataModule):
-    """Colour images of 32x32 in 10 classes, or with variant=cifar100 in 100.
+    """Colour images of 32x32 pixels in 10 classes, or in 100 classes with variant=cifar100.
 
     Args:
-        root: Folder that has the folder cifar-10-batches-bin (cifar-100-binary) or the archive. A missing archive is
-            downloaded.
-        variant: Which of the two datasets.
+        root: Folder that contains cifar-10-batches-bin (cifar-100-binary) or the archive. A missing archive is downloaded.
+        variant: Name of the dataset.
         augment_images: Shift training images and mirror half of them.
-        padding: Largest shift in pixels. 4 is usual since He et al. 2015 (https://arxiv.org/abs/1512.03385).
+        padding: Maximum shift in pixels. 4 is the value of He et al. 2015 (https://arxiv.org/abs/1512.03385).
         flip: Mirror each image with probability 0.5 (random) or in every second epoch (alternating).
-        mirrors: Base URLs of the archive, tried before the built-in ones.
+        mirrors: Base URLs of the archive, which are tried before the default URLs.
         options: Options of `ClassificationDataModule`.
     """
 
@@ -113,7 +112,7 @@ class CIFAR(ClassificationDataModule):
             return
         fetch([self.source.archive], self.root, self.mirrors)
         with lock_folder(self.root):
-            if not self._is_complete():  # another process may have unpacked it meanwhile
+            if not self._is_complete():  # another process may have unpacked the archive
                 unpack(self.source.archive, self.root)
 
     def load(self) -> tuple[Labelled, Labelled]:
@@ -131,7 +130,7 @@ class CIFAR(ClassificationDataModule):
         return all((self.folder / name).is_file() for name in self._sizes())
 
     def _sizes(self) -> dict[str, int]:
-        """Size in bytes of each file."""
+        """Return the size of each file in bytes."""
         record = self.source.label_bytes + PIXEL_BYTES
         train = dict.fromkeys(self.source.train, record * self.source.records)
         return train | dict.fromkeys(self.source.test, record * TEST_RECORDS)
@@ -145,7 +144,7 @@ class CIFAR(ClassificationDataModule):
                 raise DataError(f"data.root: {name} is not in {self.folder}")
             content = np.fromfile(path, np.uint8)
             if content.nbytes != sizes[name]:
-                raise DataError(f"{path}: {content.nbytes:,} bytes; expected {sizes[name]:,}, records of {record}")
+                raise DataError(f"{path}: has {content.nbytes:,} bytes; expected {sizes[name]:,} bytes")
             files.append(content.reshape(-1, record))
         records = torch.from_numpy(np.concatenate(files))
         pixels = records[:, self.source.label_bytes :].reshape(-1, *SHAPE)

@@ -1,4 +1,4 @@
-"""The base class of datamodules: loads the data once, splits it, measures it, and makes batches.
+"""The base class of datamodules: loads the data once, splits it, computes its statistics, and makes batches.
 
 A dataset is one file with a subclass of `ClassificationDataModule` that has a ``modality``, a ``spec`` and a ``load``
 method. A subclass may instead override ``train_dataloader``, ``val_dataloader`` and ``test_dataloader`` and return ordinary
@@ -23,24 +23,24 @@ from engine.contracts import DataError, DataSpec, Labelled, Modality, Split
 class ClassificationDataModule(LightningDataModule):
     """A datamodule for data that fits in memory. Batches have the units of the data (centimetres, pixels of 0 to 255).
 
-    The validation set is a stratified part of the training set that depends only on `split_seed`. Mean and standard
-    deviation are those of the remaining training set. The model uses them to normalize its inputs, and its checkpoint
-    contains them.
+    The validation set is a stratified sample of the training set. It depends only on `val_fraction` and `split_seed`. Mean
+    and standard deviation are computed from the remaining training samples. The model uses them to normalize its inputs,
+    and its checkpoint contains them.
 
     Attributes:
-        mean: Mean per feature (D,) or per channel (C, 1, 1), after `setup`; 0 if the data is not normalized.
+        mean: Mean per feature (D,) or channel (C, 1, 1), computed by `setup`; 0 if the data is not normalized.
         std: Standard deviation in the same shape; 1 if the data is constant or not normalized.
         fingerprint: SHA-256 of the three splits.
 
     Args:
-        batch_size: Training samples per step and device.
-        eval_batch_size: Samples per validation or test batch. It changes speed and memory, but no results.
+        batch_size: Number of training samples per step and device.
+        eval_batch_size: Number of samples per validation or test batch. It changes speed and memory, but no results.
         val_fraction: Fraction of the training set that is used for validation.
         split_seed: Seed of the validation split.
-        gpu_memory_gigabytes: Most memory of a GPU that the data may take. Data that does not fit stays in main memory and is
-            copied batch by batch. null for half of the free memory.
+        gpu_memory_gigabytes: Maximum GPU memory for the data; null for half of the free memory. Data that does not fit stays
+            in main memory, and each batch is copied to the GPU.
         normalize: Let the model normalize its inputs to mean 0 and standard deviation 1.
-        seed: Seed of the order and of the augmentation. `train.py` passes the seed of the experiment.
+        seed: Seed of shuffling and augmentation. `train.py` passes the seed of the experiment.
     """
 
     choosable: ClassVar[bool] = False  # a base class, which no config can name
@@ -66,7 +66,7 @@ class ClassificationDataModule(LightningDataModule):
 
     @property
     def spec(self) -> DataSpec:
-        """Shape and classes of the data."""
+        """The description of the data."""
         raise NotImplementedError(f"{type(self).__name__} needs a `spec` property that returns a DataSpec")
 
     def load(self) -> tuple[Labelled, Labelled]:
@@ -74,14 +74,14 @@ class ClassificationDataModule(LightningDataModule):
         raise NotImplementedError(f"{type(self).__name__} needs a `load` method that returns (train, test)")
 
     def augment(self, inputs: Tensor, context: AugmentContext) -> Tensor:
-        """Change a training batch (B, *input_shape). The result has the same shape and depends only on the arguments."""
+        """Augment a training batch (B, *input_shape). The result must keep the shape and depend only on the arguments."""
         return inputs
 
     def save(self, folder: Path) -> None:
-        """Write files into a run's folder that new data needs as well, such as a tokenizer. By default there are none."""
+        """Write files that predictions need, such as a tokenizer, to a run's folder. By default, nothing is written."""
 
     def splits(self) -> dict[Split, Labelled]:
-        """Return the three splits: the data that `load` returns, with validation split off the training set."""
+        """Load the data and return the three splits. The validation set is a sample of the training set."""
         train, test = ((inputs, labels.long()) for inputs, labels in self.load())
         self._check("training", *train)
         self._check("test", *test)
@@ -90,7 +90,7 @@ class ClassificationDataModule(LightningDataModule):
         return {"train": training, "val": validation, "test": test}
 
     def setup(self, stage: str | None = None) -> None:
-        """Load, check, split and measure the data, once. A subclass that has only DataLoaders has nothing to load."""
+        """Load, check and split the data, and compute its statistics. If there are only DataLoaders, do nothing."""
         if self.is_loaded or self._has_only_loaders:
             return
         self._splits = self.splits()
@@ -112,7 +112,7 @@ class ClassificationDataModule(LightningDataModule):
         return self._batches("test", self.eval_batch_size, shuffle=False)
 
     def state_dict(self) -> dict[str, Any]:
-        """The current epoch and its finished batches. The order of samples depends on nothing else."""
+        """Return the current epoch and its number of finished batches."""
         assert self.trainer is not None
         batches = self.trainer.fit_loop.epoch_loop.batch_progress.current.completed
         return {"epoch": self.trainer.current_epoch, "batches": batches}
@@ -133,15 +133,15 @@ class ClassificationDataModule(LightningDataModule):
         return own.train_dataloader is not base.train_dataloader and not loads
 
     def training_inputs(self) -> Any:
-        """All training inputs (N, ...), in the units of the data."""
+        """Return all training inputs (N, ...), in the units of the data."""
         return self._splits["train"][0]
 
     def num_samples(self, split: Split) -> int:
-        """Number of samples in a split, over all devices."""
+        """Return the number of samples in a split, over all devices."""
         return len(self._splits[split][1])
 
     def order(self, inputs: Any, batch_size: int, shuffle: bool, rank: int, world_size: int) -> EpochOrder:
-        """The samples of each batch of a split."""
+        """Return the indices of the samples in each batch of a split."""
         return EpochOrder(len(inputs), batch_size, shuffle, self.seed, rank, world_size)
 
     def _batches(self, split: Split, batch_size: int, shuffle: bool) -> TensorBatches:
@@ -151,13 +151,13 @@ class ClassificationDataModule(LightningDataModule):
             device = self.trainer.strategy.root_device
         inputs, labels = self._splits[split]
         if labels.device != device:
-            inputs = inputs.to(device) if self._reserve(num_bytes(inputs), device) else inputs
+            inputs = inputs.to(device) if self._reserve_memory(num_bytes(inputs), device) else inputs
             self._splits[split] = inputs, labels = inputs, labels.to(device)
         order = self.order(inputs, batch_size, shuffle, rank, world_size)
         return TensorBatches(inputs, labels, order, self.augment if shuffle else None)
 
-    def _reserve(self, size: int, device: torch.device) -> bool:
-        """Whether `size` more bytes may be on the device. If so, they are counted."""
+    def _reserve_memory(self, size: int, device: torch.device) -> bool:
+        """Return whether `size` more bytes fit on the device. If they fit, count them."""
         available = math.inf
         if self.gpu_memory_gigabytes is not None:
             available = self.gpu_memory_gigabytes * 1e9 - self._bytes_on_device
@@ -168,11 +168,7 @@ class ClassificationDataModule(LightningDataModule):
         return fits
 
     def _check(self, title: str, inputs: Tensor, labels: Tensor) -> None:
-        """Compare a set with the spec.
-
-        Raises:
-            DataError: for the first row that does not fit.
-        """
+        """Raise a `DataError` if inputs or labels do not match the spec."""
         spec = self.spec
         if len(labels) == 0 or len(labels) != len(inputs):
             raise DataError(f"{title} set: {len(inputs)} inputs and {len(labels)} labels; every input needs one label")
@@ -182,7 +178,7 @@ class ClassificationDataModule(LightningDataModule):
             bad_rows = torch.nonzero(~torch.isfinite(chunk).flatten(1).all(1))
             if len(bad_rows):
                 row = i * CHUNK + int(bad_rows[0])
-                raise DataError(f"{title} set: row {row} has a value that is missing or infinite (NaN, inf)")
+                raise DataError(f"{title} set: row {row} has a value that is NaN or infinite")
         bad_rows = torch.nonzero((labels < 0) | (labels >= spec.num_classes))
         if len(bad_rows):
             row = int(bad_rows[0])
@@ -191,11 +187,11 @@ class ClassificationDataModule(LightningDataModule):
 
 
 def stratified_split(labels: Tensor, fraction: float, seed: int, key: str = "fraction") -> tuple[Tensor, Tensor]:
-    """Split rows into two sets, with the same fraction of every class in the second one.
+    """Split rows into two sets, so that the second set has the same fraction of every class.
 
     Args:
         labels: (N,).
-        fraction: Fraction of the second set, rounded per class.
+        fraction: Fraction of the rows in the second set, rounded per class.
         seed: Seed of the random choice.
         key: Config key of the fraction, for errors.
 

@@ -1,8 +1,8 @@
 """Iris: 150 flowers, 4 lengths, 3 species (Fisher 1936, https://doi.org/10.1111/j.1469-1809.1936.tb02137.x).
 
 ``iris.csv`` has the corrected values that scikit-learn ships. The copy in the UCI archive differs from Fisher's paper in
-rows 35 and 38 (https://archive.ics.uci.edu/dataset/53/iris). There is no official test set, so a fraction of the rows is the
-test set.
+rows 35 and 38 (https://archive.ics.uci.edu/dataset/53/iris). There is no official test set, so the test uses a fraction of
+the rows.
 """
 
 import csv

@@ -22,15 +22,15 @@ from datamodules.parts.batches import AugmentContext
 from datamodules.parts.download import RemoteFile, fetch
 
 SIDE, TRAIN_SIZE, TEST_SIZE = 28, 60_000, 10_000
-DEGREES, SHIFT_FRACTION, SCALE_FRACTION = 10.0, 0.07, 0.1  # small changes, as between the digits of two people
-PADDING = 2  # largest shift of a piece of clothing in pixels
+DEGREES, SHIFT_FRACTION, SCALE_FRACTION = 10.0, 0.07, 0.1  # small, like differences in handwriting
+PADDING = 2  # maximum shift of clothing images in pixels
 TRAIN_IMAGES, TRAIN_LABELS = "train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz"
 TEST_IMAGES, TEST_LABELS = "t10k-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.gz"
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One of the two datasets. `files` are the training images and labels, then the test images and labels."""
+    """One of the two datasets. `files` are training images, training labels, test images and test labels."""
 
     folder: str
     class_names: tuple[str, ...]
@@ -68,14 +68,14 @@ VARIANTS = {
 
 
 class MNIST(ClassificationDataModule):
-    """Handwritten digits or, with variant=fashion, articles of clothing: grey images of 28x28 in 10 classes.
+    """Grey images of 28x28 pixels in 10 classes: handwritten digits or, with variant=fashion, articles of clothing.
 
     Args:
-        root: Folder that has the files, packed or not, or has them in MNIST/raw (FashionMNIST/raw). Missing files are
-            downloaded.
-        variant: Which of the two datasets.
-        augment_images: Rotate, shift and scale training images of digits; shift and mirror those of clothing.
-        mirrors: Base URLs of the files, tried before the built-in ones.
+        root: Folder of the files, compressed or not. They can also be in its subfolder MNIST/raw (FashionMNIST/raw). Missing
+            files are downloaded.
+        variant: Name of the dataset.
+        augment_images: Augment training images: rotate, shift and scale digits; shift and mirror clothing.
+        mirrors: Base URLs of the files, which are tried before the default URLs.
         options: Options of `ClassificationDataModule`.
     """
 
@@ -117,13 +117,13 @@ class MNIST(ClassificationDataModule):
         return random_affine(inputs, DEGREES, SHIFT_FRACTION, SCALE_FRACTION, context.generator)
 
     def _find(self, name: str) -> Path | None:
-        """The file, packed or not, in the first folder that has it."""
+        """Return the path of a file, compressed or not, in the first folder that contains it."""
         names = (name, name.removesuffix(".gz"))
         candidates = (folder / candidate for folder in self.search_folders for candidate in names)
         return next((path for path in candidates if path.is_file()), None)
 
     def _read(self, image_file: RemoteFile, label_file: RemoteFile, count: int) -> Labelled:
-        """`count` images (N, 1, 28, 28) and their labels (N,)."""
+        """Read images (count, 1, 28, 28) and labels (count,)."""
         tensors = []
         for file, shape in ((image_file, (count, SIDE, SIDE)), (label_file, (count,))):
             path = self._find(file.name)
@@ -135,10 +135,10 @@ class MNIST(ClassificationDataModule):
 
 
 def read_idx(path: Path, shape: tuple[int, ...]) -> Tensor:
-    """The bytes of an IDX file, packed by gzip or not, as a uint8 tensor of `shape`.
+    """Read an IDX file, compressed by gzip or not, as a uint8 tensor of `shape`.
 
     Raises:
-        DataError: if the file is broken or has other content.
+        DataError: if the file is broken or has another shape.
     """
     try:
         content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()

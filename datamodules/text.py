@@ -1,6 +1,6 @@
 """Texts with labels, from files of the user or from a dataset of the Hugging Face hub.
 
-Texts are tokenized once. The token ids are cached under a key of the texts and the tokenizer, and memory-mapped.
+Texts are tokenized once. The token ids are stored in a cache and memory-mapped.
 """
 
 import re
@@ -34,33 +34,33 @@ class Text(ClassificationDataModule):
     The rows of a batch have similar lengths, so there is little padding. Labels are words or whole numbers.
 
     Args:
-        train: File with the training set or, with `dataset`, the name of its split.
-        val: File or split with the validation set; null to split it off the training set.
-        test: File or split with the test set; null to split it off the training set.
+        train: File with the training set; if `dataset` is set, name of the split.
+        val: File or split with the validation set; null to use a fraction of the training set.
+        test: File or split with the test set; null to use a fraction of the training set.
         text_column: Name of the column with the text.
         text_pair_column: Name of the column with the second text of a pair; null for single texts.
         label_column: Name of the column with the label.
         dataset: Name of a dataset on the Hugging Face hub, such as stanfordnlp/sst2; null for files.
-        dataset_subset: Name of its subset, if it has several.
-        dataset_revision: Its commit, tag or branch; null for the newest.
+        dataset_subset: Subset of the dataset, if it has several.
+        dataset_revision: Commit, tag or branch of the dataset; null for the newest.
         tokenizer: Folder or hub name of the pretrained model whose tokenizer is used (write ${model.pretrained}); null to
             train a WordPiece tokenizer on the training texts.
-        tokenizer_revision: Its commit, tag or branch on the hub; null for the newest.
-        vocab_size: Number of tokens of a trained tokenizer. It is exceeded if there are more characters.
+        tokenizer_revision: Commit, tag or branch of the tokenizer on the hub; null for the newest.
+        vocab_size: Number of tokens of a trained tokenizer. It is larger if the texts contain more distinct characters.
         lowercase: Convert texts to lower case. A pretrained tokenizer has its own setting.
-        max_length: Largest number of tokens in a row. Longer rows are truncated.
-        max_tokens: Largest number of tokens in a training batch per device, with padding. Each batch is one step, so a row
-            in a batch of few long rows weighs more than a row in a batch of many short ones.
-        eval_max_tokens: Largest number of tokens in a validation or test batch per device.
-        batch_size: Largest number of rows in a training batch per device.
-        eval_batch_size: Largest number of rows in a validation or test batch per device.
-        pad_to_multiple_of: Batches are padded to a multiple of this number of tokens; null for 8 on GPUs (their matrix
-            units need it) and 1 elsewhere.
+        max_length: Maximum number of tokens in a row. Longer rows are truncated.
+        max_tokens: Maximum number of tokens in a training batch per device, including padding. Each batch is one step, so a
+            row in a small batch of long rows has more weight.
+        eval_max_tokens: Maximum number of tokens in a validation or test batch per device, including padding.
+        batch_size: Maximum number of rows in a training batch per device.
+        eval_batch_size: Maximum number of rows in a validation or test batch per device.
+        pad_to_multiple_of: Batches are padded to a multiple of this number of tokens; null for 8 on GPUs, whose matrix units
+            need it, and 1 on other devices.
         val_fraction: Fraction of the training set that is used for validation if `val` is null.
         test_fraction: Fraction of the training set that is used for the test if `test` is null.
         split_seed: Seed of both splits.
         cache: Folder for tokenized texts. It can be deleted at any time.
-        seed: Seed of the order. `train.py` passes the seed of the experiment.
+        seed: Seed of shuffling. `train.py` passes the seed of the experiment.
     """
 
     modality = "tokens"
@@ -105,9 +105,9 @@ class Text(ClassificationDataModule):
         paths = {source if dataset else str(Path(source).expanduser().resolve()) for source in self.sources.values()}
         if len(paths) < len(self.sources):
             hint = "use different files for training and evaluation"
-            raise OptionError(f"data.train: is also the file of another split; {hint}")
+            raise OptionError(f"data.train: another split uses the same file; {hint}")
         if label_column in (text_column, text_pair_column):
-            hint = "the model would read the answer"
+            hint = "the model would see the label"
             raise OptionError(f"data.label_column: {label_column} is also a column of text; {hint}")
         for key, limit in (("data.max_tokens", max_tokens), ("data.eval_max_tokens", eval_max_tokens)):
             if limit < self._longest:
@@ -118,14 +118,14 @@ class Text(ClassificationDataModule):
 
     @property
     def spec(self) -> DataSpec:
-        """Classes and tokens. The files are read and tokenized first, because they determine both."""
+        """The description of the data. The texts are read and tokenized first, because the classes depend on them."""
         self.prepare_data()
         vocab_size, pad_id = len(self.tokenizer), int(self.tokenizer.pad_token_id)
         return DataSpec(self.modality, (), self.class_names, vocab_size, pad_id, self._longest)
 
     @property
     def _longest(self) -> int:
-        """`max_length` with padding."""
+        """`max_length` including padding."""
         return round_up(self.max_length, self.multiple or GPU_MULTIPLE)
 
     def prepare_data(self) -> None:
@@ -135,7 +135,7 @@ class Text(ClassificationDataModule):
         texts = {split: self._read(split, source) for split, source in self.sources.items()}
         self.class_names = _class_names(texts["train"])
         labels = {split: self._encode_labels(labelled) for split, labelled in texts.items()}
-        # the source of each split, and the rows of the split in it
+        # source of each split, and rows of the source that belong to the split
         rows = {split: (split, torch.arange(len(labelled))) for split, labelled in texts.items()}
         fractions: dict[Split, float] = {"test": self.test_fraction, "val": self.val_fraction}
         for split, fraction in fractions.items():
@@ -152,23 +152,23 @@ class Text(ClassificationDataModule):
         self._warn_about_lost_text(self._prepared["train"][0])
 
     def splits(self) -> dict[Split, Labelled]:
-        """The three splits, from the files or split off the training file."""
+        """Return the three splits."""
         self.prepare_data()
         return self._prepared
 
     def order(self, inputs: TokenRows, batch_size: int, shuffle: bool, rank: int, world_size: int) -> EpochOrder:
-        """Batches of rows of similar length."""
+        """Return batches of rows of similar length."""
         max_tokens = self.max_tokens if shuffle else self.eval_max_tokens
         lengths = inputs.padded(inputs.lengths)
         return LengthOrder(lengths, batch_size, max_tokens, shuffle, self.seed, rank, world_size)
 
     def save(self, folder: Path) -> None:
-        """Write the tokenizer to ``tokenizer/``, from which `transformers.AutoTokenizer.from_pretrained` can load it."""
+        """Write the tokenizer to the folder ``tokenizer/``, for `transformers.AutoTokenizer.from_pretrained`."""
         self.tokenizer.model_max_length = self.max_length
         self.tokenizer.save_pretrained(folder / "tokenizer")
 
     def tokens(self, ids: Tensor) -> list[str]:
-        """The tokens of a row of ids (T,), as text."""
+        """Return the tokens of a row of ids (T,) as text."""
         return [str(self.tokenizer.convert_ids_to_tokens(token)) for token in ids.tolist()]
 
     def _read(self, split: Split, source: str) -> LabelledTexts:
@@ -177,11 +177,7 @@ class Text(ClassificationDataModule):
         return read_hub(self.dataset, self.dataset_subset, self.dataset_revision, f"data.{split}", source, self.columns)
 
     def _encode_labels(self, texts: LabelledTexts) -> Tensor:
-        """Labels (N,) as numbers.
-
-        Raises:
-            DataError: if a label does not occur in the training set.
-        """
+        """Convert labels to numbers (N,)."""
         numbers = {name: i for i, name in enumerate(self.class_names)}
         for place, label in zip(texts.places, texts.labels, strict=True):
             if label not in numbers:
@@ -190,7 +186,7 @@ class Text(ClassificationDataModule):
         return torch.tensor([numbers[label] for label in texts.labels])
 
     def _warn_about_lost_text(self, rows: TokenRows) -> None:
-        """Print how many texts were truncated, and whether many tokens are unknown. Both lower the accuracy."""
+        """Print how many texts were truncated, and whether many tokens are unknown. Both can reduce the accuracy."""
         num_full = int((rows.lengths >= self.max_length).sum())
         unknown = float((rows.ids == self.tokenizer.unk_token_id).float().mean())
         if num_full:
@@ -204,7 +200,7 @@ class Text(ClassificationDataModule):
             )
 
     def _make_tokenizer(self, texts: LabelledTexts, rows: Tensor) -> "PreTrainedTokenizerBase":
-        """The pretrained tokenizer, or one that is trained on `rows` of the training texts."""
+        """Load the pretrained tokenizer, or train a tokenizer on `rows` of the training texts."""
         if self.pretrained is not None:
             return pretrained_tokenizer(self.pretrained, self.revision)
         training = [column[i] for column in (texts.texts, texts.second_texts) if column for i in rows.tolist()]
@@ -218,7 +214,7 @@ class Text(ClassificationDataModule):
         return load_or_create(self.cache, "tokenizer", (self.vocab_size, self.lowercase, *training), create, load)
 
     def _tokenize(self, texts: LabelledTexts) -> TokenRows:
-        """All rows of a source, with their ids memory-mapped."""
+        """Tokenize all rows of a source. The ids are memory-mapped."""
 
         def create(folder: Path) -> None:
             for name, array in encode(self.tokenizer, texts.texts, texts.second_texts, self.max_length).items():
@@ -239,10 +235,10 @@ class Text(ClassificationDataModule):
 
 
 def _class_names(texts: LabelledTexts) -> tuple[str, ...]:
-    """The labels that occur, in numerical order if all are whole numbers, else in alphabetical order."""
+    """Return the distinct labels, in numerical order if all are whole numbers, otherwise in alphabetical order."""
     names = set(texts.labels)
     if len(names) < 2:
-        raise DataError(f"{texts.source}: every row has the label {texts.labels[0]!r}; two classes are needed")
+        raise DataError(f"{texts.source}: every row has the label {texts.labels[0]!r}; at least two classes are needed")
     if len(names) > len(texts) / 2 and len(texts) > 4:
         problem = f"{len(names)} different labels in {len(texts)} rows"
         raise DataError(f"data.label_column: {problem}; is it the right column?")

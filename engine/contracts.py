@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeAlias,
 if TYPE_CHECKING:
     from torch import Tensor, device, nn
 
-COMMAND_LINE = "command line"  # the place of a mistake, instead of file and line
+COMMAND_LINE = "command line"  # replaces file and line in messages
 
 # N samples, B batch, C channels, H height, W width, D features, K classes
 Modality = Literal["features", "image", "tokens"]
@@ -92,7 +92,7 @@ class DataSpec:
         return len(self.class_names)
 
     def model_arguments(self) -> dict[str, Any]:
-        """Return the arguments of a model's constructor that depend on the data. The last three are only for tokens."""
+        """Return the arguments of a model's constructor that depend on the data."""
         arguments: dict[str, Any] = {"input_shape": list(self.input_shape), "num_classes": self.num_classes}
         arguments["class_names"] = list(self.class_names)
         if self.modality == "tokens":
@@ -101,7 +101,7 @@ class DataSpec:
 
 
 class Classifier(Protocol):
-    """The interface of a classifier for callbacks and checks, in addition to `LightningModule`. See `LitClassifier`."""
+    """The interface of a classifier that callbacks and checks use. `LitClassifier` implements it."""
 
     network: "nn.Module"
 
@@ -122,7 +122,7 @@ class Classifier(Protocol):
         """Return the input (B, F) of the last linear layer; None if the network does not end with a linear layer."""
 
     def attribution_inputs(self, inputs: Any) -> "tuple[Tensor, Tensor, Callable[[Tensor], Tensor]]":
-        """Return a sample (1, ...), a baseline, and a function from such inputs to logits (B, K)."""
+        """Return a sample (1, ...), a baseline of the same shape, and a function from (B, ...) to logits (B, K)."""
 
     def __call__(self, inputs: Any) -> "Tensor":
         """Return logits (B, K)."""
@@ -159,5 +159,5 @@ def one_line(error: BaseException) -> str:
 
 
 def is_lower_better(metric: str) -> bool:
-    """Return whether the lowest value of a metric is the best, judged by its name."""
+    """Return whether lower values of a metric are better, according to its name."""
     return any(word in metric for word in ("loss", "error", "seconds"))

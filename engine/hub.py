@@ -20,9 +20,9 @@ T = TypeVar("T")
 
 @cache
 def is_hub_reachable() -> bool:
-    """Whether the hub answers. If it does not, its libraries are told to use only their cache.
+    """Return whether the hub answers. If it does not, its libraries are switched to their cache.
 
-    The libraries would wait for half a minute for every file. This function asks once per process.
+    Without this, the libraries would wait for half a minute for every file. The hub is asked once per process.
     """
     from huggingface_hub import constants
 
@@ -30,7 +30,7 @@ def is_hub_reachable() -> bool:
         if not constants.HF_HUB_OFFLINE:
             urlopen(Request(constants.ENDPOINT, method="HEAD"), timeout=TIMEOUT_SECONDS).close()
     except HTTPError:
-        pass  # the hub answers, if only with an error
+        pass  # the hub answers with an error
     except (OSError, ValueError, HTTPException):
         constants.HF_HUB_OFFLINE = True
     return not constants.HF_HUB_OFFLINE
@@ -39,17 +39,17 @@ def is_hub_reachable() -> bool:
 def load_pretrained(
     key: str, name: str, revision: str | None, load: Callable[[str], T], error_type: type[UserError]
 ) -> T:
-    """Load from the folder `name`, or from the hub if there is no such folder.
+    """Load from the folder `name`, or from the hub if this folder does not exist.
 
     Args:
         key: Config key of the name, for messages.
         name: A folder or the name of a model on the hub.
         revision: Commit, tag or branch on the hub, for messages.
-        load: Function that loads from a path or a name. Any of its exceptions is taken for a problem of the files.
+        load: Function that loads from a path or a name.
         error_type: Type of the exception that the user sees.
 
     Raises:
-        UserError: of the type `error_type`, if loading fails. It says which files are needed and where to get them.
+        UserError: of the type `error_type`, if `load` raises any exception. The message names the required files.
     """
     folder = Path(name).expanduser()
     is_local = folder.is_dir()
@@ -59,7 +59,7 @@ def load_pretrained(
         is_hub_reachable()
     try:
         return load(str(folder) if is_local else name)
-    except Exception as error:  # transformers passes on the exceptions of its network, file and parser libraries
+    except Exception as error:  # including exceptions of network, file and parser libraries
         if is_local:
             message = f"{name} cannot be loaded ({one_line(error)}); put {MODEL_FILES} into it"
         else:
@@ -72,5 +72,5 @@ def load_pretrained(
 
 
 def describe_hub_error(error: Exception) -> str:
-    """Say in one line why loading from the hub failed."""
+    """Describe in one line why loading from the hub failed."""
     return one_line(error) if is_hub_reachable() else "the hub does not answer"

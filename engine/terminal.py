@@ -1,4 +1,4 @@
-"""Printing for people: lines, counts and durations, and which messages of Lightning are hidden."""
+"""Print lines, format counts and durations, and hide messages of Lightning."""
 
 import argparse
 import logging
@@ -9,17 +9,17 @@ from typing import NoReturn
 
 from engine.contracts import COMMAND_LINE, ConfigError
 
-# Messages (by their first words) and warnings (regular expressions) that a user of this project cannot act on.
+# Beginnings of messages, and regular expressions of warnings, that a user of this project cannot act on.
 QUIET_MESSAGES = (
     "GPU available", "TPU available", "💡", "`Trainer.fit` stopped", "Loading `", "Loaded", "Restor",
     "Found current_model_state", "Using ", "Initializing distributed", "-----",
 )  # fmt: skip
 QUIET_WARNINGS = (
     "The number of training batches .* is smaller than the logging interval",  # every epoch is logged
-    ".*LeafSpec.* is deprecated",  # Lightning's use of torch, as the next
+    ".*LeafSpec.* is deprecated",  # caused by Lightning, like the next warning
     "torch.distributed.* is deprecated",
-    "It is recommended to use `self.log",  # sync_dist: the metrics already add up all processes
-    "The checkpoint was not created with WeightAveraging",  # the test needs the averaged weights only
+    "It is recommended to use `self.log",  # `sync_dist=True` is not needed, because metrics are already synchronized
+    "The checkpoint was not created with WeightAveraging",  # the test needs only the averaged weights
 )
 
 
@@ -31,7 +31,7 @@ class CommandLineParser(argparse.ArgumentParser):
 
 
 def print_line(text: str, end: str = "\n") -> None:
-    """Print a line. Without a reader, continue silently: the same Ctrl-C ends the run and, before it, ``| tee log``."""
+    """Print a line. If the output is a closed pipe, print nothing: Ctrl-C may end ``| tee log`` before the run."""
     try:
         print(text, end=end, flush=True)
     except OSError:
@@ -44,7 +44,7 @@ def count_of(number: int, name: str) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Format seconds for people: 0.4 s, 8.1 s, 2 min 5 s, 3 h 20 min."""
+    """Format seconds: 0.4 s, 8.1 s, 2 min 5 s, 3 h 20 min."""
     if seconds < 9.95:
         return f"{seconds:.2g} s"
     whole = round(seconds)

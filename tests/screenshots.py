@@ -11,7 +11,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from callbacks.parts.drawing import BLACK, BLUE, CARD, GREY, ORANGE, PALE, Canvas
+from callbacks.parts.drawing import BLACK, BLUE, CARD_WIDTH, GREY, ORANGE, PALE, Canvas
 from engine.config.signatures import PROJECT
 from tests.browser import Browser, browser, tensorboard
 from tests.runs import curve, events
@@ -55,19 +55,19 @@ def arrange_pictures(root: Path) -> Image.Image:
     )
     curves = draw_curves(folder, mistakes.height - matrix.height - GAP)
     columns = [[curves, matrix], [diagram, bars], [mistakes]]
-    page = Image.new("RGB", (len(columns) * (CARD + GAP) + GAP, mistakes.height + 2 * GAP), "white")
+    page = Image.new("RGB", (len(columns) * (CARD_WIDTH + GAP) + GAP, mistakes.height + 2 * GAP), "white")
     for i, column in enumerate(columns):
         top = GAP
         for picture in column:
-            page.paste(picture, (GAP + i * (CARD + GAP), top))
+            page.paste(picture, (GAP + i * (CARD_WIDTH + GAP), top))
             top += picture.height + GAP
     return page
 
 
 def draw_curves(folder: Path, height: int) -> Image.Image:
     """Accuracy of training and validation after each epoch."""
-    left, top, right, bottom = 46, 26, CARD - 20, height - 44
-    canvas = Canvas(CARD, height)
+    left, top, right, bottom = 46, 26, CARD_WIDTH - 20, height - 44
+    canvas = Canvas(CARD_WIDTH, height)
     curves = {stage: curve(folder, f"{stage}/accuracy") for stage in ("train", "val")}
     low = min(map(min, curves.values()))
     num_epochs = len(curves["train"])

@@ -1,1 +1,1 @@
-"""What callbacks are built from: drawing and attribution."""
+"""Drawing and attribution for callbacks."""

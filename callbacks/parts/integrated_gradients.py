@@ -1,8 +1,8 @@
 """Integrated gradients: how much each input value contributes to a prediction.
 
-The method of Sundararajan et al. 2017 (https://arxiv.org/abs/1703.01365). It explains the logit of the predicted class minus
-the logit of the second most likely class. The attributions add up to the difference of this value between the sample and a
-baseline. For a linear model, each attribution is exactly the weight times the difference of the input.
+The method is from Sundararajan et al. 2017 (https://arxiv.org/abs/1703.01365). It explains the logit of the predicted class
+minus the logit of the second most likely class. The attributions add up to the difference of this value between the sample
+and a baseline. For a linear model, each attribution is exactly the weight times the difference of the input.
 """
 
 from collections.abc import Mapping
@@ -15,16 +15,16 @@ from engine.contracts import Classifier
 
 # S steps, K classes
 
-STEPS = 32  # on the straight line from the baseline to the sample
+STEPS = 32  # number of points on the straight line from the baseline to the sample
 
 
 def integrated_gradients(model: Classifier, inputs: Any, steps: int = STEPS) -> Tensor:
-    """The attributions of one sample, in the shape of `model.attribution_inputs(inputs)[0]` without the batch dimension.
+    """Return the attributions of a sample, in the shape of `model.attribution_inputs(inputs)[0]` without batch dimension.
 
     Args:
         model: A classifier in evaluation mode. The gradients of its parameters do not change.
         inputs: A batch of one sample: a tensor or a mapping of tensors.
-        steps: S. The gradient is computed in the middle of each step, and all steps go through the network as one batch.
+        steps: Number of steps S. The gradients in the middle of all steps are computed as one batch.
     """
     with torch.inference_mode(False), torch.enable_grad():
         # autograd cannot use tensors that were created in inference mode, but it can use copies of them

@@ -1,1 +1,1 @@
-"""What datamodules are built from: batches, augmentation, downloads, text files, tokens."""
+"""Batches, augmentation, downloads, text files and tokens for datamodules."""

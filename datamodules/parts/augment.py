@@ -20,7 +20,7 @@ def random_crop(images: Tensor, padding: int, generator: Generator) -> Tensor:
 
     Args:
         images: (B, C, H, W).
-        padding: Pixels on each side, which is also the largest shift.
+        padding: Number of pixels on each side. It is also the maximum shift.
         generator: Source of the random numbers.
     """
     batch, channels, height, width = images.shape
@@ -40,31 +40,31 @@ def random_flip(images: Tensor, generator: Generator) -> Tensor:
 
 
 def alternating_flip(images: Tensor, context: AugmentContext) -> Tensor:
-    """Mirror a random half of all training images left to right, and in the next epoch the other half.
+    """Mirror a random half of all training images left to right. The next epoch mirrors the other half.
 
-    Two successive epochs show both views of every image (Jordan 2024, https://arxiv.org/abs/2404.00498, section 3.6).
+    Two consecutive epochs show both views of every image (Jordan 2024, https://arxiv.org/abs/2404.00498, section 3.6).
 
     Args:
         images: (B, C, H, W).
-        context: Its seed, epoch and samples decide which images are mirrored. Its generator is not used.
+        context: Its seed, epoch and samples determine the mirrored images. Its generator is not used.
     """
-    coin = context.samples ^ derive_seed(context.seed) & 0xFFFFFFFF
-    for _ in range(2):  # a hash of 32 bits, so that neighbouring samples are unrelated: stackoverflow.com/a/12996028
-        coin = ((coin >> 16) ^ coin) * 0x45D9F3B & 0xFFFFFFFF
-    flipped = ((coin >> 16) + context.epoch) % 2 == 1
+    hashed = context.samples ^ derive_seed(context.seed) & 0xFFFFFFFF
+    for _ in range(2):  # a hash of 32 bits, so that neighbouring samples are independent: stackoverflow.com/a/12996028
+        hashed = ((hashed >> 16) ^ hashed) * 0x45D9F3B & 0xFFFFFFFF
+    flipped = ((hashed >> 16) + context.epoch) % 2 == 1
     return torch.where(flipped[:, None, None, None], images.flip(3), images)
 
 
 def random_affine(
     images: Tensor, degrees: float, shift_fraction: float, scale_fraction: float, generator: Generator
 ) -> Tensor:
-    """Rotate, scale and shift each image about its centre. Pixels from outside the image are 0. Returns floats.
+    """Rotate and scale each image about its centre, and shift it. Pixels outside the image are 0. Returns floats.
 
     Args:
         images: (B, C, H, W).
-        degrees: Largest rotation in either direction.
-        shift_fraction: Largest shift, as a fraction of the side.
-        scale_fraction: Largest change of size, as a fraction of it.
+        degrees: Maximum rotation in either direction.
+        shift_fraction: Maximum shift, as a fraction of the side.
+        scale_fraction: Maximum change of size, as a fraction of the size.
         generator: Source of the random numbers.
     """
     uniform = torch.rand(4, len(images), generator=generator, device=images.device) * 2 - 1  # in [-1, 1)
@@ -76,13 +76,13 @@ def random_affine(
     # coordinates of the pixels' centres
     x, y = (torch.arange(1 - side, side, 2, device=images.device) / side for side in (width, height))
     points = torch.stack([x.repeat(height), y.repeat_interleave(width), torch.ones_like(x).repeat(height)])  # (3, H W)
-    # one product for the whole batch, because `F.affine_grid` computes B small ones and takes twenty times as long
+    # one matrix product for the whole batch; `F.affine_grid` computes B small products and takes twenty times as long
     grid = (matrices @ points).view(-1, 2, height, width).permute(0, 2, 3, 1)  # (B, H, W, 2)
     return F.grid_sample(images.float(), grid, padding_mode="zeros", align_corners=False)
 
 
 def _reflect(images: Tensor, padding: int) -> Tensor:
-    """Reflection padding for any type. `F.pad` supports only floats."""
+    """Pad by reflection. In contrast to `F.pad`, this supports all types."""
     for axis in (2, 3):
         size = images.shape[axis]
         index = torch.arange(-padding, size + padding, device=images.device).abs()

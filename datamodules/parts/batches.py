@@ -1,8 +1,8 @@
-"""Batches that are indexed straight from tensors: one gather per batch, on the device that holds the data.
+"""Batches that are indexed directly from tensors: one gather per batch, on the device of the data.
 
-A `DataLoader` fetches sample by sample and collates. For data that fits in memory this takes ten to fifty times as long as
-indexing (https://github.com/pytorch/pytorch/issues/106704). Nothing here has hidden random state: the order is a function of
-(seed, epoch), and augmentation is a function of (seed, epoch, batch, rank).
+A `DataLoader` fetches single samples and collates them. For data that fits in memory, this takes ten to fifty times as long
+as indexing (https://github.com/pytorch/pytorch/issues/106704). There is no hidden random state: the order depends only on
+(seed, epoch), and augmentation depends only on (seed, epoch, batch, rank).
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,7 +19,7 @@ from torch import Generator, Tensor
 
 @dataclass(frozen=True)
 class AugmentContext:
-    """Everything that the augmentation of a batch may depend on, so that a resumed run repeats it.
+    """All values that the augmentation of a batch may depend on, so that a resumed run reproduces it.
 
     Attributes:
         generator: Seeded for this batch, on the device of the data.
@@ -34,22 +34,20 @@ class AugmentContext:
     samples: Tensor
 
 
-Augment = Callable[[Tensor, AugmentContext], Tensor]
-
-
 class EpochOrder:
     """The order of samples in an epoch, as batches of indices for one of several processes.
 
     In training (`shuffle`), all processes use the same permutation. Each group of ``batch_size * world_size`` samples is
-    divided equally among them, so that they make the same number of steps. The last samples are left out of the epoch if
-    they cannot be divided, or if each process would get one sample, which batch normalization cannot use.
+    divided equally among the processes, so that all processes make the same number of steps. The last samples of an epoch
+    are left out if they cannot be divided equally. They are also left out if each process would get only one sample,
+    because batch normalization needs two samples.
 
     In evaluation, each process takes a contiguous range in batches of nearly equal size. Every sample is used exactly once,
     and all processes have the same number of batches.
 
     Args:
         num_samples: Number of samples in the split.
-        batch_size: Largest number of samples in a batch of one process.
+        batch_size: Maximum number of samples in a batch of one process.
         shuffle: Whether the batches are for training.
         seed: Seed of the order.
         rank: Number of this process.
@@ -58,8 +56,8 @@ class EpochOrder:
     Attributes:
         epoch: The current epoch, counted from 0.
         resume_at: Epoch and batch from which a resumed run continues.
-        num_skipped: Batches of the current epoch that were trained on before the run was stopped.
-        is_constant: Whether every epoch has the order of the first one, to overfit a few batches.
+        num_skipped: Number of batches of the current epoch that were finished before the run was stopped.
+        is_constant: Whether every epoch has the order of the first epoch, to overfit a few batches.
     """
 
     def __init__(
@@ -73,7 +71,7 @@ class EpochOrder:
 
     @property
     def sampler(self) -> "EpochOrder":
-        """This object: Lightning calls ``loader.batch_sampler.sampler.set_epoch``."""
+        """Return this object, because Lightning calls ``loader.batch_sampler.sampler.set_epoch``."""
         return self
 
     def set_epoch(self, epoch: int) -> None:
@@ -82,14 +80,14 @@ class EpochOrder:
         self.num_skipped = self.resume_at[1] if epoch == self.resume_at[0] else 0
 
     def __len__(self) -> int:
-        if not self.shuffle:  # equal for all processes, because they synchronize in every forward pass
+        if not self.shuffle:  # equal in all processes, because they synchronize in every forward pass
             per_process = -(-self.num_samples // self.world_size)
             return -(-per_process // self.batch_size)
         whole, rest = divmod(self.num_samples, self.batch_size * self.world_size)
         return whole + (self._per_process(rest) > 0)
 
     def __iter__(self) -> Iterator[Tensor | slice]:
-        """Indices (B,) of each batch, or a slice if they are contiguous."""
+        """Yield the indices (B,) of each batch, or a slice if they are contiguous."""
         if not self.shuffle:
             num_batches = len(self) * self.world_size
             edges = [self.num_samples * i // num_batches for i in range(num_batches + 1)]
@@ -105,24 +103,30 @@ class EpochOrder:
                 yield order[begin : begin + size]
 
     def _per_process(self, num_samples: int) -> int:
-        """The number of samples that each process gets of the last ones."""
+        """Return how many samples each process gets if `num_samples` samples are divided."""
         size = num_samples // self.world_size
         return size if size > 1 or self.batch_size == 1 else 0
 
 
 class TensorBatches:
-    """An iterable over batches ``(inputs, labels)`` that takes the place of a `DataLoader`.
+    """An iterable over batches ``(inputs, labels)`` that replaces a `DataLoader`.
 
     Args:
         inputs: (N, ...) of any type, or N `TokenRows`; on the device of the labels or in main memory.
         labels: (N,) of int64, on the device.
         order: Indices of the samples of each batch.
-        augment: Function from a batch of `inputs` and an `AugmentContext` to a batch of the same shape; None for none.
+        augment: Function that returns an augmented batch of the same shape; None for no augmentation.
     """
 
-    def __init__(self, inputs: Any, labels: Tensor, order: EpochOrder, augment: Augment | None = None) -> None:
+    def __init__(
+        self,
+        inputs: Any,
+        labels: Tensor,
+        order: EpochOrder,
+        augment: Callable[[Tensor, AugmentContext], Tensor] | None = None,
+    ) -> None:
         self.inputs, self.labels, self.augment = inputs, labels, augment
-        self.batch_sampler = order  # the attribute of a DataLoader in which Lightning looks for `set_epoch`
+        self.batch_sampler = order  # Lightning calls `set_epoch` on this attribute
 
     def __len__(self) -> int:
         return len(self.batch_sampler)
@@ -144,13 +148,13 @@ class TensorBatches:
 
 
 def derive_seed(*numbers: int) -> int:
-    """A seed for the given numbers. Similar numbers give unrelated seeds."""
+    """Return a seed for the given numbers. Similar numbers give independent seeds."""
     return derive_seeds(1, *numbers)[0]
 
 
 def derive_seeds(count: int, *numbers: int) -> list[int]:
-    """Several seeds for the given numbers. The first ones do not depend on `count`."""
-    sequence = np.random.SeedSequence((len(numbers), *numbers))  # the length, because (1,) and (1, 0) would be the same
+    """Return `count` seeds for the given numbers. A larger `count` only appends seeds."""
+    sequence = np.random.SeedSequence((len(numbers), *numbers))  # the length distinguishes (1,) from (1, 0)
     seeds: list[int] = (sequence.generate_state(count, np.uint64) >> np.uint64(1)).tolist()
     return seeds
 
@@ -165,7 +169,7 @@ def to_device(batch: Any, device: torch.device) -> Any:
 
 
 def _copy_indices(batches: list[Tensor | slice], device: torch.device) -> Sequence[Tensor | slice]:
-    """The indices on `device`: one copy per epoch, because a copy per batch would wait for the device each time."""
+    """Copy the indices of an epoch at once, because each copy waits for the device."""
     tensors = [indices for indices in batches if isinstance(indices, Tensor)]
     if device.type == "cpu" or not tensors:
         return batches

@@ -1,4 +1,4 @@
-"""Results that take long to compute, stored in folders that are named by the SHA-256 of everything they depend on."""
+"""A cache of slow computations. Each result is a folder that is named by the SHA-256 of its key."""
 
 import hashlib
 import os
@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from engine.contracts import DataError, one_line
 
-FORMAT = "1"  # of the stored files; folders of another format are not used
+FORMAT = "1"  # format of the stored files; results in other formats are ignored
 
 T = TypeVar("T")
 
@@ -17,14 +17,14 @@ T = TypeVar("T")
 def load_or_create(
     cache: Path, kind: str, key: Iterable[object], create: Callable[[Path], None], load: Callable[[Path], T]
 ) -> T:
-    """Load a result from the cache, after creating it if it is not there. The caller holds the lock of `cache`.
+    """Load a result from the cache. A missing result is created first. The caller must hold the lock of `cache`.
 
     Args:
         cache: Folder of all results.
-        kind: Beginning of the folder's name.
-        key: Everything that the result depends on.
-        create: Writes the files of the result into an empty folder.
-        load: Reads these files.
+        kind: Prefix of the folder's name.
+        key: All values that the result depends on.
+        create: Function that writes the result to an empty folder.
+        load: Function that reads the result from the folder.
 
     Raises:
         DataError: if the files cannot be read.

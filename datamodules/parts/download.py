@@ -1,6 +1,6 @@
-"""Download the files of a dataset: from several mirrors, with a checksum, never half-written, by one process at a time.
+"""Download the files of a dataset from mirrors, and verify their checksums. A lock lets one process download at a time.
 
-A file that the user put into the folder is not checked here. The reader of its format checks it.
+Existing files are not verified here. They are checked when they are read.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from engine.contracts import DataError, one_line
 
-TIMEOUT_SECONDS = 30  # for a server that sends nothing
+TIMEOUT_SECONDS = 30  # maximum wait for the next bytes
 CHUNK_BYTES = 1 << 20
 
 
@@ -34,15 +34,15 @@ class RemoteFile:
 
 
 def fetch(files: Sequence[RemoteFile], folder: Path, mirrors: Sequence[str]) -> None:
-    """Download those of `files` that are not in `folder` yet.
+    """Download the files that are missing in `folder`.
 
     Args:
         files: The files that are needed.
-        folder: Where they belong. It is created if it does not exist.
+        folder: Folder of the files. It is created if it does not exist.
         mirrors: Base URLs, tried in this order for every file.
 
     Raises:
-        DataError: if no mirror has a file with the right content. The message names the files, the folder and the URLs.
+        DataError: if a file cannot be downloaded from any mirror.
     """
     with lock_folder(folder):
         missing = [file for file in files if not (folder / file.name).exists()]
@@ -59,13 +59,14 @@ def fetch(files: Sequence[RemoteFile], folder: Path, mirrors: Sequence[str]) -> 
                 names = ", ".join(other.name for other in missing[i:])
                 raise DataError(
                     f"data.root: {file.name} is not in {folder} and could not be downloaded from"
-                    f" {', nor from '.join(failures)}; put {names} into {folder}, or set data.root to their folder"
+                    f" {', nor from '.join(failures)}; put {names} into {folder},"
+                    " or set data.root to the folder that contains them"
                 )
 
 
 @contextmanager
 def lock_folder(folder: Path, key: str = "data.root") -> Iterator[None]:
-    """Create `folder` and lock it, so that other processes wait. `key` is the config key that names it, for errors."""
+    """Create `folder` and lock it, so that other processes wait. `key` is the config key of the folder, for errors."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / ".lock"):
@@ -75,19 +76,21 @@ def lock_folder(folder: Path, key: str = "data.root") -> Iterator[None]:
 
 
 def unpack(archive: RemoteFile, folder: Path) -> None:
-    """Unpack an archive that is in `folder`, if it has the right content.
+    """Verify the SHA-256 of an archive in `folder`, and unpack it.
 
     Args:
         archive: A .tar.gz file.
         folder: Folder of the archive and of its members.
 
     Raises:
-        DataError: if the archive has other content.
+        DataError: if the SHA-256 is wrong.
     """
     path = folder / archive.name
     with path.open("rb") as file:
         if hashlib.file_digest(file, "sha256").hexdigest() != archive.sha256:
-            raise DataError(f"{path}: is not the original archive (by its SHA-256); delete it to download it again")
+            raise DataError(
+                f"{path}: the SHA-256 is not that of the original archive; delete the file to download it again"
+            )
     with TemporaryDirectory(dir=folder, prefix=".unpacking-") as temporary, tarfile.open(path) as tar:
         for member in tar:
             if (source := tar.extractfile(member)) is not None:  # a regular file
@@ -99,10 +102,10 @@ def unpack(archive: RemoteFile, folder: Path) -> None:
 
 
 def _download(url: str, file: RemoteFile, folder: Path) -> None:
-    """Put the content of `url` into `folder`.
+    """Download `file` from `url` to `folder`.
 
     Raises:
-        ValueError: if it is not the content of `file`.
+        ValueError: if the size or the SHA-256 is wrong.
     """
     digest, received = hashlib.sha256(), 0
     with TemporaryDirectory(dir=folder, prefix=".downloading-") as temporary:
@@ -117,8 +120,8 @@ def _download(url: str, file: RemoteFile, folder: Path) -> None:
             target.flush()
             os.fsync(target.fileno())
         if received != file.size:
-            more = "more than " if received > file.size else ""
-            raise ValueError(f"{more}{min(received, file.size):,} of {file.size:,} bytes")
+            found = f"more than {file.size:,}" if received > file.size else f"{received:,} of {file.size:,}"
+            raise ValueError(f"received {found} bytes")
         if digest.hexdigest() != file.sha256:
             raise ValueError(f"SHA-256 is {digest.hexdigest()[:12]}..., not {file.sha256[:12]}...")
         os.replace(path, folder / file.name)

@@ -1,4 +1,4 @@
-"""Mean and standard deviation, fingerprint and size of a set of samples."""
+"""Mean, standard deviation, fingerprint and size of data."""
 
 import hashlib
 from collections.abc import Iterable
@@ -9,11 +9,11 @@ from torch import Tensor
 
 # D features, C channels
 
-CHUNK = 4096  # samples that are converted at a time, because a whole set of bytes as floats takes four times its memory
+CHUNK = 4096  # samples to convert to floats at a time, because floats take four times the memory of bytes
 
 
 def mean_and_std(inputs: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation per feature (D,) or per channel (C, 1, 1). The standard deviation of a constant is 1."""
+    """Return mean and standard deviation per feature (D,) or channel (C, 1, 1). The latter is 1 for constant data."""
     axes = (0, *range(2, inputs.ndim))
     count = inputs.numel() // inputs.shape[1]
     chunks = inputs.split(CHUNK)
@@ -26,7 +26,7 @@ def mean_and_std(inputs: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def fingerprint(values: Iterable[Any]) -> str:
-    """SHA-256 of tensors and `TokenRows`. Equal fingerprints mean the same data with the same splits."""
+    """Return the SHA-256 of tensors and `TokenRows`. Equal fingerprints mean equal data and equal splits."""
     digest = hashlib.sha256()
     for value in values:
         for tensor in tensors_of(value):
@@ -36,10 +36,10 @@ def fingerprint(values: Iterable[Any]) -> str:
 
 
 def num_bytes(inputs: Any) -> int:
-    """Memory that a tensor or `TokenRows` takes."""
+    """Return the size of a tensor or of `TokenRows` in bytes."""
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors_of(inputs))
 
 
 def tensors_of(value: Any) -> list[Tensor]:
-    """The tensor itself, or the tensors of `TokenRows`."""
+    """Return the tensor itself, or the tensors of `TokenRows`."""
     return [value] if isinstance(value, Tensor) else value.tensors()

@@ -1,6 +1,6 @@
 """Read texts and labels from CSV, TSV and JSON Lines files, or from a dataset of the Hugging Face hub.
 
-A row that cannot be used is an error that names its line. If such rows were skipped, nobody would notice.
+An invalid row raises an error that names its line. Rows are never skipped silently.
 """
 
 import csv
@@ -17,7 +17,7 @@ from engine.contracts import DataError
 from engine.hub import describe_hub_error, is_hub_reachable
 
 SUFFIXES = (".csv", ".tsv", ".jsonl")
-MAX_CHARACTERS = 1 << 27  # of a field; the limit of Python's csv module is shorter than a book
+MAX_CHARACTERS = 1 << 27  # per field; the default of Python's csv module is 131,072
 
 
 @dataclass
@@ -25,7 +25,7 @@ class LabelledTexts:
     """The rows of a file or of a split of a dataset.
 
     Attributes:
-        source: Its name, for messages.
+        source: Name of the file or split, for messages.
         places: ``FILE:LINE`` of each row.
         texts: Texts, or first texts of pairs.
         second_texts: Second texts of pairs; empty for single texts.
@@ -59,10 +59,10 @@ def read_file(key: str, path: Path, columns: Columns) -> LabelledTexts:
     Args:
         key: Config key that names the file.
         path: A .csv, .tsv or .jsonl file.
-        columns: Columns that are read. Others are ignored.
+        columns: Columns to read. Other columns are ignored.
 
     Raises:
-        DataError: with file and line.
+        DataError: if the file cannot be read or a row is invalid. The message names the file and the line.
     """
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
@@ -82,32 +82,32 @@ def read_file(key: str, path: Path, columns: Columns) -> LabelledTexts:
 def read_hub(
     name: str, subset: str | None, revision: str | None, key: str, split: str, columns: Columns
 ) -> LabelledTexts:
-    """Read all rows of a split of a dataset on the hub. Labels that are numbers are replaced by their names.
+    """Read all rows of a split of a dataset on the hub. Class numbers are replaced by class names.
 
     Args:
         name: Name of the dataset, such as ``stanfordnlp/sst2``.
-        subset: Name of its subset, if it has several.
+        subset: Name of the subset, if the dataset has several.
         revision: Commit, tag or branch; None for the newest.
         key: Config key that names the split.
         split: Name of the split, such as ``train``.
-        columns: Columns that are read.
+        columns: Columns to read.
 
     Raises:
-        DataError: if `datasets` is not installed, the hub cannot be reached, or a row cannot be used.
+        DataError: if `datasets` is not installed, the dataset cannot be loaded, or a row is invalid.
     """
     try:
         import datasets
     except ImportError:
         hint = "run: pip install -e '.[bert]' -c constraints.txt"
         raise DataError(f"data.dataset: needs the package datasets; {hint}") from None
-    datasets.config.HF_HUB_OFFLINE = not is_hub_reachable()  # it has its own copy of the switch
+    datasets.config.HF_HUB_OFFLINE = not is_hub_reachable()  # a copy of the setting of huggingface_hub
     try:
         table = datasets.load_dataset(name, subset, split=split, revision=revision)
         names = [
             column for column in (columns.text, columns.second_text, columns.label) if column in table.column_names
         ]
-        table = table.select_columns(names or table.column_names)  # others may need a package to be decoded
-    except Exception as error:  # the library raises whatever its network, file and parser layers raise
+        table = table.select_columns(names or table.column_names)  # other columns may need another package
+    except Exception as error:  # including errors of network, file and parser libraries
         hint = f"check the name and the network, or set data.dataset=null and {key}=FILE with {', '.join(SUFFIXES)}"
         raise DataError(
             f"data.dataset: {name} (split {split}) cannot be loaded ({describe_hub_error(error)}); {hint}"
@@ -138,20 +138,20 @@ def _read_utf8(key: str, path: Path) -> str:
 
 
 def _read_table(path: Path, content: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The place and the fields of each row of a CSV or TSV file."""
+    """Yield the place and the fields of each row of a CSV or TSV file."""
     is_tsv = path.suffix.lower() == ".tsv"
     csv.field_size_limit(MAX_CHARACTERS)
     reader = csv.reader(
-        io.StringIO(content, newline=""),  # lines end as in a file, and not at every character such as U+2028
+        io.StringIO(content, newline=""),  # characters such as U+2028 do not end a line
         delimiter="\t" if is_tsv else ",",
         quoting=csv.QUOTE_NONE if is_tsv else csv.QUOTE_MINIMAL,
         strict=True,
     )
     header: list[str] | None = None
-    first = 1
+    next_line = 1
     try:
         for values in reader:
-            line, first = first, reader.line_num + 1
+            line, next_line = next_line, reader.line_num + 1
             if len(values) <= 1 and not "".join(values).strip():
                 continue  # an empty line
             if header is None:
@@ -164,11 +164,11 @@ def _read_table(path: Path, content: str) -> Iterator[tuple[str, dict[str, Any]]
             yield f"{path}:{line}", dict(zip(header, values, strict=True))
     except csv.Error as error:
         hint = "" if is_tsv else "; a quotation mark that opens a field must be closed"
-        raise DataError(f"{path}:{first}: cannot be read ({error}){hint}") from None
+        raise DataError(f"{path}:{next_line}: cannot be read ({error}){hint}") from None
 
 
 def _read_json_lines(path: Path, content: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The place and the fields of each row."""
+    """Yield the place and the fields of each row of a JSON Lines file."""
     for line, text in enumerate(content.split("\n"), 1):
         if not text.strip():
             continue
@@ -182,18 +182,14 @@ def _read_json_lines(path: Path, content: str) -> Iterator[tuple[str, dict[str, 
 
 
 def _append(rows: LabelledTexts, place: str, record: dict[str, Any], columns: Columns) -> None:
-    """Append a row.
-
-    Raises:
-        DataError: if a column, a text or the label is missing.
-    """
+    """Check a row and append it."""
     keys = {"text_column": columns.text, "text_pair_column": columns.second_text, "label_column": columns.label}
     for key, name in keys.items():
         if name is not None and name not in record:
             close = difflib.get_close_matches(name, record, 1)
             hint = f"did you mean {close[0]}?" if close else f"it has {', '.join(map(str, record))}"
             if len(record) == 1 and re.search("[,;\t]", next(iter(record))):
-                hint = f"its header is one column, {next(iter(record))!r}; .csv is split at commas, .tsv at tabs"
+                hint = f"its header has one column, {next(iter(record))!r}; use commas in .csv and tabs in .tsv"
             raise DataError(f"data.{key}: {place} has no column {name!r}; {hint}")
     for name in (columns.text, columns.second_text):
         if name is None:
@@ -209,8 +205,8 @@ def _append(rows: LabelledTexts, place: str, record: dict[str, Any], columns: Co
         hint = "write a word or a whole number"
         raise DataError(f"{place}: {label!r} in column {columns.label!r} is not a label; {hint}")
     for value in (record[columns.text], record[columns.second_text or columns.text], str(label)):
-        if any("\ud800" <= character <= "\udfff" for character in value):  # JSON can contain half of a character
-            raise DataError(f"{place}: has half of a surrogate pair; write the whole character")
+        if any("\ud800" <= character <= "\udfff" for character in value):  # possible in JSON
+            raise DataError(f"{place}: has an unpaired surrogate; write the whole character")
     rows.places.append(place)
     rows.texts.append(record[columns.text])
     if columns.second_text is not None:

@@ -1,4 +1,4 @@
-"""Convert texts to token ids, with the tokenizer of a pretrained model or with one trained on the training texts.
+"""Convert texts to token ids with a pretrained tokenizer, or with a tokenizer that is trained on the training texts.
 
 The trained tokenizer is WordPiece (Schuster and Nakajima 2012) with the rules of BERT (Devlin et al. 2018,
 https://arxiv.org/abs/1810.04805, section 3).
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 SPECIAL_TOKENS = {f"{name}_token": f"[{name.upper()}]" for name in ("pad", "unk", "cls", "sep", "mask")}
-CHUNK = 10_000  # texts that are encoded at a time, because encodings take many times the memory of their ids
+CHUNK = 10_000  # texts to encode at a time, because encodings take much more memory than their ids
 
 
 def pretrained_tokenizer(name: str, revision: str | None) -> "PreTrainedTokenizerBase":
-    """The tokenizer of a local folder or of a model on the hub.
+    """Load a pretrained tokenizer from a local folder or from the hub.
 
     Raises:
-        DataError: if it cannot be loaded. The message says which files are needed and where to get them.
+        DataError: if it cannot be loaded. The message names the required files.
     """
     from transformers import AutoTokenizer
     from transformers.utils import logging
@@ -48,16 +48,16 @@ def train_tokenizer(texts: Sequence[str], vocab_size: int, lowercase: bool) -> "
 
     Args:
         texts: Training texts.
-        vocab_size: Number of tokens. It is exceeded if the texts have more characters, because each character is a token.
+        vocab_size: Number of tokens. It is larger if the texts have more distinct characters, because each is a token.
         lowercase: Convert texts to lower case. Accents are kept.
     """
-    from tokenizers import Tokenizer, decoders, models, processors
+    from tokenizers import decoders, models, processors
     from transformers import PreTrainedTokenizerFast
 
     special = list(SPECIAL_TOKENS.values())
-    # `tokenizers` numbers the characters inside words (##a) in the order of a hash table, and breaks ties between equally
-    # frequent pairs by these numbers (https://github.com/huggingface/tokenizers/issues/1794). Passing them in sorted order
-    # makes the vocabulary depend on nothing but the texts.
+    # `tokenizers` numbers the characters inside words (##a) in the order of a hash table. It uses these numbers to choose
+    # between equally frequent pairs (https://github.com/huggingface/tokenizers/issues/1794). If the characters are passed in
+    # sorted order, the vocabulary depends only on the texts.
     characters = _train_vocabulary(texts, 0, lowercase, special)
     inside = sorted(token for token in characters if len(token) == 3 and token.startswith("##"))
     vocabulary = _train_vocabulary(texts, vocab_size, lowercase, [*special, *inside])
@@ -70,8 +70,7 @@ def train_tokenizer(texts: Sequence[str], vocab_size: int, lowercase: bool) -> "
         pair=f"{begin} $A {end} $B:1 {end}:1",
         special_tokens=[(token, vocabulary[token]) for token in (begin, end)],
     )
-    assert isinstance(tokenizer, Tokenizer)
-    names = ["input_ids", "token_type_ids", "attention_mask"]  # the inputs of BERT; by default the types are left out
+    names = ["input_ids", "token_type_ids", "attention_mask"]  # the default omits token_type_ids
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_input_names=names, **SPECIAL_TOKENS)
 
 
@@ -84,12 +83,13 @@ def encode(
         tokenizer: A fast tokenizer.
         texts: N texts.
         second_texts: The second texts of N pairs; empty for single texts.
-        max_length: Largest number of tokens in a row. Longer rows are truncated, and in pairs the longer text.
+        max_length: Maximum number of tokens in a row. Longer rows are truncated; in pairs, the longer text is truncated.
 
     Returns:
-        ``ids`` of all rows, one row after another, ``lengths`` (N,), and ``second_starts`` (N,) for pairs.
+        ``ids`` of all rows in one array, ``lengths`` (N,), and ``second_starts`` (N,) for pairs.
     """
-    backend = type(tokenizer.backend_tokenizer).from_str(tokenizer.backend_tokenizer.to_str())  # a copy to configure
+    original = tokenizer.backend_tokenizer
+    backend = type(original).from_str(original.to_str())  # a copy, so that the settings of the tokenizer do not change
     backend.no_padding()
     backend.enable_truncation(max_length)
     inputs = list(zip(texts, second_texts, strict=True)) if second_texts else list(texts)
@@ -116,7 +116,7 @@ def _train_vocabulary(texts: Sequence[str], size: int, lowercase: bool, special:
 
 
 def _untrained_tokenizer(lowercase: bool) -> "Tokenizer":
-    """A tokenizer without a vocabulary that splits texts as BERT does, with every Chinese character as a word."""
+    """Return a tokenizer without a vocabulary that splits texts into words as BERT does."""
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
     tokenizer = Tokenizer(models.WordPiece(unk_token=SPECIAL_TOKENS["unk_token"]))

@@ -1,7 +1,7 @@
 """Rows of token ids of different lengths in one flat array, and batches of rows of similar length.
 
-Padding every batch to its longest row wastes most of the work on text, whose lengths differ tenfold (Krell et al. 2021,
-https://arxiv.org/abs/2107.02027, count up to 89 % of padding). Batches of rows of similar length need little padding.
+If random batches of texts are padded to their longest row, up to 89 % of all tokens are padding (Krell et al. 2021,
+https://arxiv.org/abs/2107.02027). Batches of rows of similar length need little padding.
 """
 
 from collections.abc import Iterator
@@ -24,16 +24,16 @@ GPU_MULTIPLE = 8  # matrix units need lengths that are multiples of 8 in half pr
 class TokenRows:
     """Rows of token ids in one flat array, which may be a memory-mapped file.
 
-    ``rows[indices]`` is a batch: ``input_ids`` (B, T) of int64, ``attention_mask`` (B, T) of bool if there is padding, and
-    for pairs of texts ``token_type_ids`` (B, T), which are 1 in the second text.
+    ``rows[indices]`` is a batch: ``input_ids`` (B, T) of int64, and ``attention_mask`` (B, T) of bool if there is padding.
+    Pairs of texts also have ``token_type_ids`` (B, T), which are 1 in the second text.
 
     Args:
         ids: Token ids of all rows as int32, one row after another.
         starts: (N,) index in `ids` of the first token of each row.
         lengths: (N,) number of tokens in each row.
         second_starts: (N,) index in each row of the first token of the second text; None for single texts.
-        pad_id: Token id that fills up the shorter rows of a batch.
-        multiple: T is rounded up to a multiple of it; None for `GPU_MULTIPLE` on a GPU and 1 elsewhere.
+        pad_id: Token id for padding.
+        multiple: T is rounded up to a multiple of this number; None for `GPU_MULTIPLE` on a GPU and 1 on other devices.
     """
 
     ids: Tensor
@@ -61,38 +61,38 @@ class TokenRows:
         return batch
 
     def select(self, indices: Tensor) -> "TokenRows":
-        """Some of the rows. They share the array of ids."""
+        """Return the rows at `indices`. They share the array `ids`."""
         second_starts = None if self.second_starts is None else self.second_starts[indices]
         return replace(self, starts=self.starts[indices], lengths=self.lengths[indices], second_starts=second_starts)
 
     def to(self, device: torch.device) -> "TokenRows":
-        """The same rows with their ids on `device`. The other tensors stay on the CPU, where batches are put together."""
+        """Return the same rows with their ids on `device`. The other tensors stay on the CPU."""
         return replace(self, ids=self.ids.to(device))
 
     def padded(self, lengths: Tensor) -> Tensor:
-        """The numbers of tokens that rows of these lengths take in a batch."""
+        """Return the lengths of rows including padding."""
         return round_up(lengths, self.multiple or (GPU_MULTIPLE if self.ids.is_cuda else 1))
 
     def tensors(self) -> list[Tensor]:
-        """The tensors that determine the rows."""
+        """Return all tensors."""
         return [self.ids, self.starts, self.lengths, *([] if self.second_starts is None else [self.second_starts])]
 
 
 class LengthOrder(EpochOrder):
     """The order of rows in an epoch, as batches of rows of similar length.
 
-    Rows are sorted by length, in random order within a length, and cut into batches. The batches come in random order. In
-    training both orders are functions of (seed, epoch). In evaluation the order of the batches is always the same random
-    order, so that the first few batches are a fair sample.
+    Rows are shuffled, sorted by length, and divided into batches. Then the batches are shuffled. In training, the result
+    depends only on (seed, epoch). In evaluation, rows are not shuffled, and batches always have the same random order, so
+    that the first few batches are a random sample.
 
-    Several processes divide each cut among them, so that they make the same number of steps. In training, the rows that
-    cannot be divided (fewer than `world_size`) are left out, other rows in every epoch. In evaluation every row is used
-    exactly once.
+    With several processes, each batch is divided among them, so that all processes make the same number of steps. If the
+    number of rows is not a multiple of `world_size`, training leaves out the remaining rows. Every epoch leaves out
+    different rows. In evaluation, every row is used exactly once.
 
     Args:
-        lengths: (N,) number of tokens in each row, rounded up as in a batch.
-        batch_size: Largest number of rows in a batch of one process.
-        max_tokens: Largest number of tokens in a batch of one process, with padding. A longer row is a batch by itself.
+        lengths: (N,) number of tokens in each row, including padding.
+        batch_size: Maximum number of rows in a batch of one process.
+        max_tokens: Maximum number of tokens in a batch of one process, including padding. A longer row is a batch by itself.
         shuffle: Whether the batches are for training.
         seed: Seed of the order.
         rank: Number of this process.
@@ -113,16 +113,16 @@ class LengthOrder(EpochOrder):
         self.lengths, self.max_tokens = lengths, max_tokens
         ordered = lengths.sort().values
         rest = len(lengths) % world_size if shuffle else 0
-        # rows of the most frequent length are left out, because most rows can take their place in other epochs
+        # leave out rows of the most frequent length; the shuffle selects different rows in each epoch
         first = min(int(torch.searchsorted(ordered, ordered.mode().values)), len(lengths) - rest) if rest else 0
         self.left_out = slice(first, first + rest)
-        self.edges = self._cut(_without(ordered, self.left_out).tolist())
+        self.edges = self._find_edges(_without(ordered, self.left_out).tolist())
 
     def __len__(self) -> int:
         return len(self.edges) - 1
 
     def __iter__(self) -> Iterator[Tensor]:
-        """Indices (B,) of each batch."""
+        """Yield the indices (B,) of each batch."""
         generator = Generator().manual_seed(derive_seed(self.seed, self.epoch) if self.shuffle else 0)
         count = self.num_samples
         order = torch.randperm(count, generator=generator) if self.shuffle else torch.arange(count)
@@ -130,25 +130,25 @@ class LengthOrder(EpochOrder):
         for i in torch.randperm(len(self), generator=generator).tolist():
             yield order[self.edges[i] : self.edges[i + 1]][self.rank :: self.world_size]
 
-    def _cut(self, ordered: list[int]) -> list[int]:
-        """The edges between the batches of all processes together, in rows of ascending length."""
+    def _find_edges(self, ordered: list[int]) -> list[int]:
+        """Return where the batches of all processes begin and end. `ordered` contains the sorted lengths of the rows."""
         edges, count, rows = [0], len(ordered), 0
         for end in range(self.world_size, count + self.world_size, self.world_size):
-            rows += 1  # of each process, if the batch ends here
+            rows += 1  # per process, if the batch ends here
             longest = ordered[min(end, count) - 1]
             if rows > 1 and (rows > self.batch_size or rows * longest > self.max_tokens):
                 edges.append(end - self.world_size)
                 rows = 1
         if len(edges) > 1 and count - edges[-1] < self.world_size:  # too few rows for a batch on every process
             if edges[-1] - edges[-2] > self.world_size:
-                edges[-1] = count - self.world_size  # separately from the others, because they are the longest
+                edges[-1] = count - self.world_size  # make a separate batch, because these rows are the longest
             else:
                 edges.pop()
         return [*edges, count] if count else edges
 
 
 def round_up(lengths: Lengths, multiple: int) -> Lengths:
-    """The next multiple of `multiple`, for a number or for each number of a tensor."""
+    """Round a number, or each number of a tensor, up to a multiple of `multiple`."""
     return -(-lengths // multiple) * multiple
 
 

@@ -1,1 +1,1 @@
-"""Checks of data and model that run before a training with ``--check``."""
+"""Checks of data and model for ``--check``."""

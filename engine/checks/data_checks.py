@@ -1,4 +1,4 @@
-"""Checks of the data before training: missing classes, labels that do not belong to the inputs, rows in two splits.
+"""Checks of the data before training: missing classes, labels that do not fit the inputs, rows that are in two splits.
 
 All checks together take about a second for 70,000 images.
 """
@@ -16,21 +16,23 @@ from engine.contracts import CheckResult, Labelled, TokenTable, listed
 
 # N rows, M rows with known labels, A rows whose labels are predicted, K classes, V tokens in the vocabulary
 
-MIN_ROWS, MAX_ROWS = 50, 2000  # for `check_labels`: fewer rows prove nothing, more rows take too long
+MIN_ROWS, MAX_ROWS = 50, 2000  # for `check_labels`: fewer rows are not significant, more rows take too long
 SIDE = 32  # larger images are averaged down to this side before they are compared
-MIN_DEVIATIONS = 3.0  # above chance; labels of other rows reach it once in 740 times
-# Above these deviations there may be a weak signal, as in 1,000 pictures of cats and dogs. The second one is for fewer than
-# `MAX_ROWS` rows.
-HINT, HINT_OF_FEW = 2.0, 1.0
+MIN_DEVIATIONS = 3.0  # standard deviations above chance; random labels exceed it with a probability of 1/740
+# Above these deviations, labels may depend weakly on inputs, as in 1,000 pictures of cats and dogs. The second value is used
+# for fewer than `MAX_ROWS` rows.
+WEAK_DEVIATIONS, WEAK_DEVIATIONS_OF_FEW_ROWS = 2.0, 1.0
 RIDGE = 1.0  # the regularization of the linear model, relative to the mean square of a standardized value
-# Fraction of a split that may also be in train. 1.3 % of a tenth of SST-2 that was split off train are repeated phrases.
+# Fraction of a split that may also be in train. If a tenth of SST-2 is split off train, 1.3 % of it are repeated phrases.
 MAX_SHARED = {"val": 0.05, "test": 0.01}
-# At least five rows of test that are also in train are copies, if they are more than three times as frequent as repeated
-# rows within train. Data with few distinct values has many repeated rows.
+# Rows of test that are also in train count as copies if there are at least five of them, and if they are three times as
+# frequent as repeated rows within train. Data with few distinct values has many repeated rows.
 MIN_COPIED, MAX_REPEATED = 5, 3
-EARLIER = {"val": "train", "test": "train or val"}
+EARLIER_SPLITS = {"val": "train", "test": "train or val"}
 MAX_CONTRADICTING = 0.01  # fraction of train; SST-2 has 0.01 %
-MAX_IMBALANCE = 10  # ratio of the largest class to the smallest; above it, an average over rows hides the smallest
+MAX_IMBALANCE = (
+    10  # ratio of the largest class to the smallest; above it, accuracy hardly depends on the smallest class
+)
 
 
 def check_data(datamodule: Any) -> Iterator[CheckResult]:
@@ -46,7 +48,7 @@ def check_data(datamodule: Any) -> Iterator[CheckResult]:
 
 
 def check_balance(class_names: tuple[str, ...], labels: Mapping[Any, Tensor]) -> Iterator[CheckResult]:
-    """Count the rows of each class in training, and find classes that a split does not have.
+    """Compare the sizes of the classes in train, and find classes that are missing in a split.
 
     Args:
         class_names: K names.
@@ -81,11 +83,11 @@ def check_balance(class_names: tuple[str, ...], labels: Mapping[Any, Tensor]) ->
 
 
 def check_labels(inputs: Tensor | TokenTable, labels: Tensor) -> CheckResult:
-    """Check whether labels can be predicted from the inputs better than by chance, by models that need no training.
+    """Check whether simple models predict labels from inputs better than by chance.
 
-    One half of at most 2,000 rows is used to predict the labels of the other half: by nearest neighbours and a linear model
-    for numbers, by naive Bayes for tokens. If labels belong to other rows, they agree with the predictions as often as a
-    random permutation of them. Mean and variance of that number are known (Hoeffding 1951,
+    Up to 2,000 rows are split into two halves, and the labels of one half are predicted from the other half. The models are
+    nearest neighbours and ridge regression for numbers, and naive Bayes for tokens. The number of correct predictions is
+    compared with its mean and variance for randomly permuted labels (Hoeffding 1951,
     https://doi.org/10.1214/aoms/1177729446). By this measure, always predicting a frequent class is not better than chance.
 
     Args:
@@ -108,14 +110,14 @@ def check_labels(inputs: Tensor | TokenTable, labels: Tensor) -> CheckResult:
     agreements = [(_agreement(predicted, labels[others]), name) for name, predicted in predictions.items()]
     (deviations, accuracy, chance), best = max(agreements)
     if deviations == -math.inf:
-        problem = "are too similar, or nearly all of one class, to judge"
+        problem = "have nearly equal inputs or labels, so the check is not possible"
         return CheckResult("note", title, f"{len(chosen):,} rows of train {problem}")
     text = f"accuracy of {best}: {accuracy:.0%} of {len(others):,} rows of train; by chance: {chance:.0%}"
     if deviations >= MIN_DEVIATIONS:
         return CheckResult("ok", title, text)
     if isinstance(inputs, TokenTable) and inputs.second_starts is not None:
-        return CheckResult("note", title, f"{text}; this check cannot see how the two texts of a pair relate")
-    if deviations > (HINT if len(chosen) == MAX_ROWS else HINT_OF_FEW):
+        return CheckResult("note", title, f"{text}; this check does not compare the two texts of a pair")
+    if deviations > (WEAK_DEVIATIONS if len(chosen) == MAX_ROWS else WEAK_DEVIATIONS_OF_FEW_ROWS):
         problem = "the labels are hard to predict, or labels and inputs are not in the same order"
         return CheckResult("warning", title, f"{text}; {problem}")
     problem = "the labels do not depend on the inputs: check that both are in the same order"
@@ -123,11 +125,13 @@ def check_labels(inputs: Tensor | TokenTable, labels: Tensor) -> CheckResult:
 
 
 def _agreement(predicted: Tensor, labels: Tensor) -> tuple[float, float, float]:
-    """How many standard deviations predictions (A,) are above chance, their accuracy, and the accuracy by chance."""
+    """Return by how many standard deviations predictions (A,) exceed chance, the accuracy, and the chance accuracy."""
     count, hits = len(labels), int((predicted == labels).sum())
     num_classes = int(max(predicted.max(), labels.max())) + 1
     predicted_counts, counts = (values.bincount(minlength=num_classes).double() for values in (predicted, labels))
-    pairs = float(predicted_counts @ counts)  # pairs of a prediction and an equal label, of any two rows
+    pairs = float(
+        predicted_counts @ counts
+    )  # pairs of rows in which the prediction of the first is the label of the second
     mean = pairs / count
     squares = float(predicted_counts @ counts.square() + counts @ predicted_counts.square())
     variance = (pairs - squares / count + mean**2) / (count - 1)
@@ -135,13 +139,13 @@ def _agreement(predicted: Tensor, labels: Tensor) -> tuple[float, float, float]:
 
 
 def check_duplicates(splits: Mapping[Any, Labelled]) -> Iterator[CheckResult]:
-    """Find rows with inputs that an earlier split has as well, and rows of train with equal inputs and different labels."""
+    """Find rows with the inputs of a row in an earlier split, and rows of train with equal inputs but different labels."""
     title = "duplicate rows"
     first_places: dict[bytes, tuple[str, int]] = {}  # digest of the inputs -> split and row
     num_train, repeated, contradicting = len(splits["train"][1]), 0, 0
     for split in ("train", "val", "test"):
         inputs, labels = splits[split][0], splits[split][1].tolist()
-        shared = []  # row, and the split and the row that it repeats
+        shared = []  # row, and split and row of its first occurrence
         for row, digest in enumerate(_digests(inputs)):
             first_split, first_row = first_places.setdefault(digest, (split, row))
             if first_split != split:
@@ -152,25 +156,25 @@ def check_duplicates(splits: Mapping[Any, Labelled]) -> Iterator[CheckResult]:
         if split == "train":
             continue
         if not shared:
-            yield CheckResult("ok", title, f"no row of {split} is in {EARLIER[split]}")
+            yield CheckResult("ok", title, f"no row of {split} is in {EARLIER_SPLITS[split]}")
             continue
         fraction, (row, first_split, first_row) = len(shared) / len(labels), shared[0]
-        example = f"row {row} is row {first_row} of {first_split}"
-        text = f"{len(shared):,} of {len(labels):,} rows of {split} are also in {EARLIER[split]} ({example})"
+        example = f"row {row} equals row {first_row} of {first_split}"
+        text = f"{len(shared):,} of {len(labels):,} rows of {split} are also in {EARLIER_SPLITS[split]} ({example})"
         if fraction <= MAX_SHARED[split]:
             yield CheckResult("note", title, text)
             continue
-        # data that repeats rows within train repeats them in any test set, too
+        # if rows are repeated within train, they are also expected in a correct test set
         are_copies = len(shared) >= MIN_COPIED and fraction > MAX_REPEATED * repeated / num_train
-        hint = f"remove them from one split, or the metrics of {split} are too good"
+        hint = f"remove them from one split, because they make the metrics of {split} too good"
         yield CheckResult("WRONG" if split == "test" and are_copies else "warning", title, f"{text}; {hint}")
     if contradicting:
-        text = f"{contradicting:,} of {num_train:,} rows of train have the inputs of an earlier row, but another label"
+        text = f"{contradicting:,} of {num_train:,} rows of train have the same inputs as an earlier row, but another label"
         yield CheckResult("note" if contradicting <= MAX_CONTRADICTING * num_train else "warning", title, text)
 
 
 def _digests(inputs: Tensor | TokenTable) -> Iterator[bytes]:
-    """Sixteen bytes for the values of each row."""
+    """Yield a hash of 16 bytes for each row."""
     if isinstance(inputs, TokenTable):
         ids, starts = inputs.ids.numpy(), inputs.starts.tolist()
         second_starts = [0] * len(starts) if inputs.second_starts is None else inputs.second_starts.tolist()
@@ -183,7 +187,7 @@ def _digests(inputs: Tensor | TokenTable) -> Iterator[bytes]:
 
 
 def standardized_products(inputs: Tensor, known: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
-    """The mean products of standardized values: of the rows `known` (M, M), and of the rows `others` with these (A, M)."""
+    """Return mean products of standardized rows: `known` with `known` (M, M), and `others` with `known` (A, M)."""
     chunks = [inputs[rows].float() for rows in torch.cat([known, others]).split(100)]
     if inputs.ndim == 4 and max(inputs.shape[2:]) > SIDE:
         chunks = [F.adaptive_avg_pool2d(chunk, SIDE) for chunk in chunks]
@@ -195,12 +199,12 @@ def standardized_products(inputs: Tensor, known: Tensor, others: Tensor) -> tupl
 
 
 def predict_nearest_neighbours(within: Tensor, between: Tensor, labels: Tensor) -> Tensor:
-    """The label (A,) of the nearest of M rows with labels (M,). The products are those of `standardized_products`."""
+    """Predict labels (A,) by the nearest of M rows with `labels` (M,). The products are from `standardized_products`."""
     return labels[(between - within.diagonal() / 2).argmax(1)]  # the smallest squared distance
 
 
 def predict_ridge(within: Tensor, between: Tensor, labels: Tensor) -> Tensor:
-    """The class (A,) with the largest score of ridge regression, in which all classes have the same weight."""
+    """Predict classes (A,) by ridge regression in which all classes have the same weight."""
     one_hot = F.one_hot(labels).double()
     counts = one_hot.sum(0)
     regularized = within.double() + RIDGE * torch.eye(len(labels), dtype=torch.float64)
@@ -209,7 +213,7 @@ def predict_ridge(within: Tensor, between: Tensor, labels: Tensor) -> Tensor:
 
 
 def predict_naive_bayes(rows: TokenTable, known: Tensor, others: Tensor, labels: Tensor) -> Tensor:
-    """The class (A,) of the rows `others` by naive Bayes with equal class frequencies. `labels` (M,) belong to `known`."""
+    """Predict classes (A,) of the rows `others` by naive Bayes with equal priors. `labels` (M,) belong to `known`."""
     num_classes, vocab_size = int(labels.max()) + 1, int(rows.ids.max()) + 1
     ids, row_numbers = _tokens(rows, known)
     counts = (labels[row_numbers] * vocab_size + ids).bincount(minlength=num_classes * vocab_size)
@@ -220,7 +224,7 @@ def predict_naive_bayes(rows: TokenTable, known: Tensor, others: Tensor, labels:
 
 
 def _tokens(rows: TokenTable, chosen: Tensor) -> tuple[Tensor, Tensor]:
-    """All token ids of the chosen rows, and for each token the number of its row among the chosen ones."""
+    """Return all token ids of the chosen rows, and for each token the index of its row in `chosen`."""
     lengths = rows.lengths[chosen]
     row_numbers = torch.arange(len(chosen)).repeat_interleave(lengths)
     columns = torch.arange(len(row_numbers)) - (lengths.cumsum(0) - lengths)[row_numbers]

@@ -1,7 +1,7 @@
-"""Checks of a network before training: its initial loss, its gradients, and whether it can learn at all.
+"""Checks of a network before training: its initial loss, its gradients, and whether it can learn.
 
-Each check works on a copy in 32 bits without dropout. Batch normalization uses the statistics of the batch, as in training.
-The checks that take longer for a larger network have a time limit.
+Each check uses a copy of the network in 32-bit precision, without dropout. Batch normalization uses the statistics of the
+batch, as in training. Slow checks have a time limit.
 """
 
 import copy
@@ -21,17 +21,17 @@ from engine.terminal import count_of
 from engine.training.shared_buffers import NORMS
 
 # K classes
-BATCH_SAMPLES, OVERFIT_SAMPLES = 128, 32  # most samples of a batch, and of the batch that the network has to overfit
+BATCH_SAMPLES, OVERFIT_SAMPLES = 128, 32  # maximum number of samples in a batch, and in the batch to overfit
 OVERFIT_SECONDS, OVERFIT_STEPS = 3.0, 200  # for each learning rate
-OVERFIT_RATES = (1e-3, 1e-2, 1e-4)  # of Adam: its default, for small outputs, for pretrained weights
-# Fractions of the loss of the best constant output. Below the first, the network learns. Above the second, it has learned no
-# more than the class frequencies.
+OVERFIT_RATES = (1e-3, 1e-2, 1e-4)  # learning rates of Adam: default, for small outputs, for pretrained weights
+# Fractions of the loss of the best constant output. Below the first value, the network learns. Above the second value, it
+# has only learned the class frequencies.
 LEARNED, CONSTANT = 0.5, 0.99
-MIN_STEPS = 20  # fewer steps within the time limit prove nothing
+MIN_STEPS = 20  # fewer steps within the time limit are not significant
 GRADIENT_STEPS = 3  # every parameter must get a gradient that is not zero within these steps
 RATE_SECONDS, RATE_STEPS, RATE_WARM_UP = 2.0, 20, 5  # the learning rate rises during the warm-up
-# Fractions of the first loss. Above the first, the loss does not change. That is no problem if it is below the second.
-STILL, SMALL = 0.99, 0.1
+UNCHANGED = 0.99  # fraction of the first loss above which the loss has not changed
+SMALL_LOSS = 0.1  # a first loss below this value need not decrease
 
 
 def check_model(
@@ -40,10 +40,10 @@ def check_model(
     """Check a network that is about to be trained.
 
     Args:
-        module: The classifier, on its device. It is not changed.
-        optimizer: Optimizer of its parameters before its first step; None if there is not exactly one.
-        batches: Some hundred training samples without augmentation, on the same device.
-        clip: Norm to which the run clips gradients; None for no clipping.
+        module: The classifier on its device. It is not changed.
+        optimizer: Optimizer of its parameters before the first step; None if the run has several optimizers.
+        batches: A few hundred training samples without augmentation, on the same device.
+        clip: Maximum norm of gradients in the run; None for no clipping.
     """
     batches = [_head(batch, BATCH_SAMPLES) for batch in batches]
     few = _first_samples(batches, OVERFIT_SAMPLES)
@@ -57,7 +57,7 @@ def check_model(
 
 
 def check_input_scale(module: Classifier, batches: Sequence[Batch]) -> CheckResult:
-    """Check mean and standard deviation of the network's inputs. Initializations expect about 0 and 1."""
+    """Check mean and standard deviation of the network's inputs. They should be about 0 and 1."""
     values = torch.cat([module.normalized(inputs).float().flatten() for inputs, _ in batches])
     mean, std = values.mean().item(), values.std().item()
     text = f"mean {round(mean, 2) + 0.0:.2f}, standard deviation {std:.2f} of the network's inputs"
@@ -69,7 +69,7 @@ def check_input_scale(module: Classifier, batches: Sequence[Batch]) -> CheckResu
 
 @torch.no_grad()
 def check_initial_loss(probe: Classifier, batches: Sequence[Batch]) -> CheckResult:
-    """Compare the cross-entropy with ln K, that of a network for which all classes are equally likely."""
+    """Compare the loss with ln K, which is the cross-entropy if all classes get the same probability."""
     title, num_classes = "initial loss", int(probe.hparams["num_classes"])
     chance, count = math.log(num_classes), sum(len(labels) for _, labels in batches)
     loss = sum(_loss(probe, batch).item() * len(batch[1]) for batch in batches) / count
@@ -83,7 +83,7 @@ def check_initial_loss(probe: Classifier, batches: Sequence[Batch]) -> CheckResu
 
 
 def check_gradients(probe: Classifier, batch: Batch) -> CheckResult:
-    """Check that every parameter that is not frozen gets a finite gradient that is not zero everywhere."""
+    """Check that every trained parameter gets a gradient that is finite and not zero everywhere."""
     title, named = "gradients", dict(probe.network.named_parameters())
     trained = {name: parameter for name, parameter in named.items() if parameter.requires_grad}
     num_frozen = len(named) - len(trained)
@@ -104,13 +104,13 @@ def check_gradients(probe: Classifier, batch: Batch) -> CheckResult:
     if has_zeros:  # a later layer may be initialized with zeros
         missing = _without_gradient_after_steps(probe, trained, batch)
     if missing:
-        text = f"none for {len(missing)} of {len(trained)} parameters: {listed(missing)}{frozen}"
+        text = f"no gradient for {len(missing)} of {len(trained)} parameters: {listed(missing)}{frozen}"
         return CheckResult("WRONG", title, f"{text}; use them in forward, or freeze them with requires_grad_(False)")
-    return CheckResult("ok", title, f"all {len(trained)} parameters get one{frozen}")
+    return CheckResult("ok", title, f"all {len(trained)} parameters get a gradient{frozen}")
 
 
 def _without_gradient_after_steps(probe: Classifier, trained: Mapping[str, Tensor], batch: Batch) -> list[str]:
-    """The parameters that have had no gradient, or only zeros, in any of `GRADIENT_STEPS` steps."""
+    """Return the parameters whose gradient was None or zero in each of `GRADIENT_STEPS` steps."""
     optimizer, missing = torch.optim.Adam(trained.values(), OVERFIT_RATES[0]), list(trained)
     for _ in range(GRADIENT_STEPS):
         optimizer.zero_grad()
@@ -121,7 +121,7 @@ def _without_gradient_after_steps(probe: Classifier, trained: Mapping[str, Tenso
 
 
 def check_overfitting(module: Classifier, batch: Batch) -> CheckResult:
-    """Check that the network can overfit a few samples, by Adam with one of three rates, whatever the run's own rate is."""
+    """Check that Adam, with one of three learning rates, can overfit the network to a few samples."""
     title, labels = "overfits one batch", batch[1]
     frequencies = labels.cpu().bincount().double() / len(labels)
     constant_loss = float(-torch.special.xlogy(frequencies, frequencies).sum())  # of the best constant output
@@ -131,15 +131,15 @@ def check_overfitting(module: Classifier, batch: Batch) -> CheckResult:
     best_loss = _best_loss(batch)
     if best_loss > 0.9 * constant_loss:
         problem = "have nearly the same inputs and different labels"
-        return CheckResult("note", title, f"the {len(labels)} samples {problem}, so there is nothing to judge")
+        return CheckResult("note", title, f"the {len(labels)} samples {problem}, so the check is not possible")
     text, lowest = "", math.inf
     for rate in OVERFIT_RATES:
         probe = _make_probe(module)
         trained = [parameter for parameter in probe.network.parameters() if parameter.requires_grad]
         if not trained or not _loss(probe, batch).requires_grad:
             return CheckResult("WRONG", title, "no parameter changes the loss")
-        enough = best_loss + 0.1 * (constant_loss - best_loss)
-        losses = _train(probe, torch.optim.Adam(trained, rate), batch, OVERFIT_STEPS, OVERFIT_SECONDS, enough)
+        target = best_loss + 0.1 * (constant_loss - best_loss)
+        losses = _train(probe, torch.optim.Adam(trained, rate), batch, OVERFIT_STEPS, OVERFIT_SECONDS, target)
         text = f"{_format_losses(losses)} ({len(labels)} samples)"
         lowest = min([lowest, *losses])
         if losses[-1] < best_loss + LEARNED * (constant_loss - best_loss):
@@ -149,16 +149,16 @@ def check_overfitting(module: Classifier, batch: Batch) -> CheckResult:
     parameters = list(module.network.parameters())
     num_frozen = sum(parameter.numel() for parameter in parameters if not parameter.requires_grad)
     if num_frozen > sum(parameter.numel() for parameter in parameters) / 2:
-        hint = "most of the network is frozen: freeze less of it (model.freeze_layers)"
+        hint = "most of the network is frozen: freeze fewer layers (model.freeze_layers)"
         return CheckResult("warning", title, f"{text}; {hint}")
     if lowest < CONSTANT * constant_loss:
         return CheckResult("warning", title, f"{text}; the network may be too small")
-    hint = "the outputs do not seem to depend on the inputs: follow one sample through forward"
+    hint = "the outputs do not seem to depend on the inputs: debug forward with one sample"
     return CheckResult("WRONG", title, f"{text}; {hint}")
 
 
 def _best_loss(batch: Batch) -> float:
-    """The lowest possible mean loss. It is above 0 if samples with equal inputs have different labels."""
+    """Return the lowest possible mean loss. It is above 0 if samples with equal inputs have different labels."""
     inputs, labels = batch[0], batch[1].cpu()
     tensors = [inputs] if isinstance(inputs, Tensor) else inputs.values()
     rows = torch.cat([values.flatten(1).cpu().double() for values in tensors], 1)
@@ -169,7 +169,7 @@ def _best_loss(batch: Batch) -> float:
 
 
 def check_learning_rate(module: Classifier, optimizer: Optimizer, batch: Batch, clip: float | None) -> CheckResult:
-    """Check that the run's own optimizer, at the highest rate of its schedule, lowers the loss of a few samples."""
+    """Check that the run's optimizer, at the highest learning rate of its schedule, reduces the loss of a few samples."""
     probe, own = copy.deepcopy((module, optimizer))
     _prepare_probe(probe)
     warm_up = LambdaLR(own, lambda step: min(1.0, (step + 1) / RATE_WARM_UP))
@@ -179,24 +179,23 @@ def check_learning_rate(module: Classifier, optimizer: Optimizer, batch: Batch, 
         return CheckResult("warning", title, f"{text}; the loss explodes: divide optimizer.lr by 10")
     if len(losses) - 1 <= RATE_WARM_UP:
         return CheckResult("note", title, f"{text}; too few steps within the time limit to judge")
-    if min(losses) > STILL * losses[0] > STILL * SMALL:
+    if losses[0] > SMALL_LOSS and min(losses) > UNCHANGED * losses[0]:
         return CheckResult("warning", title, f"{text}; the loss hardly changes: multiply optimizer.lr by 10")
     return CheckResult("ok", title, text)
 
 
 def _format_losses(losses: Sequence[float]) -> str:
-    """The first and the last loss, and the number of steps between them."""
+    """Format the first loss, the last loss and the number of steps."""
     first, last = (f"{loss:.2f}" if loss >= 0.1 else f"{loss:.1g}" for loss in (losses[0], losses[-1]))
     return f"loss {first} -> {last} in {count_of(len(losses) - 1, 'step')}"
 
 
 def _make_probe(module: Classifier) -> Classifier:
-    """A copy for an experiment."""
     return _prepare_probe(copy.deepcopy(module))
 
 
 def _prepare_probe(module: Any) -> Any:
-    """Convert a copy to 32 bits, and switch all layers but the normalization layers to evaluation mode."""
+    """Convert to 32-bit precision, and switch all layers except batch normalization to evaluation mode."""
     module.float().eval()
     for layer in module.modules():
         if isinstance(layer, NORMS):
@@ -205,7 +204,7 @@ def _prepare_probe(module: Any) -> Any:
 
 
 def _first_samples(batches: Sequence[Batch], count: int) -> Batch:
-    """The first `count` samples of all batches together. Batches of texts have different lengths, so only one is used."""
+    """Return the first `count` samples. Batches of texts differ in length, so only the largest batch is used."""
     if all(isinstance(inputs, Tensor) for inputs, _ in batches):
         inputs, labels = (torch.cat(tensors) for tensors in zip(*batches, strict=True))
         return _head((inputs, labels), count)
@@ -217,7 +216,7 @@ def _head(batch: Batch, count: int) -> Batch:
 
 
 def _loss(probe: Classifier, batch: Batch) -> Tensor:
-    """Cross-entropy without label smoothing, weights or penalty."""
+    """Return the cross-entropy without label smoothing, class weights or regularization."""
     return F.cross_entropy(probe(batch[0]).float(), batch[1])
 
 
@@ -225,24 +224,20 @@ def _train(
     probe: Classifier,
     optimizer: Optimizer,
     batch: Batch,
-    steps: int,
-    seconds: float,
-    enough: float = 0.0,
+    max_steps: int,
+    max_seconds: float,
+    target: float = 0.0,
     clip: float | None = None,
     schedule: LambdaLR | None = None,
 ) -> list[float]:
-    """Train on one batch, until the loss is below `enough` or not finite.
-
-    Returns:
-        The loss before each step and after the last one.
-    """
+    """Train on one batch until the loss is below `target` or not finite. Return the losses before and after each step."""
     losses: list[float] = []
-    end = time.perf_counter() + seconds
+    end = time.perf_counter() + max_seconds
     while True:
         loss = _loss(probe, batch)
         losses.append(loss.item())
         is_late = time.perf_counter() > end and len(losses) > 1
-        if len(losses) > steps or is_late or losses[-1] < enough or not math.isfinite(losses[-1]):
+        if len(losses) > max_steps or is_late or losses[-1] < target or not math.isfinite(losses[-1]):
             return losses
         optimizer.zero_grad()
         loss.backward()

@@ -1,7 +1,7 @@
-"""``--check``: finds what is wrong with a run in seconds, before it takes hours.
+"""``--check``: checks the data and the model, and estimates the duration of a run.
 
-The check is the run itself, with its config, data, model, precision, optimizer and callbacks, in a temporary folder. Before
-the first step it prints the results of the checks of data and model. Then it times the first steps and ends the run.
+The run is started with its config, data, model, precision, optimizer and callbacks in a temporary folder. Before the first
+step, the results of the checks are printed. Then the first steps are timed, and the run ends.
 """
 
 import math
@@ -21,13 +21,14 @@ from engine.terminal import duration, print_line
 from engine.training.exits import REFUSED, Diverged, RunEnded
 from engine.training.hardware import peak_memory
 
-MAX_SAMPLES, MAX_BATCHES = 256, 16  # of the training data that the network is checked with
-WARM_UP_BATCHES, WARM_UP_SECONDS = 2, 2.0  # not timed, because kernels are chosen meanwhile; the first limit counts
+MAX_SAMPLES, MAX_BATCHES = 256, 16  # limits of the training data for the model checks
+# The first steps are not timed, because kernels are selected. They end at the first of these limits.
+WARM_UP_BATCHES, WARM_UP_SECONDS = 2, 2.0
 TIMED_SECONDS, VALIDATION_SECONDS = 2.5, 1.0
 
 
 class PreflightCheck(Callback):
-    """Prints each result as soon as it is known, and ends the run with exit code 0, or 2 if something is wrong."""
+    """Prints each result immediately, and ends the run with exit code 0, or 2 if a result is WRONG."""
 
     def __init__(self) -> None:
         self.levels: list[str] = []
@@ -35,7 +36,7 @@ class PreflightCheck(Callback):
         self._batches = 0
         self._timed_from: tuple[float, int] | None = None  # time and number of batches at the end of the warm-up
         self._epoch_ends: list[tuple[float, int]] = []  # time and number of batches
-        self._validating = 0.0  # seconds of validation since the warm-up
+        self._validation_seconds = 0.0  # duration of validations since the warm-up
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._print_all(check_data(trainer.datamodule))  # type: ignore[attr-defined]
@@ -58,44 +59,46 @@ class PreflightCheck(Callback):
         self._batches += 1
         if self._timed_from is None:
             if self._batches == WARM_UP_BATCHES or now - self._started > WARM_UP_SECONDS:
-                self._timed_from, self._validating = (now, self._batches), 0.0
+                self._timed_from, self._validation_seconds = (now, self._batches), 0.0
         elif now - self._timed_from[0] >= TIMED_SECONDS:
             start, batches = self._timed_from
-            batch_seconds = (now - start - self._validating) / (self._batches - batches)
+            batch_seconds = (now - start - self._validation_seconds) / (self._batches - batches)
             validation_seconds = self._val_batch_seconds * sum(trainer.num_val_batches)
-            if len(self._epoch_ends) > 1:  # whole epochs contain validations and everything else
+            if len(self._epoch_ends) > 1:  # epochs include validations and all other work
                 (start, batches), (end, all_batches) = self._epoch_ends[0], self._epoch_ends[-1]
                 batch_seconds, validation_seconds = (end - start) / (all_batches - batches), 0.0
             raise self._end(trainer, batch_seconds, validation_seconds)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._validating -= _now(pl_module.device)
+        self._validation_seconds -= _now(pl_module.device)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._validating += _now(pl_module.device)
+        self._validation_seconds += _now(pl_module.device)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._epoch_ends.append((_now(pl_module.device), self._batches))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """The whole training took less time than the check may take."""
+        """End a run whose training took less time than the check."""
         seconds = duration(_now(pl_module.device) - self._started)
         self._print("note", "expected time", f"{seconds} for the whole training; memory {_memory(pl_module.device)}")
         raise self._outcome()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        is_consequence = isinstance(exception, Exception) and "WRONG" in self.levels  # of what has been printed
+        is_consequence = (
+            isinstance(exception, Exception) and "WRONG" in self.levels
+        )  # of a problem that has been printed
         if is_consequence or isinstance(exception, Diverged):
             self._print("WRONG", "first steps", one_line(exception))
             raise self._outcome() from exception
 
     def _end(self, trainer: Trainer, batch_seconds: float, validation_seconds: float) -> RunEnded:
-        """Print how long the run will take.
+        """Print the expected duration of the run, and return the exception that ends this check.
 
         Args:
             trainer: Trainer of the run.
-            batch_seconds: Seconds of a training batch.
-            validation_seconds: Seconds of a validation; 0 if `batch_seconds` includes them.
+            batch_seconds: Duration of a training batch.
+            validation_seconds: Duration of a validation; 0 if `batch_seconds` includes validations.
         """
         batches = _num_batches(trainer)
         validations = _num_validations(trainer, batches)
@@ -106,7 +109,7 @@ class PreflightCheck(Callback):
         if seconds < limit:
             text = f"about {duration(seconds)} for {batches:,.0f} training batches and {validations:,.0f} validations"
         elif math.isfinite(limit):
-            text = f"about {duration(limit)}, the limit of the run, with {duration(batch_seconds)} per batch"
+            text = f"about {duration(limit)}, the time limit of the run, with {duration(batch_seconds)} per batch"
         else:
             text = f"{duration(batch_seconds)} per batch; the run has no fixed number of batches"
         self._print("note", "expected time", f"{text}; memory {_memory(trainer.strategy.root_device)}")
@@ -130,7 +133,7 @@ class PreflightCheck(Callback):
 
 
 def _training_batches(trainer: Trainer) -> list[Any]:
-    """The first batches of an epoch on the run's device, without augmentation if the loader allows it."""
+    """Return the first batches of an epoch on the run's device. `TensorBatches` are not augmented."""
     loader = trainer.datamodule.train_dataloader()  # type: ignore[attr-defined]
     if hasattr(loader, "augment"):
         loader.augment = None
@@ -144,7 +147,7 @@ def _training_batches(trainer: Trainer) -> list[Any]:
 
 @torch.inference_mode()
 def _time_validation_batch(trainer: Trainer) -> float:
-    """The mean seconds of a validation batch without the first one, measured for `VALIDATION_SECONDS`."""
+    """Return the mean seconds of a validation batch. The first batch is not timed if there are several."""
     module, device, measured = trainer.lightning_module, trainer.strategy.root_device, []
     module.eval()
     end = time.perf_counter() + VALIDATION_SECONDS
@@ -162,7 +165,7 @@ def _time_validation_batch(trainer: Trainer) -> float:
 
 
 def _num_batches(trainer: Trainer) -> float:
-    """The number of training batches of the whole run; infinite if neither epochs nor steps end it."""
+    """Return the number of training batches of the run; infinite if there is no limit of epochs or steps."""
     epochs, steps = trainer.max_epochs or -1, trainer.max_steps  # -1 for no limit
     by_epochs = epochs * trainer.num_training_batches if epochs > 0 else math.inf
     by_steps = steps * trainer.accumulate_grad_batches if steps > 0 else math.inf
@@ -170,7 +173,7 @@ def _num_batches(trainer: Trainer) -> float:
 
 
 def _num_validations(trainer: Trainer, batches: float) -> float:
-    """The number of validations during that many training batches."""
+    """Return the number of validations in `batches` training batches."""
     interval = trainer.val_check_batch
     if not interval or math.isinf(interval) or math.isinf(batches) or not trainer.enable_validation:
         return 0
@@ -181,14 +184,14 @@ def _num_validations(trainer: Trainer, batches: float) -> float:
 
 
 def _now(device: torch.device) -> float:
-    """The time after the device has finished its work."""
+    """Return the time after waiting for the device."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
 
 
 def _memory(device: torch.device) -> str:
-    """The peak memory so far: of training and validation on a GPU, else of the whole process."""
+    """Format the peak memory: of training and validation on a GPU, otherwise of the process."""
     if (peak := peak_memory(device)) is None:
         return "not measured"
     total = f" of {torch.cuda.get_device_properties(device).total_memory / 1e9:.0f}" if device.type == "cuda" else ""

@@ -88,7 +88,7 @@ def test_length_of_a_bar_is_the_accuracy_of_its_class():
     def lengths(correct: list[int], rows: int) -> list[int]:
         names = ["one"] * len(correct)
         picture = confusion_matrix.draw_bars(np.array(correct), np.full(len(correct), 100), names)
-        lines = np.arange(rows) * confusion_matrix.ROW + 24 + confusion_matrix.ROW // 2
+        lines = np.arange(rows) * confusion_matrix.ROW_HEIGHT + 24 + confusion_matrix.ROW_HEIGHT // 2
         return [len(find(picture[[line]], BLUE)) for line in lines]
 
     tenth, half, full = lengths([10, 50, 100], 3)
@@ -173,7 +173,7 @@ def test_thumbnails_fit_into_one_picture(shape):
     thumbnails = projector.make_thumbnails(images)
     side = int(np.ceil(np.sqrt(len(thumbnails))))
     assert thumbnails.shape[:2] == (shape[0], 3)
-    assert side * max(thumbnails.shape[2:]) <= projector.LARGEST_SPRITE
+    assert side * max(thumbnails.shape[2:]) <= projector.MAX_SPRITE_SIDE
     assert 0 <= thumbnails.min() <= thumbnails.max() <= 1
 
 

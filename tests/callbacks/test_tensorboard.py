@@ -287,7 +287,7 @@ def test_network_that_cannot_be_traced_is_reported_and_trained(tmp_path, monkeyp
 
     monkeypatch.setattr("torch.utils.tensorboard.writer.graph", refuse)
     run(tmp_path, "--config", IRIS, "trainer.max_epochs=1")
-    assert "TensorBoard gets no graph of the network: RuntimeError: no way\n" in capsys.readouterr().out
+    assert "ModelGraph failed: RuntimeError: no way at all\n" in capsys.readouterr().out
 
 
 def test_gradient_norm_is_that_of_the_whole_gradient_before_clipping():

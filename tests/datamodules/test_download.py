@@ -75,10 +75,10 @@ def test_a_download_is_verified_and_readable_by_all(tmp_path, served):
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
-        (CONTENT[:-1], "1,279,999 of 1,280,000 bytes"),
-        (CONTENT + b"x", "more than 1,280,000 of 1,280,000 bytes"),
+        (CONTENT[:-1], "received 1,279,999 of 1,280,000 bytes"),
+        (CONTENT + b"x", "received more than 1,280,000 bytes"),
         (CONTENT[:-1] + b"x", "SHA-256 is "),
-        (b"", "0 of 1,280,000 bytes"),
+        (b"", "received 0 of 1,280,000 bytes"),
     ],
 )
 def test_wrong_content_is_refused_and_leaves_nothing(tmp_path, served, content, expected):
@@ -185,7 +185,10 @@ def _link(name: str) -> tarfile.TarInfo:
 def test_an_archive_with_other_content_is_not_unpacked(tmp_path, members):
     original = _remote(archive(tmp_path / "a.tar.gz", {"x/a.bin": b"12345"}))
     archive(tmp_path / "a.tar.gz", members)
-    with pytest.raises(DataError, match=r"a.tar.gz: is not the original archive .*; delete it to download it again"):
+    with pytest.raises(
+        DataError,
+        match=r"a.tar.gz: the SHA-256 is not that of the original archive; delete the file to download it again",
+    ):
         unpack(original, tmp_path)
     assert left_in(tmp_path) == {"a.tar.gz"}
 
@@ -196,7 +199,7 @@ def test_a_truncated_archive_is_not_unpacked(tmp_path, fraction):
     packed = archive(tmp_path / "a.tar.gz", {"x/a.bin": CONTENT})
     original = _remote(packed)
     packed.write_bytes(packed.read_bytes()[: int(fraction * packed.stat().st_size)])
-    with pytest.raises(DataError, match="is not the original archive"):
+    with pytest.raises(DataError, match="is not that of the original archive"):
         unpack(original, tmp_path)
     assert left_in(tmp_path) == {"a.tar.gz"}
 

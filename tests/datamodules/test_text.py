@@ -194,7 +194,7 @@ def test_a_label_that_does_not_occur_in_training(folder):
 
 def test_one_class_is_not_enough(tmp_path):
     (tmp_path / "train.tsv").write_text("text\tlabel\na\tx\nb\tx\n", encoding="utf-8")
-    with pytest.raises(DataError, match="every row has the label 'x'; two classes are needed"):
+    with pytest.raises(DataError, match="every row has the label 'x'; at least two classes are needed"):
         make(tmp_path)
 
 

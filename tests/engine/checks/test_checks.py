@@ -90,7 +90,7 @@ def test_iris_has_no_problems(check):
         "overfits one batch", "learning rate", "expected time",
     ]  # fmt: skip
     assert levels(results) == {"ok", "note"}
-    assert results["gradients"] == [("ok", "all 6 parameters get one")]
+    assert results["gradients"] == [("ok", "all 6 parameters get a gradient")]
     assert "for the whole training; memory" in results["expected time"][0][1]
 
 
@@ -110,7 +110,7 @@ def test_other_models_and_data_have_no_problems(name, check, small_data, tmp_pat
     )
     assert levels(results) == {"ok", "note"}
     if name == "sst2_bert":
-        assert results["gradients"][0][1] == "all 18 parameters get one (85 are frozen)"
+        assert results["gradients"][0][1] == "all 18 parameters get a gradient (85 are frozen)"
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -170,7 +170,7 @@ def test_labels_that_depend_on_both_texts_of_a_pair_are_not_wrong():
     rows = TokenRows(ids, starts, torch.full((2000,), 8), torch.full((2000,), 4))
     level, _, text = data_checks.check_labels(rows, labels)
     assert level == "note"
-    assert "how the two texts of a pair relate" in text
+    assert "does not compare the two texts of a pair" in text
 
 
 def test_one_label_for_all(check, monkeypatch):
@@ -220,7 +220,7 @@ def test_rows_of_the_test_that_are_in_train(copies, check, monkeypatch):
     assert results[0] == ("ok", "no row of val is in train")
     if copies:
         assert results[1][0] == "WRONG"
-        assert results[1][1].startswith("6 of 36 rows of test are also in train or val (row 30 is row 0 of ")
+        assert results[1][1].startswith("6 of 36 rows of test are also in train or val (row 30 equals row 0 of ")
         assert results[2:] == []
     else:
         assert results[1:] == [("ok", "no row of test is in train or val")]
@@ -233,8 +233,12 @@ def test_few_shared_rows_and_other_labels_are_noted():
     test = torch.cat([inputs[:998] + 5000, inputs[5:6], val[0][7:8]]), labels[:1000]
     assert list(data_checks.check_duplicates({"train": train, "test": test, "val": val})) == [
         ("ok", "duplicate rows", "no row of val is in train"),
-        ("note", "duplicate rows", "2 of 1,000 rows of test are also in train or val (row 998 is row 5 of train)"),
-        ("note", "duplicate rows", "1 of 2,003 rows of train have the inputs of an earlier row, but another label"),
+        ("note", "duplicate rows", "2 of 1,000 rows of test are also in train or val (row 998 equals row 5 of train)"),
+        (
+            "note",
+            "duplicate rows",
+            "1 of 2,003 rows of train have the same inputs as an earlier row, but another label",
+        ),
     ]
     crowded = {"train": train, "val": (inputs[:100], labels[:100]), "test": (val[0][:100], labels[:100] + 1)}
     assert [result.level for result in data_checks.check_duplicates(crowded)] == ["warning", "ok", "note"]
@@ -255,7 +259,7 @@ def test_token_rows_are_equal_only_if_all_tokens_and_the_second_start_are_equal(
     }
     found = list(data_checks.check_duplicates({split: (inputs, labels) for split, inputs in splits.items()}))
     assert [result.level for result in found] == ["ok", "warning"]
-    assert "1 of 2 rows of test are also in train or val (row 0 is row 1 of train); remove them" in found[1][2]
+    assert "1 of 2 rows of test are also in train or val (row 0 equals row 1 of train); remove them" in found[1][2]
 
 
 def test_too_few_rows_to_judge():
@@ -281,7 +285,7 @@ def test_a_parameter_without_a_gradient(check, monkeypatch):
     makes(monkeypatch, more)
     results = check(*SHORT)
     assert wrong(results) == {"gradients"}
-    assert "none for 2 of 8 parameters: unused.weight, unused.bias; use them" in results["gradients"][0][1]
+    assert "no gradient for 2 of 8 parameters: unused.weight, unused.bias; use them" in results["gradients"][0][1]
 
 
 def test_a_parameter_behind_zeros_gets_its_gradient_after_a_step(check, monkeypatch):
@@ -467,7 +471,7 @@ def test_batches_and_validations_are_counted(options, batches, validations):
     ("end", "text"),
     [
         ("callbacks.early_stopping={monitor: val/loss}", " per batch; the run has no fixed number of batches; memory "),
-        ("trainer.max_time='00:00:00:30'", "about 30 s, the limit of the run, with "),
+        ("trainer.max_time='00:00:00:30'", "about 30 s, the time limit of the run, with "),
     ],
 )
 def test_a_run_without_a_fixed_number_of_batches(end, text, check, monkeypatch):

@@ -218,7 +218,7 @@ def test_one_diverges(tmp_path):
         cwd=PROJECT, capture_output=True, text=True, timeout=120, env=environment(),
     )  # fmt: skip
     assert done.returncode == 3, done.stderr
-    assert done.stderr.count("diverged: the gradient's norm is nan at epoch 3, batch 2 (step 8)") == 1
+    assert done.stderr.count("diverged: the gradient norm is nan at epoch 3, batch 2 (step 8)") == 1
     assert "Traceback" not in done.stderr
 
 
