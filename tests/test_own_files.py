@@ -13,7 +13,7 @@ from textwrap import dedent
 import pytest
 
 import train
-from engine.config import components, signatures
+from engine.config import components, monitors, signatures
 from engine.config.config import Config, load_config
 from engine.config.signatures import PROJECT
 from engine.contracts import ConfigError
@@ -32,7 +32,7 @@ def add(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Add]:
         shutil.copytree(PROJECT / room, project / room, ignore=shutil.ignore_patterns("__pycache__"))
         package = importlib.import_module(room)
         monkeypatch.setattr(package, "__path__", [*package.__path__, str(project / room)])
-    for module in (components, signatures, exits, train):
+    for module in (components, monitors, signatures, exits, train):
         monkeypatch.setattr(module, "PROJECT", project)
     monkeypatch.setattr(exits, "OWNERS_FOLDERS", tuple(project / room for room in rooms))
     added: list[str] = []
@@ -82,8 +82,6 @@ def metrics(tmp_path: Path) -> dict:
         ("from lit_models import cnn", "cnn.LitCNN"),
         ("import lit_models.cnn", "lit_models.cnn.LitCNN"),
         ("import lit_models.cnn as networks", "networks.LitCNN"),
-        ("from .cnn import LitCNN", "LitCNN"),
-        ("from . import cnn", "cnn.LitCNN"),
     ],
 )
 def test_a_subclass_of_a_model_is_found_with_the_keys_of_its_base_class(add, imports, base):

@@ -12,8 +12,9 @@ from engine.config.errors import suggest
 from engine.config.signatures import (
     PROJECT,
     Component,
-    ancestors,
     classes_of,
+    lineage,
+    named_bases,
     own_constants,
     read_component,
     short_path,
@@ -90,19 +91,18 @@ def _choices(section: str, path: Path) -> list[str]:
     These are the subclasses that do not set ``choosable = False`` themselves and are not a base class of another one.
     """
     found = [node for node in _subclasses(section, path) if own_constants(node).get("choosable", True)]
-    bases = {base.name for node in found for base in ancestors(path, node) if base.path == path}
-    return [node.name for node in found if node.name not in bases]
+    bases = [base for node in found for _, base in list(lineage(path, node))[1:]]
+    return [node.name for node in found if node not in bases]
 
 
 def _subclasses(section: str, path: Path) -> Iterator[ast.ClassDef]:
     """Yield the classes of a file that derive from the base class of the section at any depth, and the base class itself."""
     _, base = FOLDERS[section]
     for node in classes_of(path):
-        names = {node.name}
-        for ancestor in ancestors(path, node):
-            of_lightning = ancestor.module.startswith("lightning.pytorch.callbacks")  # all of them are callbacks
-            names.add("Callback" if of_lightning else ancestor.name)
-        if base in names:
+        bases = [found for file, owner in lineage(path, node) for found in named_bases(file, owner)]
+        # all classes of lightning.pytorch.callbacks are callbacks
+        names = ("Callback" if "lightning.pytorch.callbacks" in module else name for module, name in bases)
+        if base in (node.name, *names):
             yield node
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from types import NoneType
-from typing import Any, Literal, NamedTuple, Union
+from typing import Any, Literal, Union
 
 from engine.contracts import ConfigError
 
@@ -76,15 +76,6 @@ class Component:
     summary: str
 
 
-class BaseClass(NamedTuple):
-    """A base class as a class statement names it. `path` and `node` are None for a class outside the project."""
-
-    name: str
-    module: str  # "" for a class of the same file
-    path: Path | None = None
-    node: ast.ClassDef | None = None
-
-
 @lru_cache
 def read_component(path: Path, name: str) -> Component:
     """Return the class or function `name` of the file `path`.
@@ -93,7 +84,9 @@ def read_component(path: Path, name: str) -> Component:
     """
     node = next(n for n in tree_of(path).body if isinstance(n, ast.ClassDef | ast.FunctionDef) and n.name == name)
     docstring = ast.get_docstring(node) or ""
-    constants = _constants(path, node) if isinstance(node, ast.ClassDef) else {}
+    constants: dict[str, Any] = {}
+    for _, owner in reversed([*lineage(path, node)] if isinstance(node, ast.ClassDef) else []):
+        constants |= own_constants(owner)
     return Component(name, path, _parameters(path, node), constants, docstring.partition("\n")[0])
 
 
@@ -122,80 +115,27 @@ def classes_of(path: Path) -> list[ast.ClassDef]:
     return [node for node in tree_of(path).body if isinstance(node, ast.ClassDef)]
 
 
-def ancestors(path: Path, node: ast.ClassDef) -> Iterator[BaseClass]:
-    """Yield the base classes of a class at any depth, depth first."""
-    for expression in node.bases:
-        base = _find_base(path, node, expression)
-        yield base
-        if base.path is not None and base.node is not None:
-            yield from ancestors(base.path, base.node)
+def lineage(path: Path, node: ast.ClassDef) -> Iterator[tuple[Path, ast.ClassDef]]:
+    """Yield a class and its base classes in the project at any depth, each with its file."""
+    yield path, node
+    for module, name in named_bases(path, node):
+        file = PROJECT.joinpath(*module.split(".")).with_suffix(".py") if module else path
+        for base in classes_of(file) if file.is_file() else ():
+            if base.name == name and base is not node:
+                yield from lineage(file, base)
 
 
-def _find_base(path: Path, node: ast.ClassDef, expression: ast.expr) -> BaseClass:
-    if isinstance(expression, ast.Subscript):  # Base[int]
-        expression = expression.value
-    written = ast.unparse(expression)
-    for other in classes_of(path):
-        if other.name == written and other.lineno < node.lineno:
-            return BaseClass(written, "", path, other)
-    first, dot, rest = written.partition(".")
-    module, _, name = f"{imported_names(path).get(first, first)}{dot}{rest}".rpartition(".")
-    file = _file_of(module)
-    for other in classes_of(file) if file is not None else ():
-        if other.name == name:
-            return BaseClass(name, module, file, other)
-    return BaseClass(name, module)
-
-
-def imported_names(path: Path, everywhere: bool = False) -> dict[str, str]:
-    """Return what the imported names of a file stand for, such as ``{"Base": "lit_models.cnn.LitCNN"}``.
-
-    Args:
-        path: The file.
-        everywhere: Whether to include imports within functions and blocks.
-    """
-    tree = tree_of(path)
-    found: dict[str, str] = {}
-    for node in ast.walk(tree) if everywhere else tree.body:
-        if isinstance(node, ast.Import):
-            for alias in node.names:
-                top = alias.name.partition(".")[0]
-                found |= {alias.name: alias.name, alias.asname or top: alias.name if alias.asname else top}
-        elif isinstance(node, ast.ImportFrom):
-            is_relative = node.level > 0 and path.is_relative_to(PROJECT)
-            package = path.parents[node.level - 1].relative_to(PROJECT).parts if is_relative else ()
-            for alias in node.names:
-                found[alias.asname or alias.name] = ".".join(filter(None, (*package, node.module, alias.name)))
-    return found
-
-
-def imported_files(path: Path) -> Iterator[Path]:
-    """Yield the files of the project that a file imports, without those of `engine`."""
-    for name in imported_names(path, everywhere=True).values():
-        for module in (name, name.rpartition(".")[0]):
-            if not module.startswith("engine") and (file := _file_of(module)) is not None:
-                yield file
-
-
-def _file_of(module: str) -> Path | None:
-    """Return the project file of a dotted module name; None if it is not a file of the project."""
-    file = PROJECT.joinpath(*module.split(".")).with_suffix(".py")
-    return file if module and file.is_file() else None
-
-
-def _lineage(path: Path, node: ast.ClassDef) -> list[tuple[Path, ast.ClassDef]]:
-    """Return the class and its base classes within the project."""
-    bases = [
-        (base.path, base.node) for base in ancestors(path, node) if base.path is not None and base.node is not None
-    ]
-    return [(path, node), *bases]
-
-
-def _constants(path: Path, node: ast.ClassDef) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for _, owner in reversed(_lineage(path, node)):
-        found |= own_constants(owner)
-    return found
+def named_bases(path: Path, node: ast.ClassDef) -> Iterator[tuple[str, str]]:
+    """Yield module and name of the direct base classes; the module is "" if the file does not import the name."""
+    imported: dict[str, str] = {}
+    for statement in tree_of(path).body:
+        if isinstance(statement, ast.Import | ast.ImportFrom):
+            package = f"{statement.module}." if isinstance(statement, ast.ImportFrom) else ""
+            imported |= {alias.asname or alias.name: package + alias.name for alias in statement.names}
+    for base in node.bases:
+        first, dot, rest = ast.unparse(base).partition(".")
+        module, _, name = f"{imported.get(first, first)}{dot}{rest}".rpartition(".")
+        yield module, name
 
 
 def own_constants(node: ast.ClassDef) -> dict[str, Any]:
@@ -217,7 +157,7 @@ def _parameters(path: Path, node: ast.ClassDef | ast.FunctionDef) -> dict[str, P
         fields = [item for item in node.body if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name)]
         return {f.target.id: _parameter(path, f.target.id, f, f.annotation, f.value, meanings) for f in fields}  # type: ignore[union-attr]
     found: dict[str, Parameter] = {}
-    for owner_path, owner in _lineage(path, node):
+    for owner_path, owner in lineage(path, node):
         init = next(
             (item for item in owner.body if isinstance(item, ast.FunctionDef) and item.name == "__init__"), None
         )

@@ -43,36 +43,22 @@ def lock_run(folder: Path) -> "FileLock | None":
 
 def is_running(folder: Path) -> bool:
     """Return whether a process trains in the folder of a run that is not finished."""
-    is_locked = _is_locked(folder / NAME)
-    if is_locked is None:
-        return not (folder / "status.json").exists()  # a run that trains has removed it
-    return is_locked
-
-
-def _is_locked(path: Path) -> bool | None:
-    """Return whether a process holds the lock; None if this cannot be determined."""
+    path = folder / NAME
     try:
-        with path.open("rb") as file:
-            if fcntl is not None:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared, so that it does not disturb other readers
-                return False
-    except FileNotFoundError:  # a run of an older version
+        if (
+            fcntl is not None
+        ):  # a shared lock: many processes can look at the same time, and need not be allowed to write
+            with path.open("rb") as file:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        elif path.exists():
+            from filelock import FileLock
+
+            with FileLock(path, timeout=0.2):
+                pass
+    except FileNotFoundError:  # a copy of the folder without hidden files
         return False
-    except BlockingIOError:
+    except (BlockingIOError, TimeoutError):
         return True
-    except OSError:
-        return None
-    return _is_locked_on_windows(path)
-
-
-def _is_locked_on_windows(path: Path) -> bool | None:
-    """Windows has no shared locks: two processes that look at the same time wait for each other."""
-    from filelock import FileLock, Timeout
-
-    try:
-        with FileLock(path, timeout=0.2):
-            return False
-    except Timeout:
-        return True
-    except OSError:
-        return None
+    except OSError:  # cannot be determined; a run that trains has removed its status.json
+        return not (folder / "status.json").exists()
+    return False
