@@ -15,8 +15,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
-
 import numpy as np
 import torch
 from lightning.pytorch import Callback, seed_everything
@@ -88,6 +86,7 @@ def train_hugging_face(
     model: str, data: Path, is_padded: bool, steps: int, epochs: float, seed: int, lr: float = 5e-5
 ) -> tuple[float, float]:
     """Train with `Trainer`. Returns rows per second, and the accuracy on the development set, or 0 if `steps` is set."""
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # must be set before the import; the model is in a local folder
     import transformers
     from transformers import (
         AutoModelForSequenceClassification,
