@@ -1,9 +1,9 @@
-"""SIGKILL at random moments: ``python -m tests.kills COUNT SEED FOLDER`` prints one line of JSON a trial.
+"""Kills runs at random moments: ``python -m tests.kills COUNT SEED FOLDER`` prints one line of JSON per trial.
 
-A process imports everything once and forks for each run: a run then takes a second instead of six. Each trial starts a run,
-kills it with SIGKILL after a random part of the time that a whole run takes, resumes it (and kills it again, in every third
-trial), and compares its end with that of the run that was never killed. Then come moments that chance would seldom hit:
-right after each of the first files was renamed into its place, and between the test and its figures.
+The process imports everything once and forks for each run, so that a run takes one second instead of six. Each trial starts
+a run, kills it with SIGKILL after a random time, resumes it, and compares the result with a run that was not killed. Every
+fourth trial kills the resumed run, too. The last trials kill at moments that are rarely hit at random: right after each of
+the first files was renamed, and between the test and the writing of its metrics.
 """
 
 import contextlib
@@ -47,7 +47,7 @@ OPTIONS = {
 
 
 def main(count: int, seed: int, root: Path) -> None:
-    for module in WARM:  # before any fork: a run that is killed while it imports shows nothing
+    for module in WARM:  # before any fork, because killing a run during its imports tests nothing
         importlib.import_module(module)
     patch = pytest.MonkeyPatch()
     data = files.write_all(root / "data", patch)
@@ -59,7 +59,7 @@ def main(count: int, seed: int, root: Path) -> None:
     whole = {}
     for name, options in OPTIONS.items():
         argv = ["--config", f"configs/{name}.yaml", *options, *given[name]]
-        assert run([*argv, f"run.root={root}/first"], None) == 0  # which is slower: it makes caches
+        assert run([*argv, f"run.root={root}/first"], None) == 0  # slower than the next one, because it creates caches
         started = time.monotonic()
         assert run([*argv, f"run.root={root}/whole"], None) == 0
         (folder,) = (root / f"whole/{name}").iterdir()
@@ -74,13 +74,13 @@ def main(count: int, seed: int, root: Path) -> None:
         argv, _, reference = whole[name]
         runs = root / f"trial{i}"
         codes = [run([*argv, f"run.root={runs}"], moments[0])]
-        while codes[0] != -signal.SIGKILL:  # it was faster than that
+        while codes[0] != -signal.SIGKILL:  # the run ended before
             shutil.rmtree(runs)
             moments[0] *= 0.8  # type: ignore[operator]
             codes = [run([*argv, f"run.root={runs}"], moments[0])]
         found = list(runs.glob("*/*/config.yaml"))
         for moment in [*moments[1:], None]:
-            if not found:  # killed before it had a folder: there is nothing to resume
+            if not found:  # it was killed before it had a folder
                 codes.append(run([*argv, f"run.root={runs}"], None))
                 found = list(runs.glob("*/*/config.yaml"))
             elif not (found[0].parent / "metrics.json").exists():
@@ -93,8 +93,9 @@ def run(argv: list[str], kill: float | str | None) -> int:
     """The exit code of `train.py` in a process of its own; -9 if it was killed.
 
     Args:
-        argv: Of the command.
-        kill: After so many seconds, after the renaming of "file N", or before the test's "figures" are written; or not.
+        argv: Arguments of the command.
+        kill: When to kill it: after a number of seconds, after "file N" was renamed, or before the "figures" of the test are
+            written; None for never.
     """
     child = os.fork()
     if child == 0:
@@ -113,7 +114,7 @@ def run(argv: list[str], kill: float | str | None) -> int:
 
 
 def kill_itself(when: str) -> None:
-    """Have this process kill itself at a place in the code."""
+    """Let this process kill itself at a place in the code."""
     from engine.runs.run_record import RunRecord
 
     rename, renamed = os.replace, []

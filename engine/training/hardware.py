@@ -1,4 +1,4 @@
-"""What this machine can train on: precision, number of processes, memory, and its fastest matrix product."""
+"""What this machine supports: precision, number of processes, memory, and the speed of matrix products."""
 
 import os
 import sys
@@ -9,16 +9,16 @@ from lightning.pytorch.accelerators import Accelerator, CPUAccelerator
 
 from engine.contracts import OptionError
 
-BF16_FEATURES = ("amx_bf16", "avx512_bf16")  # of CPUs that multiply bf16 natively
-MATRIX_SIDE = {"cpu": 2048, "cuda": 8192}  # large enough to reach the peak
-PEAK_SECONDS = 0.2  # over which matrix products are repeated; the fastest one counts
+BF16_FEATURES = ("amx_bf16", "avx512_bf16")  # features of CPUs that multiply bf16 natively
+MATRIX_SIDE = {"cpu": 2048, "cuda": 8192}  # large enough to reach the highest speed
+PEAK_SECONDS = 0.2  # matrix products are repeated for this time, and the fastest product counts
 
 
 def precision_for(accelerator: str, wanted: str | int) -> str | int:
-    """`wanted`; for "auto" bf16-mixed if the hardware in use multiplies bf16 natively, else 32-true.
+    """`wanted`. For "auto": bf16-mixed if the device multiplies bf16 natively, else 32-true.
 
     Raises:
-        OptionError: if the hardware does not support it. Lightning would use another precision, or train to NaN.
+        OptionError: if the device does not support it. Lightning would use another precision, or train to NaN.
     """
     on_gpu = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
     on_cpu = accelerator == "cpu" or (accelerator == "auto" and not on_gpu and not torch.backends.mps.is_available())
@@ -32,7 +32,7 @@ def precision_for(accelerator: str, wanted: str | int) -> str | int:
 
 
 def choose_precision(accelerator: str, wanted: str | int) -> str | int:
-    """As `precision_for`. With "auto", matrix products in 32 bits also use the matrix units of a GPU (TF32).
+    """As `precision_for`. For "auto", a GPU also computes matrix products in 32 bits with its matrix units (TF32).
 
     Raises:
         OptionError: as `precision_for`.
@@ -50,10 +50,10 @@ def describe_hardware() -> str:
 
 
 def check_processes(accelerator: Accelerator, num_devices: int, world_size: int) -> None:
-    """Refuse what Lightning allows: more processes than CPU cores, or another number than a launcher has started.
+    """Check the number of processes, which Lightning does not.
 
     Raises:
-        OptionError: in these cases.
+        OptionError: if there are more processes than CPU cores, or if a launcher has started another number of processes.
     """
     if isinstance(accelerator, CPUAccelerator) and num_devices > (os.cpu_count() or 1):
         raise OptionError(f"devices: {num_devices} processes on the CPU")
@@ -66,7 +66,7 @@ def check_processes(accelerator: Accelerator, num_devices: int, world_size: int)
 
 
 def peak_memory(device: torch.device) -> int | None:
-    """Highest memory use so far in bytes: of tensors on a GPU, else of this process; None if the system does not say."""
+    """Highest memory use so far in bytes, of tensors on a GPU, else of this process; None if it is unknown."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     try:
@@ -77,7 +77,7 @@ def peak_memory(device: torch.device) -> int | None:
 
 
 def matmul_flops(device: torch.device, dtype: torch.dtype) -> float:
-    """Floating-point operations per second of a large matrix product, the most that this device reaches."""
+    """Floating-point operations per second of a large matrix product. This is the highest speed of the device."""
     side = MATRIX_SIDE[device.type]
     left, right = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
     fastest, end = float("inf"), time.perf_counter() + PEAK_SECONDS
