@@ -42,7 +42,7 @@ class EvaluationCallback(Callback):
             method can log it.
     """
 
-    choosable: ClassVar[bool] = False  # a base class, which no config can name
+    choosable: ClassVar[bool] = False  # a base class; a config cannot select it
     needs_tensorboard: ClassVar[bool] = False
 
     def __init__(self, every_seconds: Annotated[float, ">= 0"] = 10.0) -> None:
@@ -50,7 +50,7 @@ class EvaluationCallback(Callback):
         self._stage: Stage | None = None  # stage of the current evaluation; None if it is not shown
         self._has_batches = False
         self._last_shown = 0.0  # time when the last evaluation was shown, or when training started
-        self._cost_seconds = 0.0  # time that this callback needed for that evaluation
+        self._cost_seconds = 0.0  # time that this callback needed for the last evaluation that was shown
 
     def begin(self, pl_module: Classifier) -> None:
         """Called before an evaluation."""

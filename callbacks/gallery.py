@@ -91,9 +91,9 @@ class Gallery(EvaluationCallback):
         for title, examples in (("mistakes", self._mistakes), ("hits", hits)):
             if not examples:
                 continue
-            attributions = (
-                [integrated_gradients(pl_module, example.inputs) for example in examples] if explain else None
-            )
+            attributions = None
+            if explain:
+                attributions = [integrated_gradients(pl_module, example.inputs) for example in examples]
             if isinstance(examples[0].inputs, Tensor) and examples[0].inputs.ndim == 4:
                 picture = draw_examples(examples, attributions, names)
                 writer.add_image(f"pictures/{title}", picture, trainer.global_step, dataformats="HWC")

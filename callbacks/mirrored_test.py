@@ -14,7 +14,7 @@ from engine.contracts import Classifier
 class MirroredTest(Callback):
     """Logs `test_mirrored/accuracy`, the accuracy of the mean prediction for each image and its mirror image.
 
-    Use it for images (B, C, H, W) whose class does not change when left and right are swapped. It is wrong for digits.
+    Use it for images (B, C, H, W) whose class does not change when left and right are swapped. Do not use it for digits.
     """
 
     accepts = ("image",)

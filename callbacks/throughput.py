@@ -10,7 +10,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from engine.contracts import Classifier, one_line
+from engine.contracts import Classifier, map_tensors, one_line
 from engine.terminal import print_line
 from engine.training.hardware import MATRIX_SIDE, matmul_flops, peak_memory
 from engine.training.loggers import log_everywhere
@@ -22,8 +22,8 @@ class Throughput(Callback):
     """Logs `train/samples_per_second`, `train/memory_gigabytes` and `train/peak_share`.
 
     Samples per second are measured over an epoch without its validations, and summed over all devices. Memory is the peak
-    use of the GPU so far, or of this process if there is no GPU. `train/peak_share` is the number of floating-point
-    operations per second in training, divided by that of a large matrix product in the same precision. It is measured at
+    use of the GPU so far, or of this process if there is no GPU. `train/peak_share` compares the floating-point
+    operations per second in training with a large matrix product in the same precision: 1 is the peak. It is measured at
     the end of a training of at least ten seconds, with the operations of the last batch. An error in this measurement is
     printed.
 
@@ -98,10 +98,8 @@ def flops_per_unit(model: Classifier, inputs: Any) -> float:
     depend on values.
     """
     network = copy.deepcopy(model.network).to("meta")
-    is_mapping = isinstance(inputs, Mapping)
-    empty = {name: _empty_like(values) for name, values in inputs.items()} if is_mapping else _empty_like(inputs)
     with FlopCounterMode(display=False) as counter:
-        network.forward(empty).sum().backward()
+        network.forward(map_tensors(_empty_like, inputs)).sum().backward()
     return counter.get_total_flops() / num_units(inputs)
 
 

@@ -35,7 +35,7 @@ CIFAR100 = tuple(
 
 @dataclass(frozen=True)
 class Variant:
-    """One of the two datasets. A record has `label_bytes` labels of a byte each, then the pixels. The last label is used."""
+    """One of the two datasets. A record has `label_bytes` labels of one byte and the pixels. The last label is used."""
 
     archive: RemoteFile
     folder: str

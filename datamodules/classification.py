@@ -43,7 +43,7 @@ class ClassificationDataModule(LightningDataModule):
         seed: Seed of shuffling and augmentation. `train.py` passes the seed of the experiment.
     """
 
-    choosable: ClassVar[bool] = False  # a base class, which no config can name
+    choosable: ClassVar[bool] = False  # a base class; a config cannot select it
     modality: ClassVar[Modality]
 
     def __init__(

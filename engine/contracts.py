@@ -140,11 +140,16 @@ class TokenTable(Protocol):
     def tensors(self) -> "list[Tensor]": ...
 
 
-def first_rows(inputs: Any, count: int) -> Any:
-    """Return the first `count` samples of a batch of inputs (a tensor, or a mapping of tensors)."""
+def map_tensors(function: "Callable[[Tensor], Tensor]", inputs: Any) -> Any:
+    """Apply a function to a tensor, or to each tensor of a mapping."""
     if isinstance(inputs, Mapping):
-        return {name: values[:count] for name, values in inputs.items()}
-    return inputs[:count]
+        return {name: function(values) for name, values in inputs.items()}
+    return function(inputs)
+
+
+def first_rows(inputs: Any, count: int) -> Any:
+    """Return the first `count` samples of a tensor or of a mapping of tensors."""
+    return map_tensors(lambda values: values[:count], inputs)
 
 
 def listed(names: "list[str] | tuple[str, ...]", most: int = 5) -> str:

@@ -5,13 +5,12 @@ minus the logit of the second most likely class. The attributions add up to the 
 and a baseline. For a linear model, each attribution is exactly the weight times the difference of the input.
 """
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from engine.contracts import Classifier
+from engine.contracts import Classifier, map_tensors
 
 # S steps, K classes
 
@@ -28,9 +27,7 @@ def integrated_gradients(model: Classifier, inputs: Any, steps: int = STEPS) -> 
     """
     with torch.inference_mode(False), torch.enable_grad():
         # autograd cannot use tensors that were created in inference mode, but it can use copies of them
-        copied = (
-            {name: values.clone() for name, values in inputs.items()} if isinstance(inputs, Mapping) else inputs.clone()
-        )
+        copied = map_tensors(torch.clone, inputs)
         with torch.no_grad():
             sample, baseline, compute_logits = model.attribution_inputs(copied)
             first, second = compute_logits(sample)[0].topk(2).indices.tolist()

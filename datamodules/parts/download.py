@@ -89,7 +89,7 @@ def unpack(archive: RemoteFile, folder: Path) -> None:
     with path.open("rb") as file:
         if hashlib.file_digest(file, "sha256").hexdigest() != archive.sha256:
             raise DataError(
-                f"{path}: the SHA-256 is not that of the original archive; delete the file to download it again"
+                f"{path}: the SHA-256 differs from the original archive; delete the file to download it again"
             )
     with TemporaryDirectory(dir=folder, prefix=".unpacking-") as temporary, tarfile.open(path) as tar:
         for member in tar:

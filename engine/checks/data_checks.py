@@ -125,13 +125,11 @@ def check_labels(inputs: Tensor | TokenTable, labels: Tensor) -> CheckResult:
 
 
 def _agreement(predicted: Tensor, labels: Tensor) -> tuple[float, float, float]:
-    """Return by how many standard deviations predictions (A,) exceed chance, the accuracy, and the chance accuracy."""
+    """Return the accuracy of predictions (A,) in standard deviations above chance, as a fraction, and by chance."""
     count, hits = len(labels), int((predicted == labels).sum())
     num_classes = int(max(predicted.max(), labels.max())) + 1
     predicted_counts, counts = (values.bincount(minlength=num_classes).double() for values in (predicted, labels))
-    pairs = float(
-        predicted_counts @ counts
-    )  # pairs of rows in which the prediction of the first is the label of the second
+    pairs = float(predicted_counts @ counts)  # number of pairs (i, j) with predicted[i] == labels[j]
     mean = pairs / count
     squares = float(predicted_counts @ counts.square() + counts @ predicted_counts.square())
     variance = (pairs - squares / count + mean**2) / (count - 1)

@@ -30,7 +30,7 @@ LEARNED, CONSTANT = 0.5, 0.99
 MIN_STEPS = 20  # fewer steps within the time limit are not significant
 GRADIENT_STEPS = 3  # every parameter must get a gradient that is not zero within these steps
 RATE_SECONDS, RATE_STEPS, RATE_WARM_UP = 2.0, 20, 5  # the learning rate rises during the warm-up
-UNCHANGED = 0.99  # fraction of the first loss above which the loss has not changed
+UNCHANGED = 0.99  # the loss has not changed if it stays above this fraction of the first loss
 SMALL_LOSS = 0.1  # a first loss below this value need not decrease
 
 
