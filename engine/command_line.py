@@ -1,18 +1,16 @@
 """Parses the command line of ``train.py``. Options such as ``--help`` print an answer instead of starting a run."""
 
-import difflib
-import os
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 from engine.config.config import Config, load_config
 from engine.config.cross_checks import check_requirements
+from engine.config.errors import closest
 from engine.config.explain import explain, help_text
 from engine.config.yaml_reader import read_override
 from engine.contracts import COMMAND_LINE, ConfigError
 from engine.runs.resume import check_unfinished, find_run
-from engine.terminal import CommandLineParser
+from engine.terminal import CommandLineParser, print_line
 
 OPTIONS = ("--config", "--resume", "--check", "--print-config", "--explain", "--help")
 # Overrides of ``--check``: one process, and only the output of the checks.
@@ -20,14 +18,6 @@ CHECK = (
     "trainer.devices=1", "trainer.num_nodes=1", "trainer.strategy=auto", "trainer.enable_progress_bar=false",
     "trainer.enable_checkpointing=false",
 )  # fmt: skip
-
-
-def show(text: str) -> None:
-    """Print `text`. A reader such as ``head`` may close the pipe before the end."""
-    try:
-        print(text, flush=True)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def parse(argv: list[str], description: str) -> Config | None:
@@ -60,8 +50,8 @@ def parse(argv: list[str], description: str) -> Config | None:
     arguments, rest = parser.parse_known_args(argv)
     for option in rest:
         if option.startswith("-"):
-            if close := difflib.get_close_matches(option, OPTIONS, 1, 0.75):
-                raise ConfigError(COMMAND_LINE, option, "unknown option", f"did you mean {close[0]}?")
+            if close := closest(option, OPTIONS):
+                raise ConfigError(COMMAND_LINE, option, "unknown option", f"did you mean {close}?")
             read_override(option)  # raises the error
     if arguments.check and arguments.resume is not None:
         raise ConfigError(COMMAND_LINE, "--check", "checks a new run", "leave out --resume")
@@ -74,11 +64,11 @@ def parse(argv: list[str], description: str) -> Config | None:
     else:
         config = load_config(arguments.config, overrides) if arguments.config else None
     if arguments.help:
-        show(parser.format_help() + "\n" + help_text(config))
+        print_line(parser.format_help() + "\n" + help_text(config))
     elif config and arguments.explain:
-        show(explain(config, arguments.explain))
+        print_line(explain(config, arguments.explain))
     elif config and arguments.print_config:
-        show(config.to_yaml().rstrip("\n"))
+        print_line(config.to_yaml().rstrip("\n"))
     elif config:
         check_unfinished(config)
         check_requirements(config)

@@ -67,6 +67,10 @@ class Config:
         """Return file and line of a key or section, or "command line"; only the file if the key was not written."""
         return self.origins.get(key) or self.origins.get(f"{key}.name") or str(self.path)
 
+    def error(self, key: str, problem: str, hint: str = "") -> ConfigError:
+        """Return the error that the value of a key, or a whole section, is wrong."""
+        return ConfigError(self.where(key), key, problem, hint)
+
     def options(self, section: str) -> dict[str, Any]:
         """Return the arguments of the section's component: the section without ``name``."""
         return {name: value for name, value in self[section].items() if name != "name"}
@@ -105,7 +109,7 @@ class Config:
         message = str(error)
         key, colon, problem = message.partition(": ")
         if colon and (key in self.parameters or key in SECTIONS):
-            return ConfigError(self.where(key), key, problem)
+            return self.error(key, problem)
         if colon and Path(re.sub(r":\d+$", "", key)).is_file():  # FILE or FILE:LINE of the user's data
             return ConfigError(key, "", problem)
         written = [name for name in self.options(section) if f"{section}.{name}" in self.origins]
@@ -113,7 +117,7 @@ class Config:
         devices = [name for name in DEVICE_OPTIONS if name in written]
         name = min(found, key=found.__getitem__, default=devices[0] if devices else "")
         key = f"{section}.{name}" if name else section
-        return ConfigError(self.where(key), key, message, hardware if not name or name in DEVICE_OPTIONS else "")
+        return self.error(key, message, hardware if not name or name in DEVICE_OPTIONS else "")
 
     def missing_monitor(self, error: Exception) -> ConfigError | None:
         """Return Lightning's error that a monitored metric was not logged as an error of the key; None for other errors."""
@@ -123,9 +127,7 @@ class Config:
         key = next((key for key, monitor in self.monitors().items() if monitor == match[1]), "trainer")
         names = message[match.end() :].partition(": ")[2].partition(". Condition")[0]
         logged = sorted(name.strip(" `'[]") for name in names.split(","))
-        return ConfigError(
-            self.where(key), key, f"metric {match[1]!r} is not logged", f"logged metrics: {listed(logged, 20)}"
-        )
+        return self.error(key, f"metric {match[1]!r} is not logged", f"logged metrics: {listed(logged, 20)}")
 
 
 def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Config:
@@ -151,7 +153,7 @@ def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
     top = {name: node for name, node in tree.items.items() if name not in SECTIONS}
     for name, node in top.items():
         if isinstance(node, Section) or closest(name, SECTIONS):
-            raise _unknown_key(config, name, section_schema(""), section_schema("").parameters, node.where)
+            raise _unknown_key(config, name, section_schema(""), node.where)
     for name in SECTIONS:
         node = tree.items.get(name, Section(str(path)))
         if isinstance(node, Value):
@@ -246,7 +248,7 @@ def _fill(config: Config, prefix: str, component: Component, section: Section) -
     usable = {name: parameter for name, parameter in component.parameters.items() if parameter.type is not None}
     for name, node in section.items.items():
         if name not in usable:
-            raise _unknown_key(config, f"{dot}{name}", component, usable, node.where)
+            raise _unknown_key(config, f"{dot}{name}", component, node.where)
         config.origins[dot + name] = node.where
     values = {}
     for name, parameter in usable.items():
@@ -263,10 +265,9 @@ def _fill(config: Config, prefix: str, component: Component, section: Section) -
     return values
 
 
-def _unknown_key(
-    config: Config, key: str, component: Component, usable: dict[str, Parameter], where: str
-) -> ConfigError:
+def _unknown_key(config: Config, key: str, component: Component, where: str) -> ConfigError:
     section, _, name = key.rpartition(".")
+    usable = [name for name, parameter in component.parameters.items() if parameter.type is not None]
     if key in schema.RENAMED:
         return ConfigError(where, key, f"was renamed to {schema.RENAMED[key]}")
     if not section:
@@ -282,11 +283,7 @@ def _unknown_key(
 
 
 def _convert(key: str, parameter: Parameter, node: Section | Value) -> Any:
-    """Return the written value with the type of `parameter`.
-
-    Raises:
-        ConfigError: if the value has another type or is out of range.
-    """
+    """Return the written value with the type of `parameter`."""
     kinds = get_args(parameter.type) or (parameter.type,)
     if isinstance(node, Value):
         if node.is_ambiguous and not (isinstance(node.data, bool) and bool in kinds):

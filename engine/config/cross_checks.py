@@ -17,11 +17,7 @@ if TYPE_CHECKING:
 
 
 def cross_check(config: "Config") -> None:
-    """Refuse impossible combinations.
-
-    Raises:
-        ConfigError: for the first one found.
-    """
+    """Raise a `ConfigError` for the first impossible combination."""
     check_monitors(config)
     _check_callbacks(config)
     _check_tokenizer(config)
@@ -32,35 +28,26 @@ def cross_check(config: "Config") -> None:
 
 
 def check_requirements(config: "Config") -> None:
-    """Refuse a run if a package or a data file is missing. A config that is only printed needs neither.
-
-    Raises:
-        ConfigError: with the file, or with the command that installs the package.
-    """
+    """Raise a `ConfigError` if a package or a data file is missing. A config that is only printed needs neither."""
     for section, component in config.components.items():
         for package, extra in component.constants.get("requires", {}).items():
             if find_spec(package) is None:
                 hint = f"run: pip install -e '.[{extra}]' -c constraints.txt"
                 key = f"{section}.name"
-                raise ConfigError(config.where(key), key, f"{config[key]} needs the package {package}", hint)
+                raise config.error(key, f"{config[key]} needs the package {package}", hint)
     if "wandb" in schema.logger_names(config["trainer.logger"]) and find_spec("wandb") is None:
-        key = "trainer.logger"
-        raise ConfigError(config.where(key), key, "wandb is not installed", "run: pip install wandb")
+        raise config.error("trainer.logger", "wandb is not installed", "run: pip install wandb")
     if "data.dataset" in config.parameters and config["data.dataset"] is None:
         for split in ("train", "val", "test"):
             name, key = config[f"data.{split}"], f"data.{split}"
             if name is not None and not Path(name).expanduser().is_file():
                 otherwise = "" if split == "train" else ", or null to split it off data.train"
                 hint = f"give a .csv, .tsv or .jsonl file{otherwise}"
-                raise ConfigError(config.where(key), key, f"there is no file {name}", hint)
+                raise config.error(key, f"there is no file {name}", hint)
 
 
 def check_model_takes_data(model: Component, name: str, where: str, data: Component, data_name: str) -> None:
-    """Refuse a model that does not accept the modality of the data.
-
-    Raises:
-        ConfigError: with the models that accept it.
-    """
+    """Raise a `ConfigError` if the model does not accept the modality of the data."""
     modality = data.constants.get("modality")
     if modality is None:
         hint = 'set the class attribute modality to "features", "image" or "tokens"'
@@ -80,22 +67,21 @@ def _check_callbacks(config: "Config") -> None:
         accepts = component.constants.get("accepts", ()) if component and options is not None else ()
         if accepts and modality not in accepts:
             problem = f"is for {' or '.join(accepts)}, and {config['data.name']} is {modality}"
-            raise ConfigError(config.where(f"callbacks.{name}"), f"callbacks.{name}", problem, "leave it out")
+            raise config.error(f"callbacks.{name}", problem, "leave it out")
 
 
 def _check_tokenizer(config: "Config") -> None:
     pretrained, key = config["model"].get("pretrained"), "data.tokenizer"
     if key in config.parameters and pretrained not in (None, config[key]):
         problem = f"is {config[key] or 'null'}, but a pretrained model needs its own tokenizer"
-        raise ConfigError(config.where(key), key, problem, f"set {key}={pretrained}")
+        raise config.error(key, problem, f"set {key}={pretrained}")
 
 
 def _check_loggers(config: "Config") -> None:
-    key = "trainer.logger"
-    for name in schema.logger_names(config[key]):
+    for name in schema.logger_names(config["trainer.logger"]):
         if name not in schema.LOGGERS:
             hint = suggest(name, schema.LOGGERS, "available")
-            raise ConfigError(config.where(key), key, f"unknown logger {name!r}", hint)
+            raise config.error("trainer.logger", f"unknown logger {name!r}", hint)
 
 
 def _check_trainer(config: "Config") -> None:
@@ -103,26 +89,24 @@ def _check_trainer(config: "Config") -> None:
         key, value = f"trainer.{name}", config[f"trainer.{name}"]
         if isinstance(value, float) and value > 1:
             hint = f"a number with a decimal point is a fraction, at most 1.0; for batches write {round(value)}"
-            raise ConfigError(config.where(key), key, f"{value} is out of range", hint)
+            raise config.error(key, f"{value} is out of range", hint)
     if config["trainer.devices"] in (0, "0", []):
-        where = config.where("trainer.devices")
-        raise ConfigError(where, "trainer.devices", "no device is requested", "write 1 or auto")
-    key, duration = "trainer.max_time", config["trainer.max_time"]
+        raise config.error("trainer.devices", "no device is requested", "write 1 or auto")
+    duration = config["trainer.max_time"]
     if isinstance(duration, str) and not re.fullmatch(r"\d+:\d+:\d+:\d+", duration):
         hint = "write days, hours, minutes and seconds, as in '00:01:30:00'"
-        raise ConfigError(config.where(key), key, f"{duration!r} is not a duration", hint)
+        raise config.error("trainer.max_time", f"{duration!r} is not a duration", hint)
 
 
 def _check_precision(config: "Config") -> None:
     key, precision = "trainer.precision", config["trainer.precision"]
     if precision in ("16-true", "bf16-true") and config.components["data"].constants["modality"] == "features":
         hint = f"features would be rounded before they are normalized; set {key}={precision[:-5]}-mixed"
-        raise ConfigError(config.where(key), key, f"{precision} is not for features", hint)
+        raise config.error(key, f"{precision} is not for features", hint)
 
 
 def _check_training_ends(config: "Config") -> None:
     limits = ("trainer.max_epochs", "trainer.max_steps", "trainer.max_time", "trainer.fast_dev_run")
     stops = config["callbacks"].get("early_stopping") or (config["callbacks"].get("timer") or {}).get("duration")
     if not stops and not any(config[key] for key in limits):
-        where = config.where("trainer.max_epochs")
-        raise ConfigError(where, "trainer.max_epochs", "nothing ends this run", "set max_epochs, max_steps or max_time")
+        raise config.error("trainer.max_epochs", "nothing ends this run", "set max_epochs, max_steps or max_time")

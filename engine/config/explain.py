@@ -16,11 +16,7 @@ INDENT = 6
 
 
 def explain(config: Config, key: str) -> str:
-    """Return where the value of `key` comes from, what it means and what it accepts.
-
-    Raises:
-        ConfigError: if the config has no such key.
-    """
+    """Return where the value of `key` comes from, what it means and what it accepts."""
     if key not in config.all_keys():
         hint = suggest(key, config.all_keys(), "keys")
         raise ConfigError(COMMAND_LINE, "--explain", f"{config.path} has no key {key!r}", hint)
@@ -61,9 +57,8 @@ def help_text(config: Config | None) -> str:
         return _entries("names (--config FILE --help lists every key of a config):", names)
     blocks = []
     for section in ("", *SECTIONS):
-        lines = [_describe(config, key) for key in config.parameters if key.partition(".")[0] == section]
-        if not section:
-            lines = [_describe(config, key) for key in config.parameters if "." not in key]
+        keys = [key for key in config.parameters if (key.partition(".")[0] if "." in key else "") == section]
+        lines = [_describe(config, key) for key in keys]
         if section in NAMED:
             name = f"  {section}.name={config[section]['name']}  "
             lines.insert(0, _wrap(name, f"({' | '.join(component_names(section))})"))
@@ -91,10 +86,7 @@ def _wrap(head: str, text: str) -> str:
     """Wrap `text` at the width of the terminal, with `head` before its first line."""
     width = max(MIN_WIDTH, shutil.get_terminal_size((100, 24)).columns)
     indent = " " * (len(head) if len(head) < MAX_INDENT else INDENT)
-    return textwrap.fill(
-        text if head.isspace() else head + text, width, initial_indent=head if head.isspace() else "",
-        subsequent_indent=indent, break_on_hyphens=False, break_long_words=False,
-    )  # fmt: skip
+    return textwrap.fill(head + text, width, subsequent_indent=indent, break_on_hyphens=False, break_long_words=False)
 
 
 def _yaml(value: Any) -> str:

@@ -24,24 +24,19 @@ BASE_CLASS = ("lit_models/classifier.py", "lit_models/parts/metrics.py")  # `sch
 
 
 def check_monitors(config: "Config") -> None:
-    """Refuse a monitor that is never logged, and a mode that does not fit its metric.
-
-    Raises:
-        ConfigError: for the first one found.
-    """
+    """Raise a `ConfigError` for a monitor that is never logged, or a mode that does not fit its metric."""
     for key, monitor in config.monitors().items():
-        where, split = config.where(key), monitor.partition("/")[0]
+        split = monitor.partition("/")[0]
         if split.startswith("test") or (split == "train" and key == "run.monitor"):
-            problem = f"{monitor} is not measured in validation"
-            raise ConfigError(where, key, problem, "choose a metric such as val/loss")
+            raise config.error(key, f"{monitor} is not measured in validation", "choose a metric such as val/loss")
         if monitor not in schema.METRICS:
             _check_is_logged(config, key, monitor)
         if split == "val" and config["trainer.limit_val_batches"] == 0 and key != "run.monitor":
-            raise ConfigError(where, key, f"{monitor} is not measured", "trainer.limit_val_batches is 0")
+            raise config.error(key, f"{monitor} is not measured", "trainer.limit_val_batches is 0")
         mode_key, best = key.removesuffix("monitor") + "mode", schema.METRICS.get(monitor)
         mode = config[mode_key] if mode_key in config.parameters else None
         if best and mode not in (None, best):
-            place = config.origins.get(mode_key, where)
+            place = config.origins.get(mode_key) or config.where(key)
             raise ConfigError(place, mode_key, f"{mode} does not fit {monitor}", f"set {mode_key}={best}")
 
 
@@ -57,7 +52,7 @@ def _check_is_logged(config: "Config", key: str, monitor: str) -> None:
     if logged.isdisjoint((monitor, monitor.removesuffix("_step"), monitor.removesuffix("_epoch"))):
         choices = [name for name in logged if not name.startswith("test")]
         hint = suggest(monitor, choices, "logged metrics")
-        raise ConfigError(config.where(key), key, f"metric {monitor!r} is not logged", hint)
+        raise config.error(key, f"metric {monitor!r} is not logged", hint)
 
 
 def _logged_names(tree: ast.Module) -> set[str] | None:

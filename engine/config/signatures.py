@@ -92,17 +92,11 @@ def read_component(path: Path, name: str) -> Component:
 
 @lru_cache
 def tree_of(path: Path) -> ast.Module:
-    """Return the syntax tree of a file.
-
-    Raises:
-        ConfigError: if the file is not valid Python.
-    """
+    """Return the syntax tree of a Python file."""
     try:
-        return ast.parse(path.read_text(encoding="utf-8"), str(path))
+        return ast.parse(path.read_bytes(), str(path))
     except SyntaxError as error:
         raise ConfigError(f"{short_path(path)}:{error.lineno}", "", f"is not valid Python: {error.msg}") from None
-    except UnicodeDecodeError:
-        raise ConfigError(short_path(path), "", "is not UTF-8 text") from None
 
 
 def short_path(path: Path) -> str:
@@ -158,10 +152,8 @@ def _parameters(path: Path, node: ast.ClassDef | ast.FunctionDef) -> dict[str, P
         return {f.target.id: _parameter(path, f.target.id, f, f.annotation, f.value, meanings) for f in fields}  # type: ignore[union-attr]
     found: dict[str, Parameter] = {}
     for owner_path, owner in lineage(path, node):
-        init = next(
-            (item for item in owner.body if isinstance(item, ast.FunctionDef) and item.name == "__init__"), None
-        )
-        if init is not None:
+        functions = {item.name: item for item in owner.body if isinstance(item, ast.FunctionDef)}
+        if (init := functions.get("__init__")) is not None:
             docstring = "\n\n".join(text for documented in (owner, init) if (text := ast.get_docstring(documented)))
             for name, parameter in _function_parameters(owner_path, init, docstring).items():
                 found.setdefault(name, parameter)
@@ -235,7 +227,7 @@ def read_annotation(node: ast.expr, bounds: list[str]) -> Any:
         The type; None if YAML cannot express it.
 
     Raises:
-        ValueError, SyntaxError, IndexError: if the annotation is not made of literals.
+        ValueError, SyntaxError, IndexError: if the choices or bounds are not literals.
     """
     if isinstance(node, ast.Constant):
         return NoneType if node.value is None else read_annotation(ast.parse(str(node.value), mode="eval").body, bounds)

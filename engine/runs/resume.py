@@ -37,28 +37,20 @@ def find_run(text: str, path: Path | None, overrides: list[str]) -> Config:
         configs = [config for depth in ("*", "*/*") for config in given.glob(f"{depth}/config.yaml")] if text else []
         example = max((config.parent for config in configs), key=_last_written, default="runs/CONFIG/NAME")
         hint = f"give the folder of a run, such as {example}, or a checkpoint in it"
-        raise ConfigError(
-            COMMAND_LINE, "--resume", f"{text!r} is not the folder of a run (it has no config.yaml)", hint
-        )
+        problem = f"{text!r} is not the folder of a run (it has no config.yaml)"
+        raise ConfigError(COMMAND_LINE, "--resume", problem, hint)
     if is_checkpoint and not given.is_file():
         raise ConfigError(COMMAND_LINE, "--resume", f"there is no file {given}")
     config = load_config(path or folder / "config.yaml", overrides)
     if changed := first_difference(load_config(folder / "config.yaml"), config):
         key, old, new = changed
-        problem, hint = (
-            f"is {new} here, and {old} in {folder}",
-            "for a changed experiment, start a new run without --resume",
-        )
-        raise ConfigError(config.where(key), key, problem, hint)
+        hint = "for a changed experiment, start a new run without --resume"
+        raise config.error(key, f"is {new} here, and {old} in {folder}", hint)
     return replace(config, resumed_folder=folder, checkpoint=given if is_checkpoint else None)
 
 
 def check_unfinished(config: Config) -> None:
-    """Refuse to resume a run that is finished.
-
-    Raises:
-        ConfigError: with the file of its metrics.
-    """
+    """Raise a `ConfigError` if the run to resume is finished."""
     if config.resumed_folder is not None and is_finished(config.resumed_folder):
         hint = f"its metrics are in {config.resumed_folder / 'metrics.json'}; to train longer, start a new run"
         raise ConfigError(COMMAND_LINE, "--resume", f"{config.resumed_folder} is finished", hint)
@@ -71,9 +63,8 @@ def is_finished(folder: Path) -> bool:
 def first_difference(old: Config, new: Config) -> tuple[str, Any, Any] | None:
     """Return the first key that affects the result and differs, with both values; None if the experiments are the same."""
     keys = {*old.all_keys(), *new.all_keys()} - FREE_KEYS
-    for key in sorted(
-        keys, key=lambda key: (not key.endswith(".name"), key)
-    ):  # names first, because they change other keys
+    # names first, because the other keys depend on them
+    for key in sorted(keys, key=lambda key: (not key.endswith(".name"), key)):
         values = [config[key] if key in config.all_keys() else "not set" for config in (old, new)]
         if values[0] != values[1]:
             before, now = ("null" if value is None else value for value in values)

@@ -128,8 +128,7 @@ def _find_folder(config: Config) -> Path:
         return Path(os.environ[VARIABLE]) if by_lightning and VARIABLE in os.environ else experiment_folder(config)
     name = config["run.name"] or f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
     if Path(name).name != name:
-        problem = f"{name!r} is not the name of a folder"
-        raise ConfigError(config.where("run.name"), "run.name", problem, "leave out slashes")
+        raise config.error("run.name", f"{name!r} is not the name of a folder", "leave out slashes")
     return experiment_folder(config) / name
 
 
@@ -138,16 +137,14 @@ def _create_folder(config: Config, folder: Path) -> "FileLock | None":
     try:
         folder.mkdir(parents=True)
         lock = lock_run(folder)  # before the config, because other processes take a folder with a config for a run
-        _write_text(
-            folder / "config.yaml", config.to_yaml(name=None)
-        )  # without the name, so that the run can be repeated
+        # without the name, so that the run can be repeated
+        _write_text(folder / "config.yaml", config.to_yaml(name=None))
     except FileExistsError:
         hint = f"choose another name, or resume it: --resume {folder}"
-        raise ConfigError(config.where("run.name"), "run.name", f"{folder} exists", hint) from None
+        raise config.error("run.name", f"{folder} exists", hint) from None
     except OSError as error:
         shutil.rmtree(folder, ignore_errors=True)
-        problem = f"cannot write to {folder} ({error.strerror})"
-        raise ConfigError(config.where("run.root"), "run.root", problem) from None
+        raise config.error("run.root", f"cannot write to {folder} ({error.strerror})") from None
     return lock
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from engine.config.signatures import PROJECT
 from engine.runs.run_folder import write_json
 from engine.terminal import count_of, print_line
 from engine.training.clock import Clock
@@ -152,11 +153,25 @@ class RunRecord(Callback):
         )
 
     def _facts(self, trainer: Trainer) -> dict[str, Any]:
-        facts = environment(trainer.strategy.root_device, str(trainer.precision), trainer.world_size)
-        facts["data_sha256"] = getattr(trainer.datamodule, "fingerprint", "")  # type: ignore[attr-defined]
-        facts["pretrained"] = getattr(trainer.lightning_module, "pretrained_identity", None)
-        facts["seed"] = self.hyperparameters["seed"]
-        return facts
+        """Return the facts that affect a result besides the config."""
+        device, commit = trainer.strategy.root_device, _git("rev-parse", "HEAD")
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name()
+        return {
+            "command": shlex.join([Path(sys.executable).name, *sys.argv]),
+            "git_commit": commit,
+            "git_dirty": commit and bool(_git("status", "--porcelain")),  # with new files, because a model may be new
+            "python": platform.python_version(),
+            "platform": platform.platform(),
+            "packages": {package: found for package in PACKAGES if (found := _version(package))},
+            "device": f"{device.type}: {name}",
+            "num_devices": trainer.world_size,
+            "precision": str(trainer.precision),
+            "cpu_count": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+            "data_sha256": getattr(trainer.datamodule, "fingerprint", ""),  # type: ignore[attr-defined]
+            "pretrained": getattr(trainer.lightning_module, "pretrained_identity", None),
+            "seed": self.hyperparameters["seed"],
+        }
 
     def _write_start(self, facts: Mapping[str, Any]) -> None:
         write_json(self.folder / "environment.json", facts)  # marks that the run has started, or was resumed
@@ -195,33 +210,8 @@ class RunRecord(Callback):
         return {**old, "resumed": [*old.get("resumed", []), note]}
 
 
-def environment(device: torch.device, precision: str, world_size: int) -> dict[str, Any]:
-    """Return the facts that affect a result besides the config: code, versions, device, threads."""
-    commit = _git("rev-parse", "HEAD")
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name()
-    return {
-        "command": shlex.join([Path(sys.executable).name, *sys.argv]),
-        "git_commit": commit,
-        "git_dirty": commit and bool(_git("status", "--porcelain")),  # with new files, because a model may be new
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "packages": {package: found for package in PACKAGES if (found := _version(package))},
-        "device": f"{device.type}: {name}",
-        "num_devices": world_size,
-        "precision": precision,
-        "cpu_count": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-    }
-
-
 def start_summary(trainer: Trainer, facts: Mapping[str, Any], hyperparameters: Mapping[str, Any]) -> str:
-    """Return lines about data, model, device and steps, before training starts.
-
-    Args:
-        trainer: The trainer in `fit`.
-        facts: The environment.
-        hyperparameters: The flat config.
-    """
+    """Return lines about data, model, device and steps, which are printed when training starts."""
     rows = {
         "data": f"{hyperparameters['data.name']}: {', '.join(_data_facts(trainer))}",
         "model": f"{hyperparameters['model.name']}: {_parameter_facts(trainer)}",
@@ -232,15 +222,7 @@ def start_summary(trainer: Trainer, facts: Mapping[str, Any], hyperparameters: M
 
 
 def end_summary(metrics: Mapping[str, Any], monitor: str, times: list[str], folder: Path, has_tensorboard: bool) -> str:
-    """Return lines about the metrics of the tested checkpoint, times and files.
-
-    Args:
-        metrics: The content of ``metrics.json``.
-        monitor: Metric that chose the checkpoint.
-        times: Lines about how the time was spent.
-        folder: Folder of the run.
-        has_tensorboard: Whether the run has files for TensorBoard.
-    """
+    """Return lines about the metrics of the tested checkpoint, the time and the files, which are printed at the end."""
     rows = []
     for title, stage in (("test", "test"), ("validation", "val")):
         values = {name: metrics.get(f"{stage}/{name}") for name in ("accuracy", "f1", "loss")}
@@ -334,9 +316,8 @@ def _cpu_name() -> str:
 def _git(*arguments: str) -> str | None:
     """Return the output of a git command in the project; None without git or a repository."""
     try:
-        folder = Path(__file__).resolve().parent
         output = subprocess.check_output(
-            ["git", *arguments], cwd=folder, stderr=subprocess.DEVNULL, text=True, timeout=10
+            ["git", *arguments], cwd=PROJECT, stderr=subprocess.DEVNULL, text=True, timeout=10
         )
     except (OSError, subprocess.SubprocessError):
         return None
