@@ -21,15 +21,7 @@ CHECK = (
 
 
 def parse(argv: list[str], description: str) -> Config | None:
-    """Return the experiment to train; None if the command line only asks for information, which is then printed.
-
-    Args:
-        argv: The arguments of the command.
-        description: First line of the help text.
-
-    Raises:
-        ConfigError: for the first mistake on the command line or in the config.
-    """
+    """Return the experiment to train; None if the command line only asks for information, which is then printed."""
     parser = CommandLineParser(prog="python train.py", description=description, add_help=False, allow_abbrev=False)
     parser.add_argument(
         "overrides", nargs="*", metavar="KEY=VALUE", help="replace a value of the config: optimizer.lr=0.1"

@@ -21,11 +21,7 @@ _INTEGER = re.compile(r"[-+]?(0|[1-9][0-9]*)")
 _FLOAT = re.compile(r"[-+]?([0-9]+\.[0-9]*|\.[0-9]+|[0-9]+(?=[eE]))([eE][-+]?[0-9]+)?")
 _NOT_FINITE = re.compile(r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
 _BOOLEANS = {"true": True, "True": True, "TRUE": True, "false": False, "False": False, "FALSE": False}
-_YES_OR_NO = {
-    word: meaning
-    for lower, meaning in {"yes": True, "on": True, "no": False, "off": False}.items()
-    for word in (lower, lower.title(), lower.upper())
-}
+_YES_OR_NO = re.compile(r"yes|Yes|YES|on|On|ON|no|No|NO|off|Off|OFF")
 _NUMBER_OF_YAML_1_1 = re.compile(
     r"[-+]?(0[0-9_]+|0[bxo][0-9a-fA-F_]+|[0-9][0-9]*_[0-9_]*(\.[0-9_]*)?|[0-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9]*)?)"
 )
@@ -85,11 +81,7 @@ def read_yaml(path: Path) -> Section:
 
 
 def read_override(argument: str) -> tuple[str, Value | Section]:
-    """Return the key and the value of an override ``a.b=c`` on the command line.
-
-    Raises:
-        ConfigError: if `argument` does not have this form, or the value is not valid YAML.
-    """
+    """Return the key and the value of an override ``a.b=c`` on the command line."""
     key, equals, text = argument.partition("=")
     if argument.startswith("-"):
         hint = f"write {key.lstrip('-')}={text or 'VALUE'}, without dashes; --help lists the options"
@@ -175,11 +167,7 @@ def _where(node: yaml.Node, source: str) -> str:
 
 
 def plain(node: Value | Section, key: str) -> Any:
-    """Return the data of a tree: a dict, list or scalar.
-
-    Raises:
-        ConfigError: if a scalar is ambiguous.
-    """
+    """Return the data of a tree: a dict, list or scalar. An ambiguous scalar is refused."""
     if isinstance(node, Section):
         return {name: plain(child, f"{key}.{name}") for name, child in node.items.items()}
     if node.is_ambiguous:
@@ -190,8 +178,8 @@ def plain(node: Value | Section, key: str) -> Any:
 def ambiguity_error(value: Value, key: str) -> ConfigError:
     """Return the error for a scalar that different versions of YAML read differently."""
     text = value.text
-    if text in _YES_OR_NO:
-        hint = f"write {str(_YES_OR_NO[text]).lower()}, or '{text}' in quotes for the word"
+    if isinstance(value.data, bool):
+        hint = f"write {str(value.data).lower()}, or '{text}' in quotes for the word"
         return ConfigError(value.where, key, f"{text} can be a boolean or a word", hint)
     hint = f"write a decimal number, or '{text}' in quotes for text"
     return ConfigError(value.where, key, f"{text} is read differently by different versions of YAML", hint)
@@ -211,15 +199,15 @@ def _scalar(node: yaml.ScalarNode, where: str) -> Value:
         return Value(float(text), where, text)
     if _NOT_FINITE.fullmatch(text):
         return Value(float(text.replace(".", "")), where, text)
-    if text in _YES_OR_NO:
-        return Value(_YES_OR_NO[text], where, text, is_ambiguous=True)
+    if _YES_OR_NO.fullmatch(text):
+        return Value(text.lower() in ("yes", "on"), where, text, is_ambiguous=True)
     if _NUMBER_OF_YAML_1_1.fullmatch(text):
         return Value(text, where, text, is_ambiguous=True)
     return Value(text, where)
 
 
 def _available(path: Path) -> str:
-    """Return a hint with configs that exist: one with a similar name, or those of the same folder."""
+    """Return a hint with a config of a similar name, or with the configs in the same folder."""
     for folder in (path.parent, Path("configs")):
         names = sorted(found.name for found in folder.glob("[!.]*.yaml"))
         if close := difflib.get_close_matches(path.stem, [Path(name).stem for name in names], 1):

@@ -15,11 +15,7 @@ NOT_SET = "(not set)"
 
 
 def compare_configs(runs: Sequence[Run]) -> Rows:
-    """Yield the keys in which the configs differ.
-
-    Raises:
-        ConfigError: if a config cannot be read.
-    """
+    """Yield the keys in which the configs differ."""
     return _differences([dict(_flatten(_read_config(run.folder / "config.yaml"))) for run in runs], NOT_SET)
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from engine.config.config import Config
 from engine.config.signatures import PROJECT
 from engine.contracts import COMMAND_LINE, ConfigError, UserError
-from engine.runs.run_lock import lock_run
+from engine.runs.run_lock import delete_locked_folder, lock_run
 from engine.terminal import print_line
 
 if TYPE_CHECKING:
@@ -50,7 +50,12 @@ def run_folder(config: Config) -> Iterator[Path]:
         return
     folder, is_first, lock = _find_folder(config), rank() == 0, None
     if is_first:
-        lock = _create_folder(config, folder) if config.resumed_folder is None else _lock_existing(folder)
+        if config.resumed_folder is None:
+            lock = _create_folder(config, folder)
+        else:
+            lock = lock_run(folder)
+            if not (folder / "config.yaml").exists():
+                raise ConfigError(COMMAND_LINE, "--resume", f"{folder} was deleted")
         for unfinished in folder.glob("checkpoints/*.part"):  # of a process that was killed while it wrote
             unfinished.unlink()
         os.environ[VARIABLE] = str(folder.resolve())
@@ -66,14 +71,15 @@ def run_folder(config: Config) -> Iterator[Path]:
         raise
     finally:
         os.environ.pop(VARIABLE, None)
-        if lock is not None:
+        if is_first and config.resumed_folder is None and not (folder / "environment.json").exists():
+            with suppress(OSError):
+                delete_locked_folder(folder, lock)
+        elif lock is not None:
             lock.release()
-        if config.resumed_folder is None and is_first and not (folder / "environment.json").exists():
-            shutil.rmtree(folder, ignore_errors=True)
 
 
 def experiment_folder(config: Config) -> Path:
-    """Return the folder of all runs of a config, ROOT/CONFIG. A run's own config.yaml belongs to the config of the run."""
+    """Return the folder of all runs of a config, ROOT/CONFIG. For the config.yaml of a run, it is the folder of that run."""
     path = config.path.resolve()
     is_in_run_folder = path.name == "config.yaml" and path.parent != PROJECT / "configs"
     return Path(config["run.root"]) / (path.parent.parent.name if is_in_run_folder else path.stem)
@@ -106,7 +112,7 @@ def _file_identity(path: Path) -> tuple[int, int] | None:
 
 
 def _write_status(folder: Path, error: BaseException) -> None:
-    """Write how a run ended. The process that resumes the run deletes this file."""
+    """Write how a run ended to ``status.json``. The process that resumes the run deletes this file."""
     code_of_python = 130 if isinstance(error, KeyboardInterrupt) else 1
     code = getattr(error, "exit_code", 2 if isinstance(error, UserError) else code_of_python)
     reason = " ".join(str(error).split()) or type(error).__name__
@@ -123,7 +129,7 @@ def _find_folder(config: Config) -> Path:
     """Return the folder of the run, which may not exist yet."""
     if config.resumed_folder is not None:
         return config.resumed_folder
-    if rank() > 0:  # it writes nothing there; only Lightning's own launcher passes the name of the folder
+    if rank() > 0:  # this process writes nothing there; only Lightning's own launcher passes the name of the folder
         by_lightning = "LOCAL_RANK" in os.environ and "RANK" not in os.environ
         return Path(os.environ[VARIABLE]) if by_lightning and VARIABLE in os.environ else experiment_folder(config)
     name = config["run.name"] or f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
@@ -145,11 +151,4 @@ def _create_folder(config: Config, folder: Path) -> "FileLock | None":
     except OSError as error:
         shutil.rmtree(folder, ignore_errors=True)
         raise config.error("run.root", f"cannot write to {folder} ({error.strerror})") from None
-    return lock
-
-
-def _lock_existing(folder: Path) -> "FileLock | None":
-    lock = lock_run(folder)
-    if not (folder / "config.yaml").exists():
-        raise ConfigError(COMMAND_LINE, "--resume", f"{folder} was deleted")
     return lock

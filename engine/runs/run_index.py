@@ -7,7 +7,6 @@ reason why it ended. A run without any of them was killed.
 import json
 import os
 import re
-import shutil
 import stat
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from engine.contracts import COMMAND_LINE, ConfigError, listed
-from engine.runs.run_lock import is_running, lock_run
+from engine.runs.run_lock import delete_locked_folder, is_running, lock_run
 
 Status = Literal["running", "finished", "failed", "interrupted"]
 STATUSES: tuple[Status, ...] = ("running", "finished", "failed", "interrupted")
@@ -57,9 +56,6 @@ def find_runs(root: Path, patterns: Sequence[str] = (), commands: Sequence[str] 
         root: Folder of all runs.
         patterns: Names (CONFIG or CONFIG/NAME, ``*`` for any text) or folders; empty for all runs.
         commands: Other words that a pattern may be a misspelling of.
-
-    Raises:
-        ConfigError: if there are patterns, and no run matches.
     """
     entries = list(_entries(root))
     names = {name for _, name, _ in entries}
@@ -79,11 +75,7 @@ def find_runs(root: Path, patterns: Sequence[str] = (), commands: Sequence[str] 
 
 
 def find_single_run(root: Path, text: str) -> Run:
-    """Return the run with the folder or the name `text`, or the only run whose name contains `text`.
-
-    Raises:
-        ConfigError: if no run or more than one run matches.
-    """
+    """Return the run with the folder or the name `text`, or the only run whose name contains `text`."""
     text = _name_below(root, text)
     entries = {name: (folder, began) for folder, name, began in _entries(root)}
     if (path := Path(text)).joinpath("config.yaml").is_file():
@@ -104,10 +96,12 @@ def find_single_run(root: Path, text: str) -> Run:
 def read_run(folder: Path, name: str, began: float) -> Run:
     """Read the state of a run from its folder."""
     metrics = read_mapping(folder / "metrics.json")
+    if metrics is None:
+        if is_running(folder):
+            return Run(name, folder, "running", began)
+        metrics = read_mapping(folder / "metrics.json")  # the run may have finished meanwhile
     if metrics is not None:
         return Run(name, folder, "finished", began, metrics)
-    if is_running(folder):
-        return Run(name, folder, "running", began)
     end = read_mapping(folder / "status.json") or {}
     status: Status = "failed" if end.get("status") == "failed" else "interrupted"
     return Run(name, folder, status, began, reason=str(end.get("reason") or "killed"))
@@ -126,28 +120,19 @@ def folder_size(run: Run) -> int:
 def delete_run(run: Run) -> bool:
     """Delete the folder of a run, and the folder of its config if it is empty then.
 
-    Returns:
-        False if the run was resumed or has finished since it was read. Then it is not deleted.
-
-    Raises:
-        ConfigError: if the folder cannot be deleted.
+    Returns False without deleting anything if the run was resumed or has finished since it was read.
     """
     try:
         lock = lock_run(run.folder)
     except ConfigError:  # another process trains there
         return False
-    try:
-        is_finished = (run.folder / "metrics.json").exists()
-        if is_finished != (run.status == "finished") or (lock is None and not is_finished and is_running(run.folder)):
-            return False
-        (run.folder / "config.yaml").unlink()  # from now on no process can resume it, so the lock can be released
-    except OSError as error:
-        raise ConfigError(str(run.folder), "", f"cannot be deleted ({error.strerror})") from None
-    finally:
+    is_finished = (run.folder / "metrics.json").exists()
+    if is_finished != (run.status == "finished") or (lock is None and not is_finished and is_running(run.folder)):
         if lock is not None:
             lock.release()
+        return False
     try:
-        shutil.rmtree(run.folder)
+        delete_locked_folder(run.folder, lock)
     except OSError as error:
         raise ConfigError(str(run.folder), "", f"cannot be deleted completely ({error.strerror})") from None
     with suppress(OSError):  # the config has other runs
@@ -156,11 +141,7 @@ def delete_run(run: Run) -> bool:
 
 
 def metric_values(runs: Sequence[Run], metric: str) -> list[tuple[Run, float]]:
-    """Return the runs that have a metric, with its value.
-
-    Raises:
-        ConfigError: if no run has the metric.
-    """
+    """Return the runs that have a metric, with its value. At least one run must have it."""
     values = [(run, run.metrics[metric]) for run in runs if is_number(run.metrics.get(metric))]
     if not values:
         known = sorted({name for run in runs for name in metric_names(run)})

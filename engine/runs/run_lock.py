@@ -3,6 +3,7 @@
 The operating system releases the lock when the process ends, even if it is killed.
 """
 
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -39,6 +40,19 @@ def lock_run(folder: Path) -> "FileLock | None":
     except OSError:
         return None
     return lock
+
+
+def delete_locked_folder(folder: Path, lock: "FileLock | None") -> None:
+    """Delete the folder of a run that this process has locked.
+
+    The config is deleted first. From then on no process can resume the run, so the lock can be released.
+    """
+    try:
+        (folder / "config.yaml").unlink(missing_ok=True)
+    finally:
+        if lock is not None:
+            lock.release()
+    shutil.rmtree(folder)
 
 
 def is_running(folder: Path) -> bool:

@@ -190,11 +190,7 @@ class RunRecord(Callback):
         return self._earlier_seconds + (time.monotonic() - self._started if self._started else 0.0)
 
     def _compare(self, trainer: Trainer, old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
-        """Return the environment of the run with a note about this resumption.
-
-        Raises:
-            RunEnded: if the run cannot be resumed in this environment.
-        """
+        """Return the environment of the run with a note about this resumption. Refuse one that changes the result."""
         for name, hint in MUST_MATCH.items():
             if name == "threads" and not str(new["device"]).startswith("cpu"):
                 continue

@@ -120,6 +120,15 @@ def test_json_has_all_values(root, capsys):
     assert content[2]["metrics"]["test_class_accuracy/cat"] == 0.25
 
 
+def test_a_run_that_finishes_while_it_is_read_is_finished(root, capsys, monkeypatch):
+    def finish(folder: Path) -> bool:
+        (folder / "metrics.json").write_text('{"test/accuracy": 0.5}', encoding="utf-8")
+        return False
+
+    monkeypatch.setattr(run_index, "is_running", finish)
+    assert "cnn/d  finished" in output(capsys, "cnn/d", "--root", root)
+
+
 def test_a_locked_run_is_running(root, capsys):
     with (root / "cnn/d/.lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)

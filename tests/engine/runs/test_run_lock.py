@@ -163,6 +163,14 @@ def test_a_run_cannot_be_resumed_while_it_is_deleted(folder, monkeypatch):
     assert refused
 
 
+def test_a_refused_run_cannot_be_resumed_while_its_folder_is_deleted(tmp_path, monkeypatch):
+    can_be_resumed = []
+    monkeypatch.setattr(shutil, "rmtree", lambda folder, **_: can_be_resumed.append((folder / "config.yaml").exists()))
+    with pytest.raises(ConfigError), run_folder(load_config(IRIS, [f"run.root={tmp_path}"])):
+        raise ConfigError("", "", "is refused")
+    assert can_be_resumed == [False]
+
+
 def test_a_new_run_is_locked_before_it_can_be_listed(tmp_path, monkeypatch):
     states = []
 
