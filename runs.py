@@ -42,6 +42,7 @@ COMMANDS = ("list", "compare", "best", "prune")
 COLUMNS = {"accuracy": "test/accuracy", "f1": "test/f1", "loss": "test/loss", "val acc": "val/accuracy"}
 TITLES = ["run", "status", *COLUMNS, "trained", "began", "reason"]
 NAMES = "CONFIG, CONFIG/NAME or the folder of a run; * stands for any text (default: all runs)"
+NUMBER = "show N runs; 0 for all (default: %(default)s)"
 PART_OF_NAME = "folder of a run, CONFIG/NAME, or a part of the name that only one run has"
 
 
@@ -61,7 +62,7 @@ def main(argv: list[str]) -> int:
 
 def common_options() -> CommandLineParser:
     """Return a parser of the options that can stand before or after a command. Their defaults are set elsewhere."""
-    parser = CommandLineParser(add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS)
+    parser = CommandLineParser(add_help=False, argument_default=argparse.SUPPRESS)
     parser.add_argument("--root", type=Path, metavar="FOLDER", help="folder of all runs (default: runs)")
     parser.add_argument("--json", action="store_true", help="print JSON")
     return parser
@@ -70,26 +71,22 @@ def common_options() -> CommandLineParser:
 def make_parser() -> CommandLineParser:
     description, _, examples = (__doc__ or "").partition("\n\n")
     parser = CommandLineParser(
-        prog="python runs.py", description=description, epilog=examples, parents=[common_options()], allow_abbrev=False,
+        prog="python runs.py", description=description, epilog=examples, parents=[common_options()],
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     parser.set_defaults(root=Path("runs"), json=False)
     commands = parser.add_subparsers(metavar="COMMAND")
 
     def add_command(name: str, function: Any, summary: str) -> argparse.ArgumentParser:
-        description = f"{summary[0].upper()}{summary[1:]}."
-        command = commands.add_parser(
-            name, help=summary, description=description, parents=[common_options()], allow_abbrev=False
-        )
+        description = f"{summary.capitalize()}."
+        command = commands.add_parser(name, help=summary, description=description, parents=[common_options()])
         command.set_defaults(run_command=function)
         return command
 
     command = add_command("list", list_runs, "list runs, the newest first")
     command.add_argument("runs", nargs="*", metavar="RUN", help=NAMES)
     add_status(command, "all")
-    command.add_argument(
-        "--last", "--top", type=count, default=30, metavar="N", help="show N runs; 0 for all (default: 30)"
-    )
+    command.add_argument("--last", "--top", type=count, default=30, metavar="N", help=NUMBER)
 
     command = add_command("compare", compare_runs, "show the differences in config, environment and metrics")
     command.add_argument("runs", nargs="+", metavar="RUN", help=PART_OF_NAME)
@@ -99,20 +96,16 @@ def make_parser() -> CommandLineParser:
     command.add_argument("runs", nargs="*", metavar="RUN", help=NAMES)
     order = command.add_mutually_exclusive_group()
     order.add_argument(
-        "--smallest", action="store_true", help="the smallest value is best (default for loss, error, seconds)"
+        "--smallest", action="store_true", help="smallest value first (default for loss, error, seconds)"
     )
-    order.add_argument("--largest", action="store_true", help="the largest value is best (default for other metrics)")
+    order.add_argument("--largest", action="store_true", help="largest value first (default for other metrics)")
     command.add_argument("--path", action="store_true", help="print only the folder of the best run")
-    command.add_argument(
-        "--top", "--last", dest="last", type=count, default=10, metavar="N", help="show N runs; 0 for all (default: 10)"
-    )
+    command.add_argument("--top", "--last", dest="last", type=count, default=10, metavar="N", help=NUMBER)
 
     command = add_command("prune", prune_runs, "delete runs, after asking for confirmation")
     command.add_argument("runs", nargs="*", metavar="RUN", help=NAMES)
     add_status(command, "failed and interrupted")
-    command.add_argument(
-        "--older-than", type=days, default=0.0, metavar="DAYS", help="only runs that began more than DAYS ago"
-    )
+    command.add_argument("--older-than", type=days, default=0.0, metavar="DAYS", help="only runs older than DAYS days")
     command.add_argument("--yes", action="store_true", help="delete without asking")
     return parser
 
@@ -172,10 +165,8 @@ def compare_runs(arguments: argparse.Namespace) -> None:
     for title, rows in sections.items():
         missing = "null" if title == "config" else ""
         if rows:
-            lines = [
-                [key, *(format_value(value, missing) for value in values), format_difference(title, values)]
-                for key, values in rows
-            ]
+            shown = {key: [format_value(value, missing) for value in values] for key, values in rows}
+            lines = [[key, *shown[key], format_difference(title, values)] for key, values in rows]
             print_table([title, *names, "difference"], lines)
         else:
             print(f"{title}: no differences" if title != "metrics" else "metrics: no run is finished")
@@ -228,9 +219,8 @@ def prune_runs(arguments: argparse.Namespace) -> None:
         print("no runs to delete")
         return
     print_table(TITLES, [format_row(run) for run in found])
-    if not arguments.yes and not confirm(
-        f"delete {count_of(len(found), 'run')} ({sum(map(folder_size, found)) / 1e6:.0f} MB)?"
-    ):
+    megabytes = sum(map(folder_size, found)) / 1e6
+    if not arguments.yes and not confirm(f"delete {count_of(len(found), 'run')} ({megabytes:.0f} MB)?"):
         print("no runs were deleted")
         return
     kept = [run for run in found if not delete_run(run)]

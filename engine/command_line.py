@@ -22,21 +22,17 @@ CHECK = (
 
 def parse(argv: list[str], description: str) -> Config | None:
     """Return the experiment to train; None if the command line only asks for information, which is then printed."""
-    parser = CommandLineParser(prog="python train.py", description=description, add_help=False, allow_abbrev=False)
-    parser.add_argument(
-        "overrides", nargs="*", metavar="KEY=VALUE", help="replace a value of the config: optimizer.lr=0.1"
-    )
-    parser.add_argument(
-        "--config", metavar="FILE", type=Path, help="YAML file of the experiment, such as configs/iris_mlp.yaml"
-    )
+    parser = CommandLineParser(prog="python train.py", description=description, add_help=False)
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="change a value: optimizer.lr=0.1")
+    parser.add_argument("--config", metavar="FILE", type=Path, help="experiment to run: configs/iris_mlp.yaml")
     parser.add_argument(
         "--resume",
         metavar="RUN",
         help="continue the run in the folder RUN, or from the checkpoint RUN; with --config and RUN=auto, "
         "the newest unfinished run of the config",
     )
-    parser.add_argument("--check", action="store_true", help="look for mistakes in data and model; train nothing")
-    parser.add_argument("--print-config", action="store_true", help="print the complete config; train nothing")
+    parser.add_argument("--check", action="store_true", help="check data and model for mistakes, without training")
+    parser.add_argument("--print-config", action="store_true", help="print the complete config, without training")
     parser.add_argument("--explain", metavar="KEY", help="print where the value of a key comes from and what it means")
     parser.add_argument("-h", "--help", action="store_true", help="print this text; with --config, also every key")
     arguments, rest = parser.parse_known_args(argv)

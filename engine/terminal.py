@@ -5,7 +5,7 @@ import logging
 import os
 import sys
 import warnings
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from engine.contracts import COMMAND_LINE, ConfigError
 
@@ -24,7 +24,10 @@ QUIET_WARNINGS = (
 
 
 class CommandLineParser(argparse.ArgumentParser):
-    """Raises a `ConfigError` for a mistake on the command line."""
+    """Raises a `ConfigError` for a mistake on the command line. Options cannot be abbreviated."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(allow_abbrev=False, **options)
 
     def error(self, message: str) -> NoReturn:
         raise ConfigError(COMMAND_LINE, "", message, f"see {self.prog} --help")

@@ -88,7 +88,7 @@ def _chosen_class(section: str, path: Path, where: str, key: str) -> str:
 def _choices(section: str, path: Path) -> list[str]:
     """Return the classes of a file that a config can choose.
 
-    These are the subclasses that do not set ``choosable = False`` themselves and are not a base class of another one.
+    These are the subclasses that do not set ``choosable = False`` themselves and are not the base class of another choice.
     """
     found = [node for node in _subclasses(section, path) if own_constants(node).get("choosable", True)]
     bases = [base for node in found for _, base in list(lineage(path, node))[1:]]

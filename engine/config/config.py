@@ -33,7 +33,7 @@ class Config:
     Attributes:
         path: The YAML file.
         values: Plain nested data. Keys that the file does not set have their defaults.
-        components: The component of each section; that of a callback is under ``callbacks.NAME``.
+        components: The component of each section, and of each callback under ``callbacks.NAME``.
         parameters: The declaration of each dotted key.
         origins: For each dotted key that was written, its file and line, or "command line".
         resumed_folder: Folder of the run to resume; None for a new run.
@@ -76,7 +76,7 @@ class Config:
         return {name: value for name, value in self[section].items() if name != "name"}
 
     def flat(self) -> dict[str, bool | int | float | str]:
-        """Return scalars by dotted key, without None and empty lists, as TensorBoard's HPARAMS can show them."""
+        """Return the values as scalars by dotted key, without None and empty lists, for TensorBoard's HPARAMS."""
         found = {key: self[key] for key in sorted(self.all_keys()) if self[key] not in (None, [])}
         scalars = (bool, int, float, str)
         return {key: value if isinstance(value, scalars) else str(value) for key, value in found.items()}
@@ -88,7 +88,7 @@ class Config:
         return (overridden - folders) | set(COMMON_KEYS)
 
     def monitors(self) -> dict[str, str]:
-        """Return the metric to watch of each key that names one."""
+        """Return the keys that name a metric to watch, each with its metric."""
         keys = [key for key in self.parameters if key.endswith(".monitor") and isinstance(self[key], str)]
         return {key: self[key] for key in keys}
 
@@ -97,7 +97,7 @@ class Config:
         return OmegaConf.to_yaml(OmegaConf.create({**self.values, "run": {**self["run"], **run}}))
 
     def option_error(self, section: str, error: Exception | str, hardware: str = "") -> UserError:
-        """Return the error of a component about its options as an error of the key that caused it.
+        """Translate an error of a component about its options to an error of the key that caused it.
 
         Args:
             section: The section of the component.
@@ -120,7 +120,7 @@ class Config:
         return self.error(key, message, hardware if not name or name in DEVICE_OPTIONS else "")
 
     def missing_monitor(self, error: Exception) -> ConfigError | None:
-        """Return Lightning's error that a monitored metric was not logged as an error of the key; None for other errors."""
+        """Translate Lightning's error about a monitor that was not logged to an error of the key; None for other errors."""
         message = str(error)
         if (match := re.search(r"conditioned on metric `?(.+?)`? which is not available", message)) is None:
             return None

@@ -11,7 +11,7 @@ from engine.config.signatures import COMPUTED, PROJECT, REQUIRED
 from engine.contracts import COMMAND_LINE, ConfigError
 
 MIN_WIDTH = 60  # columns; a narrower terminal wraps the lines itself
-MAX_INDENT = 24  # of the second line of an entry; below a longer name it is indented by INDENT
+MAX_INDENT = 24  # the largest indent of the further lines of an entry; after a longer name it is INDENT
 INDENT = 6
 
 

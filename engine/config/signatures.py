@@ -65,7 +65,7 @@ class Component:
         name: Its name in the source.
         path: The file.
         parameters: The keys of its section.
-        constants: Class attributes with literal values, such as `modality`, inherited ones included.
+        constants: Class attributes with literal values, own and inherited, such as `modality`.
         summary: First line of the docstring.
     """
 

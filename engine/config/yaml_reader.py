@@ -136,9 +136,8 @@ def _convert(node: yaml.Node, source: str, key: str, seen: set[int], where: str 
     """
     where = where or _where(node, source)
     if id(node) in seen:  # aliases copy whole branches: six lines of YAML can make a million leaves
-        raise ConfigError(
-            where, key, "uses a YAML alias", "write the value again, or refer to its key by ${section.key}"
-        )
+        hint = "write the value again, or refer to its key by ${section.key}"
+        raise ConfigError(where, key, "uses a YAML alias", hint)
     seen.add(id(node))
     if node.tag.startswith(("!", "tag:yaml.org,2002:python")):
         raise ConfigError(where, key, f"has the YAML tag {node.tag}", "a config has plain values only")

@@ -9,7 +9,7 @@ from engine.runs.run_index import Run, metric_names, read_mapping
 
 Rows = Iterator[tuple[str, list[Any]]]  # a key, and its value in each run
 
-# Facts of environment.json that may explain a difference of metrics.
+# Facts of environment.json that may explain a difference between metrics.
 FACTS = ("git_commit", "git_dirty", "packages", "device", "num_devices", "precision", "threads", "data_sha256")
 NOT_SET = "(not set)"
 

@@ -10,7 +10,7 @@ from engine.contracts import COMMAND_LINE, ConfigError
 from engine.runs.run_folder import experiment_folder
 
 AUTO = "auto"
-# Keys that may differ from those of the run, because they do not change its result.
+# Keys that may change when a run is resumed, because they do not affect its result.
 FREE_KEYS = {
     "run.name", "run.root", "run.checkpoint_every_steps", "run.checkpoint_every_minutes", "run.timeout_minutes",
     "trainer.enable_progress_bar",
@@ -22,7 +22,7 @@ def find_run(text: str, path: Path | None, overrides: list[str]) -> Config:
 
     Args:
         text: `AUTO`, the folder of a run, or a checkpoint in it.
-        path: The config on the command line; None for that of the run.
+        path: The config on the command line; None for the config of the run.
         overrides: Overrides on the command line.
 
     Raises:

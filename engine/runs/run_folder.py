@@ -36,7 +36,7 @@ def rank() -> int:
 
 @contextmanager
 def run_folder(config: Config) -> Iterator[Path]:
-    """Open the folder of a run: that of the run to resume, or a new folder ROOT/CONFIG/NAME with the resolved config.
+    """Open the folder of the run: the folder to resume, or a new folder ROOT/CONFIG/NAME that holds the resolved config.
 
     Only the first process creates and locks the folder. A run that ends early leaves the reason in ``status.json``. If a new
     run is refused before it trains, its folder is removed. ``--check`` uses a temporary folder.
@@ -79,7 +79,7 @@ def run_folder(config: Config) -> Iterator[Path]:
 
 
 def experiment_folder(config: Config) -> Path:
-    """Return the folder of all runs of a config, ROOT/CONFIG. For the config.yaml of a run, it is the folder of that run."""
+    """Return ROOT/CONFIG, the folder of all runs of a config. The config.yaml of a run has the CONFIG of that run."""
     path = config.path.resolve()
     is_in_run_folder = path.name == "config.yaml" and path.parent != PROJECT / "configs"
     return Path(config["run.root"]) / (path.parent.parent.name if is_in_run_folder else path.stem)

@@ -13,13 +13,13 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from engine.contracts import COMMAND_LINE, ConfigError, listed
 from engine.runs.run_lock import delete_locked_folder, is_running, lock_run
 
 Status = Literal["running", "finished", "failed", "interrupted"]
-STATUSES: tuple[Status, ...] = ("running", "finished", "failed", "interrupted")
+STATUSES: tuple[Status, ...] = get_args(Status)
 
 
 @dataclass(frozen=True)
@@ -153,9 +153,8 @@ def metric_values(runs: Sequence[Run], metric: str) -> list[tuple[Run, float]]:
 
 def metric_names(run: Run) -> list[str]:
     """Return the names of a run's metrics, without the accuracies of single classes."""
-    return [
-        name for name, value in run.metrics.items() if is_number(value) and not name.startswith("test_class_accuracy/")
-    ]
+    names = [name for name, value in run.metrics.items() if is_number(value)]
+    return [name for name in names if not name.startswith("test_class_accuracy/")]
 
 
 def similar_names(text: str, names: Iterable[str]) -> list[str]:
@@ -221,7 +220,7 @@ def _name_below(root: Path, text: str) -> str:
 
 
 def _compile(text: str, names: set[str]) -> "re.Pattern[str]":
-    """Return a pattern for the run or the config with the name `text` or, if there is none, with ``*`` as a wildcard."""
+    """Return a pattern for the run or config that is called `text` or, if no name is, a pattern with ``*`` as wildcard."""
     if text in names or any(name.startswith(f"{text}/") for name in names):
         return re.compile(f"{re.escape(text)}(/.*)?", re.DOTALL)
     return re.compile(".*".join(map(re.escape, text.split("*"))) + "(/.*)?", re.DOTALL)

@@ -1,4 +1,4 @@
-"""The lock on a run's folder: one process at a time trains there, and other processes can see whether one does.
+"""The lock on a run's folder. One process at a time trains there, and other processes can see that it is running.
 
 The operating system releases the lock when the process ends, even if it is killed.
 """
@@ -59,10 +59,9 @@ def is_running(folder: Path) -> bool:
     """Return whether a process trains in the folder of a run that is not finished."""
     path = folder / NAME
     try:
-        if (
-            fcntl is not None
-        ):  # a shared lock: many processes can look at the same time, and need not be allowed to write
+        if fcntl is not None:
             with path.open("rb") as file:
+                # a shared lock: processes that only look do not block each other, and need no write access
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         elif path.exists():
             from filelock import FileLock

@@ -148,9 +148,8 @@ class RunRecord(Callback):
         write_json(self.folder / "metrics.json", self.metrics)  # the last file, because it marks the run as finished
         since = "since it was resumed: " if self.is_resumed else ""
         times = [f"{since}{line}" for line in self.clock.summary()]
-        print_line(
-            end_summary(self.metrics, self.hyperparameters["run.monitor"], times, self.folder, logger is not None)
-        )
+        monitor = self.hyperparameters["run.monitor"]
+        print_line(end_summary(self.metrics, monitor, times, self.folder, logger is not None))
 
     def _facts(self, trainer: Trainer) -> dict[str, Any]:
         """Return the facts that affect a result besides the config."""
@@ -190,7 +189,7 @@ class RunRecord(Callback):
         return self._earlier_seconds + (time.monotonic() - self._started if self._started else 0.0)
 
     def _compare(self, trainer: Trainer, old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
-        """Return the environment of the run with a note about this resumption. Refuse one that changes the result."""
+        """Return the environment with a note about this resumption. Raises `RunEnded` if a fact of `MUST_MATCH` differs."""
         for name, hint in MUST_MATCH.items():
             if name == "threads" and not str(new["device"]).startswith("cpu"):
                 continue
