@@ -1,8 +1,9 @@
 """Checks the keys that name a metric to watch: ``run.monitor``, ``schedule.monitor``, ``callbacks.NAME.monitor``.
 
-Any metric that the model, the data or a callback logs can be watched. A misspelled name is refused here if the source shows
-all names that are logged. If any file computes a name, as in ``f"val/recall_{name}"``, a metric that is never logged is
-reported after the first validation, by `engine.training.checkpoints` or by Lightning.
+Any metric that the model, the data or a callback logs can be watched. The names are read from the source of all models,
+datamodules and callbacks. If one of these files computes a name, as in ``f"val/recall_{name}"``, every monitor is accepted
+here. A metric that is never logged is then reported after the first validation, by `engine.training.checkpoints` or by
+Lightning.
 """
 
 import ast
@@ -48,7 +49,7 @@ def _check_is_logged(config: "Config", key: str, monitor: str) -> None:
             if names is None:
                 return
             logged |= names
-    # Lightning adds a suffix to a metric that is logged per step and per epoch
+    # Lightning adds a suffix to the name of a metric that is logged per step and per epoch
     if logged.isdisjoint((monitor, monitor.removesuffix("_step"), monitor.removesuffix("_epoch"))):
         choices = [name for name in logged if not name.startswith("test")]
         hint = suggest(monitor, choices, "logged metrics")

@@ -120,7 +120,7 @@ def lineage(path: Path, node: ast.ClassDef) -> Iterator[tuple[Path, ast.ClassDef
 
 
 def named_bases(path: Path, node: ast.ClassDef) -> Iterator[tuple[str, str]]:
-    """Yield module and name of the direct base classes; the module is "" if the file does not import the name."""
+    """Yield the module and the name of each direct base class; the module is "" if the file does not import the class."""
     imported: dict[str, str] = {}
     for statement in tree_of(path).body:
         if isinstance(statement, ast.Import | ast.ImportFrom):
