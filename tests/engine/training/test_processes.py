@@ -247,6 +247,7 @@ def test_sigterm_while_they_start(seconds, tmp_path, record_property):
     )  # fmt: skip
     child = None
     while child is None:
+        assert process.poll() is None, process.communicate()[1]
         child = next(iter(Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()), None)
     time.sleep(seconds)  # the first process waits for the other, which imports
     process.send_signal(signal.SIGTERM)
