@@ -65,9 +65,9 @@ class Signals:
         self._wakeup.close()  # ends the thread
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
+        self._handled_at = time.monotonic()
         if multiprocessing.current_process().daemon:  # a worker of a DataLoader, which the main process ends
             return
-        self._handled_at = time.monotonic()
         is_second, self.received = bool(self.received), self.received or signum
         if not self.deferred or (is_second and signum == signal.SIGINT):
             raise Stopped(signum)
@@ -85,9 +85,8 @@ class Signals:
                     timer.start()
 
     def _end_if_hanging(self, signum: int, received_at: float) -> None:
-        if (
-            self._handled_at < received_at - HANG_SECONDS
-        ):  # the handler may have run shortly before the thread was woken
+        # the handler may have run shortly before the thread was woken
+        if self._handled_at < received_at - HANG_SECONDS:
             for process in self.children():
                 process.kill()
             os._exit(Stopped(signum).exit_code)
