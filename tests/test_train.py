@@ -1,4 +1,4 @@
-"""The command, from its arguments to what it leaves behind."""
+"""The command `train.py`, from its arguments to the files that it writes."""
 
 import ast
 import json
@@ -24,7 +24,7 @@ FIGURES = {"epochs", "steps", "train_seconds", "samples_per_second", "best_check
 
 @pytest.fixture(scope="module")
 def iris(tmp_path_factory) -> Path:
-    """One run of the shipped example, shortened, that several tests look at."""
+    """A short run of the example config, which several tests use."""
     os.chdir(PROJECT)
     return run(tmp_path_factory.mktemp("iris"), "--config", IRIS, "trainer.max_epochs=5")
 
@@ -38,7 +38,7 @@ def test_every_shipped_config_runs(path, small_data, tmp_path):
     if config["model"].get("pretrained"):
         options += [f"model.pretrained={files.write_bert(tmp_path / 'bert')}"]
     short = ["trainer.max_epochs=1", "trainer.limit_train_batches=1", "data.batch_size=16"]
-    # galleries are drawn for each kind of input elsewhere; of these networks they would take seconds
+    # other tests draw galleries of each kind of input; with these networks they would take seconds
     short += [
         "data.eval_batch_size=16",
         "trainer.limit_val_batches=1",
@@ -50,7 +50,7 @@ def test_every_shipped_config_runs(path, small_data, tmp_path):
     assert figures(folder)["steps"] == 1
 
 
-def test_what_a_run_leaves(iris):
+def test_files_of_a_run(iris):
     left = {str(path.relative_to(iris)) for path in iris.rglob("*") if path.is_file()}
     written = {str(path.relative_to(iris)) for path in event_files(iris)}
     assert sorted(str(Path(name).parent) for name in written) == [".", "test", "val"]
@@ -71,16 +71,16 @@ def test_its_own_config_repeats_the_run_to_the_bit(iris, tmp_path):
     again = run(tmp_path / "runs", "--config", str(iris / "config.yaml"), "run.name=again")
     run(
         tmp_path / "third", "--config", str(again / "config.yaml"), "trainer.max_epochs=1"
-    )  # its name is not taken over
+    )  # the name of the run is not copied
     assert again.parent.name == "iris_mlp"
     for name in ("train/loss", "val/loss", "val/accuracy", "test/loss"):
         assert curve(again, name) == curve(iris, name)
 
 
-def assert_figures_are_those_of(
+def assert_metrics_are_those_of(
     folder: Path, checkpoint: str = "best", parts: tuple[str, ...] = ("test", "val")
 ) -> None:
-    """Computed again by hand, from the file alone."""
+    """Compute the metrics again, from the checkpoint only."""
     from datamodules.iris import Iris
 
     data = load_config(folder / "config.yaml").options("data")
@@ -96,27 +96,27 @@ def assert_figures_are_those_of(
         assert figures(folder)[f"{part}/loss"] == pytest.approx(loss, rel=1e-5)
 
 
-def test_the_figures_are_those_of_the_best_checkpoint(iris):
-    assert_figures_are_those_of(iris)
+def test_the_metrics_are_those_of_the_best_checkpoint(iris):
+    assert_metrics_are_those_of(iris)
 
 
-def test_averaged_weights_are_what_is_tested(tmp_path, recwarn):
+def test_averaged_weights_are_tested(tmp_path, recwarn):
     average = ["--config", IRIS, "callbacks.ema_weight_averaging={decay: 0.9}", "trainer.max_epochs=5"]
-    assert_figures_are_those_of(run(tmp_path / "best", *average))
-    last = run(tmp_path / "last", *average, "trainer.limit_val_batches=0")  # nothing to be the best by
-    assert_figures_are_those_of(last, "last", ("test",))
-    assert not [one for one in recwarn if "WeightAveraging" in str(one.message)]
+    assert_metrics_are_those_of(run(tmp_path / "best", *average))
+    last = run(tmp_path / "last", *average, "trainer.limit_val_batches=0")  # so there is no best checkpoint
+    assert_metrics_are_those_of(last, "last", ("test",))
+    assert not [warning for warning in recwarn if "WeightAveraging" in str(warning.message)]
 
 
 def test_best_is_the_best_and_last_is_the_last(tmp_path):
-    """A rate that makes the validation loss worse after a while."""
+    """With a high learning rate the validation loss rises after some epochs."""
     worse = ["optimizer.lr=0.5", "schedule.name=constant", "trainer.max_epochs=8"]
     folder = run(tmp_path / "runs", "--config", IRIS, *worse)
     losses = curve(folder, "val/loss")
     best, last = (torch.load(folder / f"checkpoints/{name}.ckpt", weights_only=True) for name in ("best", "last"))
-    assert losses.index(min(losses)) < 7  # else this test shows nothing
+    assert losses.index(min(losses)) < 7  # otherwise this test shows nothing
     assert best["epoch"] == losses.index(min(losses))
-    assert (last["epoch"], last["global_step"]) == (8, 24)  # epochs and steps that are done
+    assert (last["epoch"], last["global_step"]) == (8, 24)  # finished epochs and steps
     assert figures(folder)["val/loss"] == pytest.approx(min(losses))
     assert figures(folder)["best_epoch"] == losses.index(min(losses)) + 1
 
@@ -135,22 +135,20 @@ def test_prediction_in_the_docs_works_on_raw_data(small_data, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("option", ["trainer.check_val_every_n_epoch=2", "trainer.val_check_interval=2"])
-def test_last_is_the_last_also_without_a_validation_at_the_end(tmp_path, option):
+def test_last_is_the_last_without_a_validation_at_the_end(tmp_path, option):
     folder = run(tmp_path / "runs", "--config", IRIS, "trainer.max_epochs=3", option)
     last = torch.load(folder / "checkpoints/last.ckpt", weights_only=True)
     assert (last["epoch"], last["global_step"]) == (3, 9)
 
 
-def test_a_checkpoint_loads_in_a_bare_shell(iris):
-    path = str(iris / "checkpoints/best.ckpt")
-    code = f"from lit_models.mlp import LitMLP; print(LitMLP.load_from_checkpoint({path!r}).hparams)"
-    done = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, check=True)
-    assert "hidden_sizes" in done.stdout
-    assert "setosa" in done.stdout
+def test_a_checkpoint_loads_without_its_config(iris):
+    model = LitMLP.load_from_checkpoint(iris / "checkpoints/best.ckpt")
+    assert model.hparams["hidden_sizes"] == [64, 64]
+    assert model.class_names[0] == "setosa"
 
 
 def test_losses_of_iris_mlp_are_as_recorded(iris):
-    """Guards refactors; a deliberate change of the model, its data or its order is recorded anew by hand."""
+    """Notices accidental changes. After a deliberate change of the model or the data, record the losses again by hand."""
     recorded = json.loads((PROJECT / "tests/golden/iris_mlp.json").read_text(encoding="utf-8"))
     for name, values in recorded.items():
         assert curve(iris, name) == pytest.approx(values, rel=1e-3), name
@@ -175,7 +173,7 @@ def test_cifar10_cnn_on_the_real_files(real_data, tmp_path):
     assert figures(folder)["test/accuracy"] > 0.35
 
 
-def test_help_may_be_cut_off_by_its_reader():
+def test_help_in_a_pipe_that_is_closed_early():
     done = subprocess.run(
         f"{sys.executable} train.py --config {IRIS} --help | head -1",
         shell=True, cwd=PROJECT, capture_output=True, text=True,

@@ -1,7 +1,8 @@
-"""The checkpoints of a run: when they are written, and how a run resumes from a checkpoint, equal to the bit.
+"""The checkpoints of a run: when they are written, and how a run resumes from a checkpoint.
 
-`best.ckpt` is the checkpoint with the best validation, `last.ckpt` is the one to resume from. Lightning's ModelCheckpoint
-can choose a model whose metric is NaN as the best, and its `last` is not always the last.
+A resumed run is bitwise identical to a run without a stop. `best.ckpt` is the checkpoint with the best validation, and
+`last.ckpt` is the one to resume from. Lightning's ModelCheckpoint can choose a model whose metric is NaN as the best, and
+its `last` is not always the last.
 """
 
 import errno

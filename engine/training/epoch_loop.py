@@ -6,7 +6,7 @@ validation. All counters are complete there, so the loop continues without guess
 
 In every training step Lightning calls about twenty hooks of each callback and of the model, each in a profiler context. Most
 hooks are empty. For a small model these calls take longer than the step itself. `FastStep` calls only the hooks that are
-overridden. It does everything else as Lightning does, in the same order, so weights and counters are equal to the bit.
+overridden. It does everything else as Lightning does, in the same order, so weights and counters are bitwise identical.
 """
 
 import random

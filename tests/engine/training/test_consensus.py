@@ -1,4 +1,4 @@
-"""How often several processes ask each other whether to stop or to save."""
+"""How often several processes agree on stopping and saving, and what they agree on."""
 
 from types import SimpleNamespace
 
@@ -10,7 +10,7 @@ from engine.training.consensus import ProcessConsensus
 
 
 class Processes:
-    """Stands for trainer and strategy of the first of two processes; the other one asks for what `other` holds."""
+    """Stands for trainer and strategy of the first of two processes. `other` is the request of the second process."""
 
     def __init__(self, world_size: int = 2) -> None:
         self.world_size, self.strategy, self.root_device = world_size, self, "cpu"
@@ -23,7 +23,7 @@ class Processes:
 
 @pytest.fixture
 def clock(monkeypatch):
-    """A clock that stands still."""
+    """A clock that does not advance by itself."""
     clock = SimpleNamespace(now=1000.0)
     monkeypatch.setattr(consensus.time, "monotonic", lambda: clock.now)
     return clock
@@ -46,8 +46,8 @@ def test_processes_agree_ten_times_a_second_or_every_sixteenth_batch(clock, seco
     assert both.questions == pytest.approx(questions, rel=0.02)
 
 
-def test_a_run_that_goes_on_agrees_at_once_and_then_in_the_next_batch(clock):
-    """Seconds since the machine was started, over batches of an earlier process, are no pace."""
+def test_a_resumed_run_agrees_at_once_and_in_the_next_batch(clock):
+    """The time per batch is unknown: the batches so far were trained by an earlier process."""
     both, clock.now = Processes(), 20.0
     agreed = ProcessConsensus(timeout_minutes=1)
     agreed.connect(both)
@@ -56,7 +56,7 @@ def test_a_run_that_goes_on_agrees_at_once_and_then_in_the_next_batch(clock):
     assert not agreed.can_skip(500_001)
 
 
-def test_one_process_never_asks(clock):
+def test_a_single_process_needs_no_agreement(clock):
     alone = Processes(world_size=1)
     agreed = trained(alone, clock, 0.001)
     assert alone.questions == 0
@@ -64,7 +64,7 @@ def test_one_process_never_asks(clock):
     assert agreed.agree_on_signal(15) == 15
 
 
-def test_what_the_other_wants_is_done(clock):
+def test_a_request_of_another_process_is_followed(clock):
     both = Processes()
     agreed = trained(both, clock, 0.001)
     both.other = torch.tensor([15, 1, -(10**9)])
@@ -72,8 +72,8 @@ def test_what_the_other_wants_is_done(clock):
     assert agreed.agree_on_signal(0) == 15
 
 
-def test_the_soonest_proposal_counts(clock):
-    """Clocks differ: a process that waited alone would wait forever."""
+def test_the_earliest_proposal_counts(clock):
+    """Clocks differ. If processes agreed at different batches, they would wait forever."""
     both = Processes()
     agreed = trained(both, clock, 0.001)
     both.other = torch.tensor([0, 0, -2007])

@@ -1,4 +1,4 @@
-"""The loop that leaves out empty hooks trains as Lightning's own does, to the bit, and stands back where it must."""
+"""FastStep trains exactly as Lightning's own step does, and is not used where it would not."""
 
 import pytest
 import torch
@@ -33,11 +33,11 @@ NOISY = [
         ["callbacks.ema_weight_averaging={}", "callbacks.learning_rate_monitor={}"],
     ],
 )
-def test_weights_counters_and_curves_are_those_of_lightnings_loop(tmp_path, monkeypatch, options):
-    lean = run(tmp_path / "lean", "--config", IRIS, *NOISY, *options)
+def test_weights_counters_and_curves_equal_those_of_lightnings_step(tmp_path, monkeypatch, options):
+    fast = run(tmp_path / "fast", "--config", IRIS, *NOISY, *options)
     monkeypatch.setattr(epoch_loop, "supports_fast_step", lambda trainer: False)
     whole = run(tmp_path / "whole", "--config", IRIS, *NOISY, *options)
-    assert differences(lean, whole) == []
+    assert differences(fast, whole) == []
 
 
 def test_another_version_of_lightning_trains_with_its_own_step(tmp_path, monkeypatch, capsys):
@@ -59,7 +59,7 @@ def test_another_version_of_lightning_trains_with_its_own_step(tmp_path, monkeyp
 
 
 class Recorder(Callback):
-    """Every hook of a step, in the order in which they come."""
+    """Records the hooks of a step in the order of the calls."""
 
     def __init__(self):
         self.calls = []
@@ -78,7 +78,7 @@ class WithHooks(LitMLP):
         self.log("calls", 1.0, on_step=True)
 
     def on_after_backward(self):
-        assert all(one.grad is not None for one in self.network.parameters())
+        assert all(parameter.grad is not None for parameter in self.network.parameters())
 
 
 class ChangedStep(LitMLP):
@@ -107,7 +107,7 @@ def fitted(model=LitMLP, data=Iris, callback=None, **options):
 
 
 @pytest.mark.parametrize(
-    ("lean", "changes"),
+    ("fast", "changes"),
     [
         (True, {}),
         (True, {"model": WithHooks}),
@@ -119,14 +119,14 @@ def fitted(model=LitMLP, data=Iris, callback=None, **options):
         (False, {"profiler": "simple"}),
     ],
 )
-def test_whoever_changes_a_step_gets_lightnings(lean, changes):
+def test_changed_steps_are_trained_by_lightnings_step(fast, changes):
     trainer = fitted(**changes)
     assert isinstance(trainer.fit_loop.epoch_loop, EpochLoop)
-    assert (trainer.fit_loop.epoch_loop.fast_step is not None) == lean
+    assert (trainer.fit_loop.epoch_loop.fast_step is not None) == fast
     assert trainer.global_step == 3
 
 
-def test_hooks_come_in_lightnings_order(monkeypatch):
+def test_hooks_are_called_in_lightnings_order(monkeypatch):
     ours, theirs = Recorder(), Recorder()
     fitted(callback=ours)
     monkeypatch.setattr(epoch_loop, "supports_fast_step", lambda trainer: False)
@@ -135,11 +135,11 @@ def test_hooks_come_in_lightnings_order(monkeypatch):
     assert all(ours.calls.count(name) == 3 for name in HOOKS)
 
 
-def test_what_a_model_logs_in_a_hook_arrives():
+def test_a_model_can_log_in_a_hook():
     assert float(fitted(WithHooks).callback_metrics["calls"]) == 1.0
 
 
-def test_callbacks_get_the_loss_and_what_else_a_step_returns():
+def test_callbacks_get_the_loss_and_the_other_results_of_a_step():
     class Keeper(Callback):
         def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
             self.outputs = outputs
@@ -150,7 +150,7 @@ def test_callbacks_get_the_loss_and_what_else_a_step_returns():
     assert not keeper.outputs["loss"].requires_grad
 
 
-def test_an_optimizer_that_needs_the_closure_gets_it():
+def test_an_optimizer_may_call_the_closure_several_times():
     class WithClosure(LitMLP):
         def configure_optimizers(self):
             return torch.optim.LBFGS(self.parameters(), lr=0.1, max_iter=4)
@@ -166,8 +166,8 @@ def test_an_optimizer_that_needs_the_closure_gets_it():
     assert counter.backward > 3
 
 
-def test_batches_elsewhere_are_brought_to_the_device():
-    """A batch that is not a tuple of tensors goes the whole way, on which it would be moved."""
+def test_other_batches_are_moved_to_the_device():
+    """The method `to` of a batch of the user's own type is called."""
     moved = []
 
     class Batch:
@@ -199,14 +199,14 @@ def test_batches_elsewhere_are_brought_to_the_device():
     assert moved == [torch.device("cpu")] * 3
 
 
-def test_hooks_that_only_an_instance_has_are_called():
+def test_hooks_of_an_instance_are_called():
     calls = []
     fitted(callback=LambdaCallback(on_train_batch_end=lambda *_: calls.append(1)))
     assert calls == [1] * 3
 
 
 @pytest.mark.parametrize("result", [{"Loss": torch.zeros(())}, 0.5], ids=["no loss", "a number"])
-def test_what_is_no_result_of_a_step_is_refused_as_by_lightning(result):
+def test_a_wrong_result_of_a_step_is_refused_as_by_lightning(result):
     class Wrong(LitMLP):
         def training_step(self, batch, batch_idx):
             return result
@@ -215,7 +215,7 @@ def test_what_is_no_result_of_a_step_is_refused_as_by_lightning(result):
         fitted(Wrong)
 
 
-def test_a_step_may_be_left_out(monkeypatch):
+def test_a_step_may_be_skipped(monkeypatch):
     warned = []
     monkeypatch.setattr(Closure.warning_cache, "warn", warned.append)
 
@@ -248,7 +248,7 @@ READS = ("aten::_local_scalar_dense", "aten::item", "aten::nonzero", "aten::is_n
 def reads(folder, config, *options):
     with profile(activities=[ProfilerActivity.CPU]) as profiled:
         run(folder, "--config", config, "trainer.max_epochs=1", "callbacks.progress_line.live=false", *options)
-    profiled.export_chrome_trace(str(folder / "trace.json"))  # faster than `events`, which makes a tree of them
+    profiled.export_chrome_trace(str(folder / "trace.json"))  # faster than `events`, which builds a tree
     trace = (folder / "trace.json").read_text(encoding="utf-8")
     return sum(trace.count(f'"name": "{name}"') for name in READS)
 
@@ -256,21 +256,20 @@ def reads(folder, config, *options):
 @pytest.mark.parametrize(
     ("config", "options"),
     [
-        # torch's Adam counts its steps on the host where the weights are, and reads them there
+        # not Adam: on a CPU, torch's Adam reads its step counts, which are tensors there
         (IRIS, ["data.batch_size=2", "trainer.gradient_clip_val=1.0", "optimizer={name: sgd, lr: 0.1}"]),
         ("configs/mnist_cnn.yaml", ["data.batch_size=2", "model.widths=[4]"]),
     ],
 )
-def test_no_steady_step_reads_anything_back(tmp_path, monkeypatch, small_data, config, options):
-    """On a GPU each would wait for all that is queued there; on a CPU they can be counted, with a guard that thinks it
-    is on a GPU."""
-    begun = FiniteSteps.on_train_start
+def test_a_step_reads_nothing_back_from_the_device(tmp_path, monkeypatch, small_data, config, options):
+    """On a GPU each read waits for all queued work. Here reads on a CPU are counted, and FiniteSteps acts as on a GPU."""
+    on_start = FiniteSteps.on_train_start
 
     def on_train_start(self, trainer, pl_module):
-        begun(self, trainer, pl_module)
+        on_start(self, trainer, pl_module)
         self._lazy = True
 
-    # how much a gallery reads depends on the mistakes, and a graph is traced otherwise the first time
+    # the reads of a gallery depend on the errors of the model, and those of a graph on earlier graphs
     options = [*options, "trainer.log_every_n_steps=1000", "callbacks.gallery=null", "callbacks.model_graph=null"]
     options += ["trainer.limit_val_batches=1", "trainer.limit_test_batches=1"]
     if "mnist" in config:
@@ -278,5 +277,5 @@ def test_no_steady_step_reads_anything_back(tmp_path, monkeypatch, small_data, c
     eager = [reads(tmp_path / f"eager {n}", config, f"trainer.limit_train_batches={n}", *options) for n in (10, 40)]
     monkeypatch.setattr(FiniteSteps, "on_train_start", on_train_start)
     lazy = [reads(tmp_path / f"lazy {n}", config, f"trainer.limit_train_batches={n}", *options) for n in (10, 40)]
-    assert eager[1] - eager[0] >= 60  # the count sees them: two a step where a CPU looks at loss and gradient
+    assert eager[1] - eager[0] >= 60  # on a CPU, FiniteSteps reads the loss and the gradient in every step
     assert lazy[1] == lazy[0]

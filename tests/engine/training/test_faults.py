@@ -1,4 +1,4 @@
-"""Faults, each with what is promised of it; `pytest -m faults` prints them as a table."""
+"""Faults, and what happens then. `pytest -m faults` prints them as a table."""
 
 import errno
 import json
@@ -50,13 +50,13 @@ def stopped(tmp_path, monkeypatch) -> Path:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory) -> Path:
-    """The same run, never stopped."""
+    """The same run without a stop."""
     os.chdir(PROJECT)
     return start(tmp_path_factory.mktemp("whole"), *SHORT)[1]
 
 
 def command(*argv: str, script: Path | str = "train.py") -> subprocess.Popen:
-    """`train.py` in a process of its own, at the front of a terminal as far as Ctrl-C goes."""
+    """Start `train.py` in a process of its own that handles Ctrl-C, as a foreground process of a terminal does."""
     return subprocess.Popen(
         [sys.executable, str(script), *argv],
         cwd=PROJECT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
@@ -65,12 +65,12 @@ def command(*argv: str, script: Path | str = "train.py") -> subprocess.Popen:
 
 
 def wait_for(process: subprocess.Popen, beginning: str) -> None:
-    """Until it prints a line that begins so."""
+    """Wait until the process prints a line with this beginning."""
     assert process.stdout is not None
     for line in process.stdout:
         if line.startswith(beginning):
             return
-    pytest.fail(f"it ended before: {process.communicate()[1]}")
+    pytest.fail(f"it ended too early: {process.communicate()[1]}")
 
 
 # Killed
@@ -78,7 +78,7 @@ def wait_for(process: subprocess.Popen, beginning: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.faults(
-    "SIGKILL at 25 random and 9 chosen moments", "resumed, it ends equal to the bit: files, figures, curves"
+    "SIGKILL at 25 random and 9 chosen moments", "files, metrics and curves of the resumed run are bitwise identical"
 )
 def test_kills_at_random_moments(tmp_path, record_property):
     done = subprocess.run(
@@ -105,7 +105,7 @@ checkpoint_file.write({"weights": torch.ones(1000)}, path)
 
 
 @pytest.mark.faults(
-    "SIGKILL while a checkpoint is written", "the one before is whole; the rest is cleared away at the next start"
+    "SIGKILL while a checkpoint is written", "the previous one is complete; the next start deletes the partial file"
 )
 def test_killed_while_writing(tmp_path, stopped, whole):
     path = stopped / "checkpoints/other.ckpt"
@@ -119,7 +119,9 @@ def test_killed_while_writing(tmp_path, stopped, whole):
     assert differences(whole, stopped) == []
 
 
-@pytest.mark.faults("killed before the first checkpoint", "resumed from its beginning, in its folder")
+@pytest.mark.faults(
+    "killed before the first checkpoint", "the resumed run starts from the beginning in the same folder"
+)
 def test_killed_before_the_first_checkpoint(stopped, whole, capsys):
     for path in (*stopped.glob("checkpoints/*"), stopped / "environment.json"):
         path.unlink()
@@ -131,7 +133,7 @@ def test_killed_before_the_first_checkpoint(stopped, whole, capsys):
 # Stopped
 
 
-@pytest.mark.faults("Ctrl-C", "exit code 130, saved after the step; resumed, it ends equal to the bit")
+@pytest.mark.faults("Ctrl-C", "exit code 130, a checkpoint after the step; the resumed run is bitwise identical")
 def test_ctrl_c(tmp_path, monkeypatch, whole, capsys):
     with signalled(monkeypatch, at_step(8), signal.SIGINT):
         code, folder = start(tmp_path / "runs", *SHORT)
@@ -164,7 +166,7 @@ sys.exit(train.main(sys.argv[1:]))
 
 
 @pytest.mark.slow
-@pytest.mark.faults("Ctrl-C twice, within one step", "exit code 130 at once, the last checkpoint is whole")
+@pytest.mark.faults("Ctrl-C twice, within one step", "exit code 130 at once, the last checkpoint is complete")
 def test_ctrl_c_twice(tmp_path, record_property):
     script = tmp_path / "slow.py"
     script.write_text(SLOW_STEP)
@@ -174,17 +176,19 @@ def test_ctrl_c_twice(tmp_path, record_property):
     assert "Ctrl-C again stops at once" in next(line for line in process.stderr if line.strip())
     process.send_signal(signal.SIGINT)
     started = time.monotonic()
-    _, said = process.communicate(timeout=30)
+    _, printed = process.communicate(timeout=30)
     seconds = time.monotonic() - started
     record_property("happened", f"{seconds:.1f} s")
     assert process.returncode == 130
     assert seconds < 5
-    assert "Traceback" not in said
+    assert "Traceback" not in printed
     checkpoint_file.verify(tmp_path / "iris_mlp/x/checkpoints/last.ckpt")
 
 
 @pytest.mark.slow
-@pytest.mark.faults("Ctrl-C also ends `tee`, which reads the run's output", "exit code 130, saved after the step")
+@pytest.mark.faults(
+    "Ctrl-C also ends `tee`, which reads the run's output", "exit code 130, a checkpoint after the step"
+)
 def test_ctrl_c_with_a_broken_pipe(tmp_path):
     process = command("--config", IRIS, "trainer.max_epochs=100000", "run.name=x", f"run.root={tmp_path}")
     wait_for(process, "epoch")
@@ -198,7 +202,7 @@ def test_ctrl_c_with_a_broken_pipe(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.faults(
-    "Ctrl-C or SIGTERM while Python starts, imports or reads", "130 or 143, no traceback, no folder left"
+    "Ctrl-C or SIGTERM while Python starts, imports or loads data", "exit code 130 or 143, no traceback, no folder"
 )
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("seconds", [0.15, 0.4, 1.0, 2.0])
@@ -206,19 +210,19 @@ def test_stopped_before_training(tmp_path, seconds, signum):
     process = command("--config", IRIS, "trainer.max_epochs=1000", f"run.root={tmp_path}")
     time.sleep(seconds)
     process.send_signal(signum)
-    _, said = process.communicate(timeout=30)
-    assert process.returncode in (128 + signum, -signum)  # a shell says 128 + signum in both cases
-    assert "Traceback" not in said
+    _, printed = process.communicate(timeout=30)
+    assert process.returncode in (128 + signum, -signum)  # a shell shows 128 + signum in both cases
+    assert "Traceback" not in printed
     folders = list(tmp_path.glob("*/*"))
     assert folders == [] or (folders[0] / "checkpoints/last.ckpt").exists()
 
 
-@pytest.mark.faults("Ctrl-C just after a DataLoader's workers have ended", "saved after the step as ever, not cut off")
-def test_children_that_end_do_not_delay_the_watch(monkeypatch):
-    cut_off: list[int] = []
+@pytest.mark.faults("Ctrl-C just after a DataLoader's workers have ended", "a checkpoint after the step, as always")
+def test_the_end_of_children_does_not_delay_signals(monkeypatch):
+    exit_codes: list[int] = []
     monkeypatch.setattr(signals, "HANG_SECONDS", 0.2)
-    monkeypatch.setattr(os, "_exit", cut_off.append)
-    before = signal.signal(signal.SIGCHLD, lambda *_: None)  # as a DataLoader with workers does for good
+    monkeypatch.setattr(os, "_exit", exit_codes.append)
+    before = signal.signal(signal.SIGCHLD, lambda *_: None)  # as a DataLoader with workers does
     try:
         with signals.Signals() as watch:
             watch.deferred = True
@@ -228,11 +232,11 @@ def test_children_that_end_do_not_delay_the_watch(monkeypatch):
             assert watch.received == signal.SIGINT
     finally:
         signal.signal(signal.SIGCHLD, before)
-    assert cut_off == []
+    assert exit_codes == []
 
 
 def test_workers_of_a_dataloader_ignore_ctrl_c(monkeypatch, capfd):
-    """They are forks of this process, and a terminal sends Ctrl-C to them, too."""
+    """They are forks of this process, and a terminal sends Ctrl-C to all of them."""
     with signals.Signals() as handler:
         monkeypatch.setattr("multiprocessing.current_process", lambda: SimpleNamespace(daemon=True))
         signal.raise_signal(signal.SIGINT)
@@ -241,7 +245,7 @@ def test_workers_of_a_dataloader_ignore_ctrl_c(monkeypatch, capfd):
 
 
 class Stalling(BaseHTTPRequestHandler):
-    """Sends the beginning of a file, and then nothing."""
+    """Sends the first bytes of a file, and then nothing."""
 
     def do_GET(self) -> None:
         self.send_response(200)
@@ -256,7 +260,9 @@ class Stalling(BaseHTTPRequestHandler):
         pass
 
 
-@pytest.mark.faults("SIGTERM while data are downloaded", "exit code 143 at once, nothing under a file's name")
+@pytest.mark.faults(
+    "SIGTERM while data are downloaded", "exit code 143 at once, no partial file under the name of a file"
+)
 def test_stopped_while_downloading(tmp_path):
     server = ThreadingHTTPServer(("127.0.0.1", 0), Stalling)
     threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -272,7 +278,7 @@ def test_stopped_while_downloading(tmp_path):
 
 
 @pytest.mark.faults(
-    "SLURM's warning (SIGUSR1)", "saved after the step, requeued once, exit code 143; without SLURM it is not handled"
+    "SLURM's warning (SIGUSR1)", "a checkpoint after the step, requeued once, exit code 143; not handled without SLURM"
 )
 def test_slurms_warning(tmp_path, monkeypatch, capsys, whole):
     (tmp_path / "bin").mkdir()
@@ -315,17 +321,17 @@ DAMAGES = {
 
 @pytest.mark.faults(
     "a checkpoint is cut off, flipped, empty or text",
-    "one line, exit code 2; `auto` takes the one before and ends equal",
+    "one line, exit code 2; `auto` resumes from the previous one, bitwise identical",
 )
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_checkpoint(damage, stopped, whole, capsys, tmp_path):
     path = stopped / "checkpoints/last.ckpt"
     path.write_bytes(DAMAGES[damage](path.read_bytes()))
     assert train.main(["--resume", str(stopped)]) == 2
-    said = capsys.readouterr().err
-    assert said.startswith(f"error: {path} is ")
-    assert f"resume from it with --resume {stopped}/checkpoints/best.ckpt" in said
-    assert said.count("\n") == 1
+    printed = capsys.readouterr().err
+    assert printed.startswith(f"error: {path} is ")
+    assert f"resume from it with --resume {stopped}/checkpoints/best.ckpt" in printed
+    assert printed.count("\n") == 1
     with pytest.raises(BrokenCheckpointError):
         LitMLP.load_from_checkpoint(path)
     assert train.main([*SHORT, f"run.root={tmp_path / 'runs'}", "--resume", "auto"]) == 0
@@ -333,8 +339,8 @@ def test_a_damaged_checkpoint(damage, stopped, whole, capsys, tmp_path):
 
 
 @pytest.mark.parametrize("writer", ["this project", "torch"])
-def test_no_file_loads_with_a_wrong_content(writer, stopped, tmp_path):
-    """Wherever a bit is flipped: the file is refused, or what it holds is what was written."""
+def test_a_flipped_bit_is_never_loaded(writer, stopped, tmp_path):
+    """Whichever bit is flipped, the file is refused, or its content is unchanged."""
     path, written = tmp_path / "flipped.ckpt", checkpoint_file.read(stopped / "checkpoints/last.ckpt")
     torch.save(written, path) if writer == "torch" else checkpoint_file.write(written, path)
     content, refused = path.read_bytes(), 0
@@ -349,7 +355,7 @@ def test_no_file_loads_with_a_wrong_content(writer, stopped, tmp_path):
 
 
 class Malicious:
-    """Makes a file when it is unpickled."""
+    """Creates a file when it is unpickled."""
 
     def __init__(self, marker: Path) -> None:
         self.marker = marker
@@ -358,7 +364,7 @@ class Malicious:
         return (open, (str(self.marker), "w"))
 
 
-@pytest.mark.faults("pickled code in a checkpoint", "never run; one line, exit code 2")
+@pytest.mark.faults("pickled code in a checkpoint", "it is not run; one line, exit code 2")
 def test_pickled_code(stopped, tmp_path, capsys):
     path, marker = stopped / "checkpoints/last.ckpt", tmp_path / "marker"
     for save in (
@@ -373,7 +379,7 @@ def test_pickled_code(stopped, tmp_path, capsys):
         assert not marker.exists()
 
 
-@pytest.mark.faults("an address, or weights_only=False", "refused: there is no way to load pickled code")
+@pytest.mark.faults("a URL, or weights_only=False", "refused, so that pickled code is never loaded")
 def test_no_unsafe_way(stopped):
     with pytest.raises(BrokenCheckpointError):
         LitMLP.load_from_checkpoint("https://example.org/last.ckpt")
@@ -383,7 +389,7 @@ def test_no_unsafe_way(stopped):
 
 @pytest.mark.faults(
     "the disk is full while a checkpoint is written",
-    "one line, exit code 2; the one before is whole, nothing half is left",
+    "one line, exit code 2; the previous checkpoint is complete, no partial file is left",
 )
 def test_full_disk(tmp_path, monkeypatch, capsys):
     written, sync = [], os.fsync
@@ -396,16 +402,16 @@ def test_full_disk(tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr(os, "fsync", full)
     code, folder = start(tmp_path / "runs", *SHORT, "run.checkpoint_every_steps=1")
-    said = capsys.readouterr().err
+    printed = capsys.readouterr().err
     assert code == 2
-    assert "No space left on device" in said
-    assert said.count("\n") == 1
+    assert "No space left on device" in printed
+    assert printed.count("\n") == 1
     checkpoint_file.verify(folder / "checkpoints/last.ckpt")
     assert list(folder.rglob("*.part")) == []
 
 
 @pytest.mark.slow
-@pytest.mark.faults("files may not grow (RLIMIT_FSIZE)", "told before training, one line, exit code 2")
+@pytest.mark.faults("files may not grow (RLIMIT_FSIZE)", "reported before training, one line, exit code 2")
 def test_no_room_from_the_start(tmp_path):
     done = subprocess.run(
         [sys.executable, "train.py", *SHORT, f"run.root={tmp_path}"],
@@ -418,7 +424,7 @@ def test_no_room_from_the_start(tmp_path):
     assert "epoch 1" not in done.stdout
 
 
-@pytest.mark.faults("the disk has no room for three checkpoints", "told before training, exit code 2")
+@pytest.mark.faults("the disk has no room for three checkpoints", "reported before training, exit code 2")
 def test_too_little_room(tmp_path, monkeypatch, capsys):
     import shutil
 
@@ -426,11 +432,11 @@ def test_too_little_room(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
     code, _ = start(tmp_path / "runs", *SHORT)
     assert code == 2
-    assert "a checkpoint has " in (said := capsys.readouterr()).err
-    assert "epoch 1" not in said.out
+    assert "a checkpoint has " in (printed := capsys.readouterr()).err
+    assert "epoch 1" not in printed.out
 
 
-@pytest.mark.faults("a secret in the environment", "in no byte of the run's folder")
+@pytest.mark.faults("a secret in the environment", "it is not in any file of the run")
 def test_secrets(tmp_path, monkeypatch):
     secret = "hf_s3cr3tOfThisTest"
     for name in ("HF_TOKEN", "AWS_SECRET_ACCESS_KEY", "MY_PASSWORD"):
@@ -441,7 +447,7 @@ def test_secrets(tmp_path, monkeypatch):
 
 
 @pytest.mark.faults(
-    "another project's checkpoint in a run's folder", "one line, exit code 2; `auto` takes the one before"
+    "another project's checkpoint in a run's folder", "one line, exit code 2; `auto` takes the previous checkpoint"
 )
 @pytest.mark.parametrize(
     "content", [{"weight": torch.zeros(3)}, [1, 2], torch.zeros(3)], ids=["state", "list", "tensor"]
@@ -457,8 +463,8 @@ def test_a_foreign_checkpoint(content, stopped, whole, tmp_path, capsys):
     assert differences(whole, stopped) == []
 
 
-def test_a_stop_while_a_checkpoint_is_written_is_a_stop(tmp_path, monkeypatch):
-    """Torch puts an error of its own in the place of what went wrong."""
+def test_a_signal_while_a_checkpoint_is_written(tmp_path, monkeypatch):
+    """Torch replaces an error in `write` by an error of its own."""
     path = tmp_path / "some.ckpt"
     checkpoint_file.write({"weight": torch.zeros(1000)}, path)
     original = checkpoint_file._HashingFile._hash_and_write
@@ -478,7 +484,7 @@ def test_a_stop_while_a_checkpoint_is_written_is_a_stop(tmp_path, monkeypatch):
     assert checkpoint_file.read(path)["weight"].sum() == 0
 
 
-@pytest.mark.faults("a file of the run's cannot be read or written", "one line, exit code 2")
+@pytest.mark.faults("a file of the run cannot be read or written", "one line, exit code 2")
 def test_a_file_without_permission(stopped, monkeypatch, capsys):
     def denied(*_: Any, **__: Any) -> None:
         raise PermissionError(errno.EACCES, "Permission denied", "config.json")
@@ -500,7 +506,7 @@ def finite(value: Any) -> bool:
 
 
 def spoil(monkeypatch: pytest.MonkeyPatch, what: str, step: int) -> None:
-    """Make the loss, or the gradient alone, not a number at `step`."""
+    """Make the loss infinite, or only the gradient NaN, at `step`."""
     original = LitClassifier.training_step
 
     def training_step(self: LitClassifier, batch: Any, batch_idx: int) -> torch.Tensor:
@@ -508,61 +514,61 @@ def spoil(monkeypatch: pytest.MonkeyPatch, what: str, step: int) -> None:
         if self.global_step == step and what == "loss":
             return loss * math.inf
         if self.global_step == step:
-            return loss + (next(self.parameters()).sum() * 0).abs().sqrt()  # 0, whose gradient is not a number
+            return loss + (next(self.parameters()).sum() * 0).abs().sqrt()  # 0, with the gradient NaN
         return loss
 
     monkeypatch.setattr(LitClassifier, "training_step", training_step)
 
 
 @pytest.mark.faults(
-    "a loss or a gradient is not finite", "exit code 3 before the step, its place; all files stay finite"
+    "a loss or a gradient is not finite", "exit code 3 before the step, a message with the step; all files stay finite"
 )
 @pytest.mark.parametrize(
     "options", [[], ["trainer.accumulate_grad_batches=2"], ["lazy"]], ids=["", "accumulated", "as on a GPU"]
 )
 @pytest.mark.parametrize("what", ["loss", "gradient"])
 def test_not_finite(what, options, tmp_path, monkeypatch, capsys):
-    if options == ["lazy"]:  # a GPU is asked at logging intervals, validations and checkpoints only
-        options, begun = [], FiniteSteps.on_train_start
+    if options == ["lazy"]:  # on a GPU the check is at logging intervals, validations and checkpoints only
+        options, on_start = [], FiniteSteps.on_train_start
 
         def on_train_start(self: FiniteSteps, trainer: Any, pl_module: Any) -> None:
-            begun(self, trainer, pl_module)
+            on_start(self, trainer, pl_module)
             self._lazy = True
 
         monkeypatch.setattr(FiniteSteps, "on_train_start", on_train_start)
     spoil(monkeypatch, what, step=4)
     code, folder = start(tmp_path / "runs", *SHORT, "run.checkpoint_every_steps=1", *options)
-    said = capsys.readouterr().err
+    printed = capsys.readouterr().err
     assert code == 3
-    assert said.startswith(f"diverged: the {what}")
-    assert "(step 5)" in said
-    assert "diverges again" in said
-    assert said.count("\n") == 1
+    assert printed.startswith(f"diverged: the {what}")
+    assert "(step 5)" in printed
+    assert "diverges again" in printed
+    assert printed.count("\n") == 1
     for path in folder.glob("checkpoints/*.ckpt"):
         assert finite(checkpoint_file.read(path)["state_dict"]), path
     assert not (folder / "metrics.json").exists()
 
 
-def test_without_the_guard_the_files_are_spoilt(tmp_path, monkeypatch):
-    """What the test above would miss if it could not fail."""
+def test_without_finite_steps_the_files_are_not_finite(tmp_path, monkeypatch):
+    """Shows that the test above can fail."""
     spoil(monkeypatch, "gradient", step=4)
     _, folder = start(tmp_path / "runs", *SHORT, "callbacks.finite_steps=null")
     assert not finite(checkpoint_file.read(folder / "checkpoints/last.ckpt")["state_dict"])
 
 
 @pytest.mark.faults(
-    "a loss or a gradient is not finite", "exit code 3 before the step, its place; all files stay finite"
+    "a loss or a gradient is not finite", "exit code 3 before the step, a message with the step; all files stay finite"
 )
 @pytest.mark.parametrize("end", ["trainer.max_steps=1", "run.checkpoint_every_steps=1"])
-def test_a_finite_gradient_and_a_rate_that_is_too_high(end, tmp_path, capsys):
-    """After the last step no loss tells what it did."""
+def test_weights_that_are_not_finite_after_the_last_step(end, tmp_path, capsys):
+    """The learning rate is too high, and no loss follows the last step."""
     code, folder = start(tmp_path, *SHORT, "optimizer={name: sgd, lr: 1.0e+39}", end)
     assert code == 3
     assert "diverged: a weight is not finite after step 1" in capsys.readouterr().err
     assert finite(checkpoint_file.read(folder / "checkpoints/last.ckpt")["state_dict"])
 
 
-@pytest.mark.faults("a validation is not finite", "it is never the best")
+@pytest.mark.faults("a validation loss is not finite", "it is not the best")
 def test_a_validation_that_is_not_finite(tmp_path, monkeypatch):
     original = LitClassifier.validation_step
 
@@ -579,7 +585,7 @@ def test_a_validation_that_is_not_finite(tmp_path, monkeypatch):
     assert json.loads((folder / "metrics.json").read_text())["best_epoch"] == losses.index(best) + 1
 
 
-@pytest.mark.faults("out of memory", "one line that says what to lower, exit code 1")
+@pytest.mark.faults("out of memory", "one line that says which option to lower, exit code 1")
 @pytest.mark.parametrize(
     "error",
     [torch.OutOfMemoryError("CUDA out of memory"), MemoryError(), RuntimeError("can't allocate memory: 8 bytes")],
@@ -591,10 +597,10 @@ def test_out_of_memory(error, tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr(LitClassifier, "training_step", training_step)
     code, _ = start(tmp_path, *SHORT)
-    said = capsys.readouterr().err
+    printed = capsys.readouterr().err
     assert code == 1
-    assert said.startswith("error: out of memory; lower data.batch_size (now 32;")
-    assert said.count("\n") == 1
+    assert printed.startswith("error: out of memory; lower data.batch_size (now 32;")
+    assert printed.count("\n") == 1
 
 
 # Resumed under other conditions
@@ -605,7 +611,7 @@ def forge(folder: Path, **facts: Any) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | facts))
 
 
-@pytest.mark.faults("resumed with other data, threads, devices, precision", "one line, exit code 2, nothing is changed")
+@pytest.mark.faults("resumed with other data, threads, devices, precision", "one line, exit code 2, no file is changed")
 @pytest.mark.parametrize(
     ("facts", "expected"),
     [
@@ -620,13 +626,13 @@ def test_other_conditions(facts, expected, stopped, capsys):
     forge(stopped, **facts)
     before = {path: path.read_bytes() for path in stopped.rglob("*.*") if path.is_file()}
     assert train.main(["--resume", str(stopped)]) == 2
-    said = capsys.readouterr().err
-    assert expected in said
-    assert said.count("\n") == 1
+    printed = capsys.readouterr().err
+    assert expected in printed
+    assert printed.count("\n") == 1
     assert {path: path.read_bytes() for path in before} == before
 
 
-def test_another_version_is_told_and_noted(stopped, whole, capsys):
+def test_another_version_is_reported_and_recorded(stopped, whole, capsys):
     forge(stopped, packages={"torch": "1.0"})
     assert train.main(["--resume", str(stopped)]) == 0
     assert "resuming may not be exact: packages changed" in capsys.readouterr().out
@@ -635,17 +641,17 @@ def test_another_version_is_told_and_noted(stopped, whole, capsys):
     assert facts["resumed"][0]["packages"]["torch"] == torch.__version__
 
 
-@pytest.mark.faults("resumed with other data, threads, devices, precision", "one line, exit code 2, nothing is changed")
+@pytest.mark.faults("resumed with other data, threads, devices, precision", "one line, exit code 2, no file is changed")
 @pytest.mark.parametrize("content", [None, "", "[1, 2]"])
-def test_nothing_tells_the_conditions(content, stopped, capsys):
+def test_conditions_that_are_unknown(content, stopped, capsys):
     path = stopped / "environment.json"
     path.unlink() if content is None else path.write_text(content)
     assert train.main(["--resume", str(stopped)]) == 2
     assert capsys.readouterr().err.startswith(f"error: --resume: {path} is missing or broken")
 
 
-def test_a_run_leaves_no_trace_in_the_environment(whole):
-    """Another run of this process, or of its children, would take its folder for that of the run."""
+def test_a_run_leaves_no_variable_in_the_environment(whole):
+    """Another run of this process would use the folder of the first run."""
     assert VARIABLE not in os.environ
 
 
@@ -658,7 +664,7 @@ def test_more_processes_than_the_run_has(tmp_path, monkeypatch, capsys):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
-def test_output_that_nobody_can_write(tmp_path):
+def test_standard_output_is_full(tmp_path):
     with open("/dev/full", "w") as full:
         done = subprocess.run(
             [sys.executable, "train.py", *SHORT, f"run.root={tmp_path}"], cwd=PROJECT, stdout=full, stderr=-1, text=True
@@ -679,7 +685,7 @@ def test_two_at_once(stopped, capsys):
     assert train.main(["--resume", str(stopped)]) == 0
 
 
-@pytest.mark.faults("two runs start at the same moment", "each has a folder of its own")
+@pytest.mark.faults("two runs start at the same moment", "each has its own folder")
 def test_two_starts(tmp_path):
     code = """
 import sys
@@ -706,7 +712,7 @@ def test_auto_takes_the_newest_unfinished_run_of_this_config(stopped, tmp_path, 
     assert train.main([*SHORT, f"run.root={runs}", "trainer.enable_progress_bar=false", "--resume", "auto"]) == 0
 
 
-@pytest.mark.faults("killed during the test", "resumed, only the test is repeated; no point is doubled")
+@pytest.mark.faults("killed during the test", "the resumed run repeats only the test; no point is logged twice")
 def test_stopped_in_the_test(tmp_path, monkeypatch, whole):
     with signalled(monkeypatch, lambda trainer: trainer.testing):
         code, folder = start(tmp_path / "runs", *SHORT)
@@ -719,8 +725,8 @@ def test_stopped_in_the_test(tmp_path, monkeypatch, whole):
 
 
 @pytest.mark.faults(
-    "the same seed with another surface: progress line, logger, sanity check, checkpoints",
-    "the same weights, to the bit",
+    "the same seed with other output: progress line, logger, sanity check, checkpoints",
+    "the weights are bitwise identical",
 )
 @pytest.mark.parametrize(
     "options",
@@ -734,21 +740,21 @@ def test_stopped_in_the_test(tmp_path, monkeypatch, whole):
     ],
     ids=lambda options: options[0],
 )
-def test_another_surface(options, tmp_path, whole):
+def test_other_output(options, tmp_path, whole):
     _, folder = start(tmp_path, *SHORT, *options)
-    states = [checkpoint_file.read(one / "checkpoints/last.ckpt")["state_dict"] for one in (whole, folder)]
+    states = [checkpoint_file.read(path / "checkpoints/last.ckpt")["state_dict"] for path in (whole, folder)]
     assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
 
 
 def test_another_seed_is_another_run(tmp_path, whole):
-    """What the comparisons would miss if they compared nothing."""
+    """Shows that the comparisons can fail."""
     _, folder = start(tmp_path, *SHORT, "seed=1", "data.split_seed=0")
     assert len(differences(whole, folder)) > 10
 
 
 @pytest.mark.parametrize("left_out", ["restore_rng_and_metric_state", "load_state_dict", "events"])
-def test_resuming_without_one_of_its_parts_is_noticed(left_out, stopped, whole, monkeypatch):
-    """Each part of an exact resumption is needed, and the comparison sees it."""
+def test_every_part_of_a_resumption_is_needed(left_out, stopped, whole, monkeypatch):
+    """If a part is left out, the comparison shows differences."""
     if left_out == "restore_rng_and_metric_state":
         monkeypatch.setattr("engine.training.epoch_loop.restore_rng_and_metric_state", lambda *_: None)
     elif left_out == "load_state_dict":

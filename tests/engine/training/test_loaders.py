@@ -1,4 +1,4 @@
-"""Runs with torch's DataLoader instead of this project's: stopped in mid-epoch and resumed, they end equal to the bit."""
+"""Runs with the DataLoader of torch: stopped in mid-epoch and resumed, they are bitwise identical to runs without a stop."""
 
 import re
 import subprocess
@@ -92,7 +92,7 @@ def noisy(**options: Any) -> Callable[[], Any]:
 
 
 class Data(LightningDataModule):
-    """Owes nothing to this project.
+    """A datamodule that uses no class of this project.
 
     Args:
         make_loader: Creates the training loader.

@@ -1,4 +1,4 @@
-"""Several processes, under three launchers: the same figures as one, one writer, one end."""
+"""Several processes, started by three launchers: the results are those of one process, and all processes end together."""
 
 import os
 import signal
@@ -22,7 +22,7 @@ LONG = ["--config", IRIS, *TWO, "trainer.max_epochs=100000", "run.name=x"]
 HALVES = ["--config", IRIS, "trainer.max_epochs=3", "run.name=x"]
 EXACT = ["--config", IRIS, *TWO, "trainer.max_epochs=60", "model.dropout=0.1", "run.checkpoint_every_steps=10"]
 SRUN = """#!/usr/bin/env bash
-# starts the tasks of a job on this machine, as srun would
+# starts the tasks of a job on this machine, as srun does
 while [[ $1 == --* ]]; do shift; done
 pids=()
 for ((i = 0; i < SLURM_NTASKS_PER_NODE; i++)); do
@@ -53,7 +53,7 @@ def run(*argv: str, launcher: tuple[str, ...] = (sys.executable,), **more: str) 
     )
 
 
-def begun(*command: str, **more: str) -> subprocess.Popen:
+def started_run(*command: str, **more: str) -> subprocess.Popen:
     """A run of two processes that has finished its first epoch."""
     process = subprocess.Popen(
         command, cwd=PROJECT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(**more)
@@ -70,8 +70,8 @@ def child_of(process: subprocess.Popen) -> int:
     return next(int(pid) for pid in listed if b"train.py" in Path(f"/proc/{pid}/cmdline").read_bytes())
 
 
-def ended(pid: int, seconds: float) -> bool:
-    """Whether a process is gone within `seconds`."""
+def has_ended(pid: int, seconds: float) -> bool:
+    """Whether a process ends within `seconds`."""
     until = time.monotonic() + seconds
     while time.monotonic() < until:
         try:
@@ -85,11 +85,11 @@ def ended(pid: int, seconds: float) -> bool:
 
 @pytest.mark.slow
 @pytest.mark.faults(
-    "two processes instead of one", "every sample counted once: the figures that one process finds for these weights"
+    "two processes instead of one", "every sample counts once: the metrics are those of one process with these weights"
 )
 @pytest.mark.parametrize("normalization", ["none", "batch"])
 def test_two_processes_share_the_work(normalization, tmp_path):
-    """15 validation samples do not divide by two; running means are those of the first process."""
+    """15 validation samples cannot be divided by two. Running means are those of the first process."""
     keys = [
         "trainer.max_epochs=2",
         "data.val_fraction=0.13",
@@ -117,17 +117,19 @@ def test_two_processes_share_the_work(normalization, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def one(tmp_path_factory) -> Path:
+def single(tmp_path_factory) -> Path:
     """A run of one process."""
-    root = tmp_path_factory.mktemp("one")
+    root = tmp_path_factory.mktemp("single")
     assert run(*HALVES, f"run.root={root}").returncode == 0
     return root / "iris_mlp/x"
 
 
 @pytest.mark.slow
-@pytest.mark.faults("two processes with half the batch each", "they follow one process with the whole batch")
+@pytest.mark.faults(
+    "two processes with half the batch each", "their weights follow those of one process with the whole batch"
+)
 @pytest.mark.parametrize("launcher", ["lightning", "torchrun", "srun"])
-def test_two_halves_follow_the_whole(launcher, tmp_path, one):
+def test_two_halves_follow_the_whole(launcher, tmp_path, single):
     more, start = {}, (sys.executable,)
     if launcher == "torchrun":
         start = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
@@ -136,34 +138,45 @@ def test_two_halves_follow_the_whole(launcher, tmp_path, one):
     two = run(*HALVES, *TWO, f"run.root={tmp_path / 'two'}", launcher=start, **more)
     assert two.returncode == 0, two.stderr
     assert two.stdout.count("run folder:") == 1
-    folders = one, tmp_path / "two/iris_mlp/x"
+    folders = single, tmp_path / "two/iris_mlp/x"
     states = [checkpoint_file.read(folder / "checkpoints/last.ckpt")["state_dict"] for folder in folders]
     for name, value in states[0].items():
         assert torch.allclose(value, states[1][name], rtol=1e-4, atol=1e-5), name
     found = sorted(path.name.split(".")[0] for path in (tmp_path / "two/iris_mlp/x").glob("[!.]*"))
-    assert found == ["checkpoints", "config", "environment", "events", "metrics", "test", "val"]  # one writer
+    assert found == [
+        "checkpoints",
+        "config",
+        "environment",
+        "events",
+        "metrics",
+        "test",
+        "val",
+    ]  # only one process writes
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory) -> Path:
-    """A run of two processes that was never stopped."""
+    """A run of two processes that was not stopped."""
     root = tmp_path_factory.mktemp("whole")
     assert run(*EXACT, f"run.root={root}", "run.name=x").returncode == 0
     return root / "iris_mlp/x"
 
 
 @pytest.mark.slow
-@pytest.mark.faults("SIGTERM to one of two processes", "both end, 143, saved once; resumed, they end equal to the bit")
+@pytest.mark.faults(
+    "SIGTERM to one of two processes",
+    "both end with a checkpoint, exit code 143; the resumed run is bitwise identical",
+)
 @pytest.mark.parametrize("first", [True, False], ids=["rank 0", "rank 1"])
 def test_sigterm_to_one(first, tmp_path, whole):
-    process = begun(sys.executable, "train.py", *EXACT, f"run.root={tmp_path}", "run.name=x")
+    process = started_run(sys.executable, "train.py", *EXACT, f"run.root={tmp_path}", "run.name=x")
     child = child_of(process)
     os.kill(process.pid if first else child, signal.SIGTERM)
-    _, said = process.communicate(timeout=30)
+    _, printed = process.communicate(timeout=30)
     assert process.returncode == 143
-    assert said.count("stopped by SIGTERM") == 1
-    assert "Traceback" not in said
-    assert ended(child, 1)
+    assert printed.count("stopped by SIGTERM") == 1
+    assert "Traceback" not in printed
+    assert has_ended(child, 1)
     resumed = run("--resume", str(tmp_path / "iris_mlp/x"))
     assert resumed.returncode == 0, resumed.stderr
     assert "resuming in epoch" in resumed.stdout
@@ -171,22 +184,22 @@ def test_sigterm_to_one(first, tmp_path, whole):
 
 
 @pytest.mark.slow
-@pytest.mark.faults("one of two processes dies", "the other ends, not with 0, within 10 s; no process is left")
+@pytest.mark.faults("one of two processes dies", "the other ends within 10 s, exit code not 0; no process is left")
 @pytest.mark.parametrize("first", [True, False], ids=["rank 0", "rank 1"])
 def test_one_dies(first, tmp_path, record_property):
-    process = begun(sys.executable, "train.py", *LONG, f"run.root={tmp_path}")
+    process = started_run(sys.executable, "train.py", *LONG, f"run.root={tmp_path}")
     child = child_of(process)
     os.kill(process.pid if first else child, signal.SIGKILL)
     started = time.monotonic()
     process.wait(30)
-    said = "" if first else process.stderr.read()  # its child would hold the pipe open
+    printed = "" if first else process.stderr.read()  # its child may keep the pipe open
     assert process.returncode not in (0, None)
-    assert ended(child, 10)
+    assert has_ended(child, 10)
     record_property("happened", f"rank {0 if first else 1}: all gone after {time.monotonic() - started:.1f} s")
-    assert "Traceback" not in said
+    assert "Traceback" not in printed
     if not first:
         assert process.returncode == 1
-        assert "error: lost another process of this run" in said
+        assert "error: lost another process of this run" in printed
     checkpoint_file.verify(tmp_path / "iris_mlp/x/checkpoints/last.ckpt")
     process.stdout.close()
     process.stderr.close()
@@ -209,7 +222,7 @@ sys.exit(train.main(sys.argv[1:]))
 
 
 @pytest.mark.slow
-@pytest.mark.faults("the loss of one of two processes is not finite", "both stop before the step, exit code 3")
+@pytest.mark.faults("the loss of one of two processes is not finite", "both end before the step, exit code 3")
 def test_one_diverges(tmp_path):
     script = tmp_path / "spoilt.py"
     script.write_text(SPOILT)
@@ -225,20 +238,20 @@ def test_one_diverges(tmp_path):
 @pytest.mark.slow
 @pytest.mark.faults("one of two processes hangs", "the other ends after run.timeout_minutes; no process is left")
 def test_one_hangs(tmp_path, record_property):
-    process = begun(sys.executable, "train.py", *LONG, f"run.root={tmp_path}", "run.timeout_minutes=0.3")
+    process = started_run(sys.executable, "train.py", *LONG, f"run.root={tmp_path}", "run.timeout_minutes=0.3")
     child = child_of(process)
     os.kill(child, signal.SIGSTOP)
     started = time.monotonic()
     process.wait(60)
     assert process.returncode == 1
-    assert ended(child, 15)
+    assert has_ended(child, 15)
     record_property("happened", f"a timeout of 18 s, all gone after {time.monotonic() - started:.1f} s")
     process.stdout.close()
     process.stderr.close()
 
 
 @pytest.mark.slow
-@pytest.mark.faults("SIGTERM while two processes start", "both end within 10 s, not with 0")
+@pytest.mark.faults("SIGTERM while two processes start", "both end within 10 s, exit code not 0")
 @pytest.mark.parametrize("seconds", [0.5, 4.0])
 def test_sigterm_while_they_start(seconds, tmp_path, record_property):
     process = subprocess.Popen(
@@ -249,14 +262,14 @@ def test_sigterm_while_they_start(seconds, tmp_path, record_property):
     while child is None:
         assert process.poll() is None, process.communicate()[1]
         child = next(iter(Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()), None)
-    time.sleep(seconds)  # the first process waits for the other, which imports
+    time.sleep(seconds)  # the first process waits while the second one imports
     process.send_signal(signal.SIGTERM)
     started = time.monotonic()
-    _, said = process.communicate(timeout=30)
+    _, printed = process.communicate(timeout=30)
     record_property("happened", f"{time.monotonic() - started:.1f} s")
     assert process.returncode == 143
-    assert "Traceback" not in said
-    assert ended(int(child), 10)
+    assert "Traceback" not in printed
+    assert has_ended(int(child), 10)
 
 
 def job(tmp_path: Path) -> dict[str, str]:
@@ -276,17 +289,17 @@ def job(tmp_path: Path) -> dict[str, str]:
 
 @pytest.mark.slow
 @pytest.mark.faults(
-    "SLURM's warning to slurm.sbatch, two tasks", "saved, requeued once; the requeued job ends equal to the bit"
+    "SLURM's warning to slurm.sbatch, two tasks", "a checkpoint, requeued once; the requeued job is bitwise identical"
 )
 def test_the_sbatch_script(tmp_path, whole):
-    """The script itself, with commands in the place of SLURM's."""
+    """The script itself, with stand-ins for the commands of SLURM."""
     script = ["bash", "slurm.sbatch", *EXACT, f"run.root={tmp_path / 'runs'}"]
-    process = begun(*script, **job(tmp_path))
-    process.send_signal(signal.SIGUSR1)  # the script has become srun, which hands it on
-    _, said = process.communicate(timeout=60)
-    assert process.returncode == 143, said
+    process = started_run(*script, **job(tmp_path))
+    process.send_signal(signal.SIGUSR1)  # the script has become srun, which forwards it
+    _, printed = process.communicate(timeout=60)
+    assert process.returncode == 143, printed
     assert (tmp_path / "asked").read_text() == "requeue 77\n"
-    process = begun(*script, **job(tmp_path), SLURM_RESTART_COUNT="1")
-    _, said = process.communicate(timeout=120)
-    assert process.returncode == 0, said
+    process = started_run(*script, **job(tmp_path), SLURM_RESTART_COUNT="1")
+    _, printed = process.communicate(timeout=120)
+    assert process.returncode == 0, printed
     assert differences(whole, tmp_path / "runs/iris_mlp/slurm-77") == []

@@ -1,4 +1,4 @@
-"""A run that was stopped and resumed ends as one that never was, to the bit."""
+"""A run that was stopped and resumed is bitwise identical to a run that was not stopped."""
 
 import signal
 from itertools import count
@@ -27,7 +27,7 @@ BERT = [
 
 
 def at(epoch, batch, validating=False):
-    """When training has come to this batch of this epoch, or to its validation."""
+    """Whether training is at this batch of this epoch, or at its validation."""
 
     def when(trainer):
         if validating:
@@ -39,7 +39,7 @@ def at(epoch, batch, validating=False):
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """Runs that were never stopped, one for each list of options."""
+    """Trains runs without a stop, once for each list of options."""
     known = {}
 
     def run(options):
@@ -90,7 +90,7 @@ VARIANTS = [
     ("cnn", ["trainer.reload_dataloaders_every_n_epochs=1"], [(1, 3)]),
     ("cnn", ["trainer.limit_val_batches=0", "schedule.name=constant"], [(1, 3)]),
     ("cnn", ["trainer.logger=false"], [(1, 0, True)]),
-    ("cnn", ["trainer.val_check_interval=4"], [(1, 8)]),  # plateau looks at a validation from before the stop
+    ("cnn", ["trainer.val_check_interval=4"], [(1, 8)]),  # the schedule reads a validation from before the stop
     ("cnn", ["trainer.check_val_every_n_epoch=null", "trainer.val_check_interval=7"], [(1, 7)]),
     (
         "cnn",
@@ -102,8 +102,8 @@ VARIANTS = [
 ]
 
 
-def test_what_is_left_does_not_depend_on_the_clock(finished, written_data, cache, tmp_path, monkeypatch):
-    """A machine so slow that every validation is looked at leaves the same checkpoints, figures and curves."""
+def test_results_do_not_depend_on_the_speed_of_the_machine(finished, written_data, cache, tmp_path, monkeypatch):
+    """On a slow machine pictures are drawn of every validation. Checkpoints, metrics and curves are the same."""
     files.expect_small_files(monkeypatch)
     options = options_of("cnn", written_data, cache)
     fast = finished(options)

@@ -1,4 +1,4 @@
-"""Which networks need no buffers from the first process at every step; `test_processes.py` has what comes of it."""
+"""Networks whose buffers DDP need not send in every step. `test_processes.py` tests the results."""
 
 from types import SimpleNamespace
 
@@ -12,7 +12,7 @@ from lit_models.cnn import LitCNN
 
 
 class Counting(nn.BatchNorm2d):
-    """A norm of somebody's own, which may read its buffers in training."""
+    """A user's own normalization, which may read its buffers in training."""
 
 
 def extra(network: nn.Module) -> None:
@@ -29,6 +29,6 @@ def test_only_running_means_are_not_sent_at_every_step(change, each_step):
     if change:
         change(model.network)
     strategy = DDPStrategy()
-    strategy.model = SimpleNamespace(broadcast_buffers=True)  # stands for the model in DDP
+    strategy.model = SimpleNamespace(broadcast_buffers=True)  # stands for the DDP module
     SharedBuffers().on_fit_start(SimpleNamespace(strategy=strategy), model)
     assert strategy.model.broadcast_buffers is each_step
