@@ -173,14 +173,11 @@ class _HashingFile:
 
     def write(self, data: bytes) -> int:
         try:
-            return self._hash_and_write(data)
+            self.digest.update(data)
+            return self._file.write(data)
         except BaseException as error:
             self.error = self.error or error
             raise
-
-    def _hash_and_write(self, data: bytes) -> int:
-        self.digest.update(data)
-        return self._file.write(data)
 
 
 def _sync_folder(folder: Path) -> None:

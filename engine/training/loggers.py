@@ -145,10 +145,6 @@ class CsvLogger(Logger):
     def version(self) -> str:
         return ""
 
-    @property
-    def save_dir(self) -> str:
-        return str(self.path.parents[1])
-
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
         """Does nothing: ``config.yaml`` holds them."""
 
