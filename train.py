@@ -85,7 +85,10 @@ def train(config: Config, folder: Path, signals: Signals) -> int:
         if is_refusal(error):
             raise config.option_error("trainer", error) from error
         devices = trainer.world_size if trainer else 1
-        raise explain_error(error, config.values["data"].get("batch_size"), devices) from error
+        explained = explain_error(error, config.values["data"].get("batch_size"), devices)
+        if explained is error:
+            raise
+        raise explained from error
     finally:
         if trainer is not None and not trainer.state.finished:
             end_children(signals.children())
@@ -116,8 +119,13 @@ def make_model(config: Config, spec: DataSpec) -> "LitClassifier":
 
 def initialize(model: "LitClassifier", datamodule: "LightningDataModule", folder: Path | None) -> None:
     """Load the data, let the model measure the training inputs, and save the tokenizer in `folder`."""
+    from lightning.pytorch.utilities.model_helpers import is_overridden
+
     from datamodules.classification import ClassificationDataModule
 
+    for loader in ("train_dataloader", "val_dataloader", "test_dataloader"):
+        if not is_overridden(loader, datamodule):
+            raise DataError(f"{type(datamodule).__name__} has no method {loader}")
     if isinstance(datamodule, ClassificationDataModule):
         datamodule.prepare_data()
         datamodule.setup()
@@ -148,7 +156,10 @@ def make_trainer(config: Config, folder: Path, record: "RunRecord", signals: Sig
     options = config.options("trainer")
     options["default_root_dir"] = options["default_root_dir"] or str(folder)
     options |= {name: options[name] or -1 for name in ("max_epochs", "max_steps")}
-    loggers = make_loggers(schema.logger_names(options["logger"]), folder, record.clock, config.flat())
+    names = schema.logger_names(options["logger"])
+    if config.is_check and names:
+        names = ["tensorboard"]  # --check measures the time of logging, and must not upload anything
+    loggers = make_loggers(names, folder, record.clock, config.flat())
     run = {name: value for name, value in config["run"].items() if name not in ("root", "name")}
     run["mode"] = run["mode"] or ("min" if is_lower_better(run["monitor"]) else "max")
     enabled = options.pop("enable_checkpointing")

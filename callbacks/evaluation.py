@@ -14,6 +14,7 @@ from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
+from engine.config import schema
 from engine.contracts import Classifier, one_line
 from engine.terminal import print_line
 from engine.training.loggers import PictureWriter, takes_pictures, tensorboard_of
@@ -30,8 +31,9 @@ class EvaluationCallback(Callback):
     `is_due` returns True. They are not called if no logger of the run can show the result. The validation and test steps
     of the model must return logits (B, K), as in `LitClassifier`.
 
-    An error in these methods is printed, and the run continues without the picture. With several processes, an error before
-    `show` ends the run, because the other processes would wait for this process.
+    An error in a callback that every run has (`engine.config.schema.DEFAULT_CALLBACKS`) is printed, and the run continues
+    without the picture. An error in any other callback ends the run. With several processes, an error before `show` always
+    ends the run, because the other processes would wait for this process.
 
     Args:
         every_seconds: Minimum time between two validations that are shown. It is at least 100 times the time that the
@@ -131,11 +133,14 @@ class EvaluationCallback(Callback):
 
     @contextmanager
     def _report_errors(self, others_wait: bool = False) -> Iterator[None]:
-        """Print an error instead of raising it, unless other processes wait for this process."""
+        """Print an error instead of raising it.
+
+        An error is raised if other processes wait for this process, or if the user has added the callback to the config.
+        """
         try:
             yield
         except Exception as error:
-            if others_wait:
+            if others_wait or type(self).__module__.removeprefix("callbacks.") not in schema.DEFAULT_CALLBACKS:
                 raise
             self._stage = None
             print_line(f"{type(self).__name__} failed: {type(error).__name__}: {one_line(error)}")

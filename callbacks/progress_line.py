@@ -51,20 +51,23 @@ class ProgressLine(Callback):
             self._show(trainer, trainer.current_epoch + 1, f"  step {batch_idx + 1}/{trainer.num_training_batches}")
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.current_epoch == 0:
+            return
+        self._read_metrics(trainer)
         is_due = time.monotonic() - self._last_shown > (LIVE_SECONDS if self.live else LOG_SECONDS)
-        if trainer.current_epoch > 0 and (is_due or trainer.current_epoch == 1):
-            self._show_epoch(trainer)
+        if is_due or trainer.current_epoch == 1:
+            self._show(trainer, trainer.current_epoch, "")
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._show_epoch(trainer)
+        self._read_metrics(trainer)
+        self._show(trainer, trainer.current_epoch, "")
         if self.live and trainer.is_global_zero:
             print_line("")
 
-    def _show_epoch(self, trainer: Trainer) -> None:
-        """Show the previous epoch. Its metrics are complete only when the next epoch starts."""
-        values = {name: float(value) for name, value in trainer.callback_metrics.items()}
-        self._metrics = "  ".join(f"{name} {values[name]:.4f}" for name in SHOWN_METRICS if name in values)
-        self._show(trainer, trainer.current_epoch, "")
+    def _read_metrics(self, trainer: Trainer) -> None:
+        """Read the metrics of the previous epoch. They are complete only when the next epoch starts."""
+        values = trainer.callback_metrics
+        self._metrics = "  ".join(f"{name} {float(values[name]):.4f}" for name in SHOWN_METRICS if name in values)
 
     def _estimate_seconds(self, trainer: Trainer) -> float | None:
         """Estimate the seconds of training in this process; None if the estimate is not possible."""

@@ -169,7 +169,7 @@ class LitClassifier(LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         inputs, labels = batch
-        logits = _at_least_float32(self(inputs))
+        logits = self._logits(inputs, labels)
         weights = None if self.class_weights is None else self.class_weights.to(logits.dtype)
         loss = F.cross_entropy(logits, labels, weights, label_smoothing=self.hparams["label_smoothing"])
         if self.hparams["l1_penalty"] > 0:
@@ -207,13 +207,22 @@ class LitClassifier(LightningModule):
                 scheduler["frequency"] = self.trainer.check_val_every_n_epoch or 1
         return [optimizer], schedulers
 
+    def _logits(self, inputs: Any, labels: Tensor) -> Tensor:
+        """Return the logits (B, K) of a batch, in float32 or a wider type."""
+        logits = self(inputs)
+        expected = (len(labels), self.hparams["num_classes"])
+        if logits.shape != expected or labels.ndim != 1:
+            shapes = f"logits {tuple(logits.shape)} for labels {tuple(labels.shape)}"
+            raise ValueError(f"{type(self).__name__} returned {shapes}; expected {expected} and {expected[:1]}")
+        return _at_least_float32(logits)
+
     def _clips_in_mixed_precision(self) -> bool:
         return bool(self.trainer.gradient_clip_val) and "mixed" in str(self.trainer.precision)
 
     def _evaluate(self, batch: Batch, loss: WeightedMean, metrics: MetricCollection) -> Tensor:
         """Update the metrics of a stage. Returns logits (B, K) for callbacks."""
         inputs, labels = batch
-        logits = _at_least_float32(self(inputs))
+        logits = self._logits(inputs, labels)
         loss.update(F.cross_entropy(logits, labels), len(labels))
         metrics.update(logits, labels)
         return logits

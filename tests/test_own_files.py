@@ -459,3 +459,74 @@ def test_an_error_of_the_projects_own_types_is_one_line(add, tmp_path, capsys, r
     assert printed.startswith(ERRORS[error])
     assert "broken" in printed
     assert printed.count("\n") == 1
+
+
+MODEL_WITH_BUGS = """\
+    from lit_models.mlp import LitMLP
+
+    class Mine(LitMLP):
+        def __init__(self, *arguments, **options):
+            super().__init__(*arguments, **options)
+            {init}
+
+        def configure_optimizers(self):
+            {optimizers}
+
+        def training_step(self, batch, batch_idx):
+            {step}
+            return super().training_step(batch, batch_idx)
+    """
+
+
+@pytest.mark.parametrize(
+    ("place", "bug", "last"),
+    [
+        ("init", "self.network.load_state_dict({})", r"lit_models/mine\.py:6: RuntimeError: Error\(s\) in loading"),
+        ("step", "raise PermissionError('no token')", r"lit_models/mine\.py:12: PermissionError: no token"),
+        ("optimizers", "return 'sgd'", r".*MisconfigurationException: Unknown configuration"),
+        ("init", "self.network = __import__('torch').nn.Linear(4, 7)", r".*Mine returned logits \(32, 7\) for labels"),
+    ],
+)
+def test_a_bug_in_an_own_model_is_not_reported_as_a_mistake(add, tmp_path, capsys, place, bug, last):
+    lines = {"init": "pass", "optimizers": "return super().configure_optimizers()", "step": "pass"} | {place: bug}
+    add("lit_models/mine.py", MODEL_WITH_BUGS.format(**lines))
+    assert trained(tmp_path, "model.name=mine") == 1
+    printed = capsys.readouterr().err
+    assert printed.startswith("Traceback (most recent call last):")
+    assert re.match(f"error: {last}", printed.splitlines()[-1])
+
+
+def test_a_bug_in_an_own_picture_ends_the_run(add, tmp_path, capsys):
+    source = """\
+    from callbacks.evaluation import EvaluationCallback
+
+    class Mine(EvaluationCallback):
+        def show(self, trainer, pl_module, stage, writer, gathered):
+            self.missing
+    """
+    add("callbacks/mine.py", source)
+    assert trained(tmp_path, "callbacks.mine={}", "trainer.logger=tensorboard") == 1
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("error: callbacks/mine.py:5: AttributeError: 'Mine' object has no attribute 'missing'")
+
+
+def test_a_check_reports_a_bug_after_a_problem(add, tmp_path, capsys):
+    lines = {"init": "self.idle = self.network.idle = __import__('torch').nn.Linear(1, 1)", "step": "self.missing"}
+    add("lit_models/mine.py", MODEL_WITH_BUGS.format(optimizers="return super().configure_optimizers()", **lines))
+    assert trained(tmp_path, "model.name=mine", "--check") == 1
+    printed = capsys.readouterr()
+    assert "WRONG    gradients" in printed.out
+    assert printed.err.splitlines()[-1].startswith("error: lit_models/mine.py:12: AttributeError: ")
+
+
+def test_file_names_with_a_hyphen_and_relative_imports(add):
+    add("lit_models/my-cnn.py", "from .cnn import LitCNN\n\n\nclass MyCNN(LitCNN):\n    pass\n")
+    assert load("model.name=my-cnn", "model.widths=[4]")["model.widths"] == [4]
+
+
+def test_a_check_uploads_nothing(monkeypatch):
+    """`--check` logs to TensorBoard only, in its temporary folder."""
+    made = []
+    monkeypatch.setattr("engine.training.loggers.make_loggers", lambda names, *_: made.extend(names) or [])
+    assert train.main(["--config", IRIS, "--check", "trainer.logger=[csv, tensorboard]"]) == 0
+    assert made == ["tensorboard"]

@@ -215,3 +215,32 @@ def test_the_seed_of_the_experiment_reaches_a_datamodule_that_takes_it(source, s
 def test_out_of_memory_without_the_option_batch_size():
     expected = "error: out of memory; lower the batch size (trainer.accumulate_grad_batches compensates)"
     assert str(explain_error(MemoryError(), None, 1)).startswith(expected)
+
+
+def test_a_missing_dataloader_is_reported_before_training(write, tmp_path, capsys):
+    config = write(PLAIN.replace("def test_dataloader", "def other_dataloader"))
+    assert train.main(["--config", config, f"run.root={tmp_path}"]) == 2
+    assert "Plain has no method test_dataloader" in capsys.readouterr().err
+    assert list(tmp_path.glob("*/*/checkpoints")) == []
+
+
+BROKEN = """
+
+class Broken(Dataset):
+    def __len__(self):
+        return 90
+
+    def __getitem__(self, i):
+        return (1,)[i + 1]
+"""
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_bug_in_a_dataset_names_its_line(num_workers, write, tmp_path, capsys):
+    source = PLAIN.replace("import torch\n", "import torch\nfrom torch.utils.data import Dataset\n", 1)
+    source = source.replace("dataset = TensorDataset(inputs, labels)", "dataset = Broken()")
+    source += BROKEN
+    line = source.splitlines().index("        return (1,)[i + 1]") + 1
+    assert train.main(["--config", write(source), f"data.num_workers={num_workers}", f"run.root={tmp_path}"]) == 1
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last == f"error: datamodules/own.py:{line}: IndexError: tuple index out of range"

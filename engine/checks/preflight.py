@@ -85,10 +85,9 @@ class PreflightCheck(Callback):
         raise self._outcome()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        is_consequence = (
-            isinstance(exception, Exception) and "WRONG" in self.levels
-        )  # of a problem that has been printed
-        if is_consequence or isinstance(exception, Diverged):
+        # the check of gradients has printed why the loss has no gradient
+        has_no_gradient = "WRONG" in self.levels and "does not require grad" in str(exception)
+        if has_no_gradient or isinstance(exception, Diverged):
             self._print("WRONG", "first steps", one_line(exception))
             raise self._outcome() from exception
 

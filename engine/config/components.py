@@ -61,7 +61,7 @@ def find_component(section: str, name: str, where: str = "", key: str = "") -> C
     elif section == "callbacks" and name in schema.LIGHTNING_CALLBACKS:
         file, class_name = schema.LIGHTNING_CALLBACKS[name]
         return read_component(lightning_folder() / "callbacks" / f"{file}.py", class_name)
-    elif (path := PROJECT / FOLDERS[section][0] / f"{name}.py").is_file() and name.isidentifier():
+    elif (path := PROJECT / FOLDERS[section][0] / f"{name}.py").is_file() and "/" not in name:
         found = read_component(path, _chosen_class(section, path, where, key))
         passed = schema.PASSED_BY_TRAIN.get(section, ())
         return replace(found, parameters={k: p for k, p in found.parameters.items() if k not in passed})

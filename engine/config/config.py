@@ -4,6 +4,7 @@ OmegaConf checks the type of each value against the signature of the component. 
 OmegaConf would convert silently, values out of range, and unknown names. `cross_checks` refuses combinations.
 """
 
+import os
 import re
 from dataclasses import dataclass, field, make_dataclass, replace
 from pathlib import Path
@@ -110,7 +111,7 @@ class Config:
         key, colon, problem = message.partition(": ")
         if colon and (key in self.parameters or key in SECTIONS):
             return self.error(key, problem)
-        if colon and Path(re.sub(r":\d+$", "", key)).is_file():  # FILE or FILE:LINE of the user's data
+        if colon and os.path.isfile(re.sub(r":\d+$", "", key)):  # FILE or FILE:LINE of the user's data
             return ConfigError(key, "", problem)
         written = [name for name in self.options(section) if f"{section}.{name}" in self.origins]
         found = {name: match.start() for name in written if (match := re.search(rf"\b{name}\b", message))}

@@ -53,7 +53,7 @@ def logger_names(value: bool | str | Sequence[str] | None) -> list[str]:
     """Return the loggers that a value of ``trainer.logger`` chooses. True chooses TensorBoard, False and None no logger."""
     if isinstance(value, bool) or value is None:
         return ["tensorboard"] if value else []
-    return [value] if isinstance(value, str) else list(value)
+    return [value] if isinstance(value, str) else list(dict.fromkeys(value))
 
 
 # Callbacks of Lightning by short name: the file in lightning/pytorch/callbacks, and the class.

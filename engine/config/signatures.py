@@ -125,6 +125,8 @@ def named_bases(path: Path, node: ast.ClassDef) -> Iterator[tuple[str, str]]:
     for statement in tree_of(path).body:
         if isinstance(statement, ast.Import | ast.ImportFrom):
             package = f"{statement.module}." if isinstance(statement, ast.ImportFrom) else ""
+            if isinstance(statement, ast.ImportFrom) and statement.level:  # from .cnn import LitCNN
+                package = f"{path.parent.name}.{statement.module}." if statement.module else f"{path.parent.name}."
             imported |= {alias.asname or alias.name: package + alias.name for alias in statement.names}
     for base in node.bases:
         first, dot, rest = ast.unparse(base).partition(".")

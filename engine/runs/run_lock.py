@@ -32,7 +32,7 @@ def lock_run(folder: Path) -> "FileLock | None":
     """
     from filelock import FileLock, Timeout
 
-    lock = FileLock(folder / NAME)
+    lock = FileLock(folder / NAME, fallback_to_soft=False)  # a soft lock would outlive a killed process
     try:
         lock.acquire(timeout=PATIENCE_SECONDS)
     except Timeout:

@@ -231,7 +231,7 @@ def end_summary(metrics: Mapping[str, Any], monitor: str, times: list[str], fold
     rows.append(("trained", f"{counts} in {metrics['train_seconds']:.1f} s"))
     if "samples_per_second" in metrics:
         fraction = metrics.get("peak_share")
-        reached = f", {fraction:.0%} of the speed of large matrix products" if fraction is not None else ""
+        reached = f", {fraction:.1%} of the speed of large matrix products" if fraction is not None else ""
         rows.append(("speed", f"{metrics['samples_per_second']:,.0f} samples/s{reached}"))
     rows += [("time", line) for line in times]
     rows += [("run folder", str(folder))]

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from pathlib import Path
 
 from engine.config.components import FOLDERS, lightning_folder
 from engine.config.signatures import PROJECT, short_path
-from engine.contracts import UserError
+from engine.contracts import UserError, one_line
 
 TERMINATED, INTERRUPTED = 128 + signal.SIGTERM, 128 + signal.SIGINT  # the exit codes that a shell shows
 DIVERGED, REFUSED, FAILED = 3, 2, 1
@@ -77,13 +78,15 @@ def explain_error(error: Exception, batch_size: int | None, num_devices: int) ->
     if isinstance(error, OSError) and error.errno in NO_ROOM:
         where = f" {error.filename}" if error.filename else ""
         return RunEnded(f"error: cannot write{where}: {error.strerror}; files written before are still good", REFUSED)
-    if isinstance(error, PermissionError):
+    if isinstance(error, PermissionError) and error.filename:
         return RunEnded(f"error: {error.filename}: {error.strerror}", REFUSED)
-    if "Error(s) in loading state_dict" in text:
+    functions = [frame.name for frame in traceback.extract_tb(error.__traceback__)]
+    if "Error(s) in loading state_dict" in text and "__init__" not in functions:  # not the model's own loading
         return RunEnded(f"error: the checkpoint is of another model: {text[:200]}", REFUSED)
     lost = [part for part in LOST if part in text.lower()]
     if isinstance(error, RuntimeError) and num_devices > 1 and (lost or type(error).__name__.startswith("Dist")):
-        return RunEnded(f"error: lost another process of this run ({(lost or [text[:100]])[0]})", FAILED)
+        reason = (lost or [text[:100]])[0]
+        return RunEnded(f"error: lost another process of this run ({reason}); its own error is printed above", FAILED)
     return error
 
 
@@ -96,7 +99,11 @@ def is_refusal(error: BaseException) -> bool:
     frames = traceback.extract_tb(error.__traceback__)
     files, functions = [Path(frame.filename) for frame in frames], [frame.name for frame in frames]
     own = [i for i, file in enumerate(files) if any(file.is_relative_to(folder) for folder in OWNERS_FOLDERS)]
-    if "advance" in functions or (own and "estimated_stepping_batches" not in functions[own[-1] :]):
+    if {"advance", "_init_optimizers_and_lr_schedulers"} & {
+        *functions
+    } and "estimated_stepping_batches" not in functions:
+        return False
+    if own and "estimated_stepping_batches" not in functions[own[-1] :]:
         return False
     is_by_lightning = bool(files) and files[-1].is_relative_to(lightning_folder().parent)
     is_usual_type = isinstance(error, ValueError | TypeError | ImportError | RuntimeError)
@@ -135,14 +142,15 @@ def report_bug(error: Exception) -> int:
     with suppress(OSError):
         traceback.print_exception(error)
         frames = traceback.extract_tb(error.__traceback__)
-        own = [
-            frame for frame in frames if Path(frame.filename).is_relative_to(PROJECT) and ".venv" not in frame.filename
-        ]
-        owners = [frame for frame in own if any(Path(frame.filename).is_relative_to(f) for f in OWNERS_FOLDERS)]
-        frame = (owners or own or frames)[-1]
-        place = f"{short_path(Path(frame.filename))}:{frame.lineno}"
-        message = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        print(f"error: {place}: {message}", file=sys.stderr, flush=True)
+        places = [(Path(frame.filename), frame.lineno) for frame in frames]
+        # a worker of a DataLoader puts its own traceback into the message
+        places += [(Path(file), int(line)) for file, line in re.findall(r'File "(.+?)", line (\d+)', str(error))]
+        own = [place for place in places if place[0].is_relative_to(PROJECT) and ".venv" not in place[0].parts]
+        owners = [place for place in own if any(place[0].is_relative_to(folder) for folder in OWNERS_FOLDERS)]
+        file, line = (owners or own or places)[-1]
+        from_worker = "Traceback" in str(error)
+        message = str(error).strip().splitlines()[-1] if from_worker else f"{type(error).__name__}: {one_line(error)}"
+        print(f"error: {short_path(file)}:{line}: {message}", file=sys.stderr, flush=True)
     return FAILED
 
 

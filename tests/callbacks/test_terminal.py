@@ -1,6 +1,7 @@
 """What a run prints in a terminal, and into a log file."""
 
 import fcntl
+import math
 import os
 import pty
 import re
@@ -13,6 +14,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from callbacks import progress_line
 from callbacks.progress_line import ProgressLine, complete_fraction
@@ -150,3 +152,14 @@ def test_line_is_cut_between_two_metrics(monkeypatch, capsys):
     line = ProgressLine(live=True)
     line._print("epoch 1/4  3.8 s  train/loss 0.1605  val/loss 0.2226", end="")
     assert capsys.readouterr().out.strip() == "epoch 1/4  3.8 s  train/loss 0.1605"
+
+
+def test_metrics_of_each_epoch_are_read_even_if_no_line_is_due():
+    line = ProgressLine(live=True)
+    line._last_shown = math.inf
+    for epoch, loss in ((1, 0.5), (2, 0.25)):
+        trainer = SimpleNamespace(
+            current_epoch=epoch, callback_metrics={"train/loss": torch.tensor(loss)}, is_global_zero=False
+        )
+        line.on_train_epoch_start(trainer, None)
+        assert line._metrics == f"train/loss {loss:.4f}"

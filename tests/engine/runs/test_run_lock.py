@@ -1,5 +1,6 @@
 """The lock of a run, with a second process that holds it: what `runs.py` shows, and who may resume or delete the run."""
 
+import errno
 import fcntl
 import os
 import shutil
@@ -183,3 +184,13 @@ def test_a_new_run_is_locked_before_it_can_be_listed(tmp_path, monkeypatch):
         assert states == [(True, [])]
         assert [found.status for found in find_runs(tmp_path)] == ["running"]
     assert not folder.exists()  # it has not trained
+
+
+def test_a_file_system_without_locks_has_no_soft_lock(folder, monkeypatch):
+    """A file that only marks the lock would outlive a killed run."""
+
+    def fail(*_):
+        raise OSError(errno.ENOSYS, "not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", fail)
+    assert lock_run(folder) is None
