@@ -62,7 +62,6 @@ class ClassificationDataModule(LightningDataModule):
         self.gpu_memory_gigabytes, self._bytes_on_device = gpu_memory_gigabytes, 0
         self.fingerprint, self.mean, self.std = "", torch.zeros(()), torch.ones(())
         self._splits: dict[Split, Labelled] = {}
-        self._resume_at = (0, 0)  # epoch and batch
 
     @property
     def spec(self) -> DataSpec:
@@ -100,7 +99,6 @@ class ClassificationDataModule(LightningDataModule):
 
     def train_dataloader(self) -> Any:
         batches = self._batches("train", self.batch_size, shuffle=True)
-        batches.batch_sampler.resume_at = self._resume_at
         if self.trainer is not None and self.trainer.overfit_batches > 0:  # type: ignore[attr-defined]
             batches.batch_sampler.is_constant, batches.augment = True, None
         return batches
@@ -110,15 +108,6 @@ class ClassificationDataModule(LightningDataModule):
 
     def test_dataloader(self) -> Any:
         return self._batches("test", self.eval_batch_size, shuffle=False)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the current epoch and its number of finished batches."""
-        assert self.trainer is not None
-        batches = self.trainer.fit_loop.epoch_loop.batch_progress.current.completed
-        return {"epoch": self.trainer.current_epoch, "batches": batches}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._resume_at = (state_dict["epoch"], state_dict["batches"])
 
     @property
     def is_loaded(self) -> bool:

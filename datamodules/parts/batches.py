@@ -55,8 +55,6 @@ class EpochOrder:
 
     Attributes:
         epoch: The current epoch, counted from 0.
-        resume_at: Epoch and batch from which a resumed run continues.
-        num_skipped: Number of batches of the current epoch that were finished before the run was stopped.
         is_constant: Whether every epoch has the order of the first epoch, to overfit a few batches.
     """
 
@@ -67,7 +65,7 @@ class EpochOrder:
             raise ValueError(f"{num_samples} samples cannot be divided among {world_size} processes")
         self.num_samples, self.batch_size, self.shuffle, self.seed = num_samples, batch_size, shuffle, seed
         self.rank, self.world_size = rank, world_size
-        self.epoch, self.resume_at, self.num_skipped, self.is_constant = 0, (0, 0), 0, False
+        self.epoch, self.is_constant = 0, False
 
     @property
     def sampler(self) -> "EpochOrder":
@@ -77,7 +75,6 @@ class EpochOrder:
     def set_epoch(self, epoch: int) -> None:
         """Set the epoch. Lightning calls this before every epoch."""
         self.epoch = 0 if self.is_constant else epoch
-        self.num_skipped = self.resume_at[1] if epoch == self.resume_at[0] else 0
 
     def __len__(self) -> int:
         if not self.shuffle:  # equal in all processes, because they synchronize in every forward pass
@@ -127,23 +124,37 @@ class TensorBatches:
     ) -> None:
         self.inputs, self.labels, self.augment = inputs, labels, augment
         self.batch_sampler = order  # Lightning calls `set_epoch` on this attribute
+        self._num_yielded, self._first = 0, 0  # batches of this epoch so far, first batch of the next iteration
 
     def __len__(self) -> int:
         return len(self.batch_sampler)
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return the number of batches of this epoch so far. Their order depends only on the epoch."""
+        return {"num_batches": self._num_yielded}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Let the next iteration continue after the batches of `state_dict`."""
+        self._first = state_dict["num_batches"]
+
     def __iter__(self) -> Iterator[tuple[Any, Tensor]]:
+        self._num_yielded, self._first = self._first, 0
+        return self._batches(self._num_yielded)
+
+    def _batches(self, first: int) -> Iterator[tuple[Any, Tensor]]:
         order, device = self.batch_sampler, self.labels.device
         is_on_device = isinstance(self.inputs, Tensor) and self.inputs.device == device
         generator = Generator(device)
         seeds = derive_seeds(len(order), order.seed, order.epoch, order.rank)
-        batches = list(islice(order, order.num_skipped, None))
+        batches = list(islice(order, first, None))
         on_device = _copy_indices(batches, device)
-        for i, (indices, device_indices) in enumerate(zip(batches, on_device, strict=True), order.num_skipped):
+        for i, (indices, device_indices) in enumerate(zip(batches, on_device, strict=True), first):
             inputs = self.inputs[device_indices] if is_on_device else to_device(self.inputs[indices], device)
             if self.augment is not None:
                 generator.manual_seed(seeds[i])
                 context = AugmentContext(generator, order.seed, order.epoch, device_indices)  # type: ignore[arg-type]
                 inputs = self.augment(inputs, context)
+            self._num_yielded = i + 1
             yield inputs, self.labels[device_indices]
 
 

@@ -89,21 +89,19 @@ class EpochLoop(_TrainingEpochLoop):
         self.fast_step = FastStep(self.trainer) if supports_fast_step(self.trainer) else None
 
     def on_run_start(self, data_fetcher: Any) -> None:
+        # Lightning creates the iterators of the first epoch before the states of loaders and random generators can be
+        # recorded or restored. So they are created again here.
         self._loaders = data_fetcher.combined_loader.flattened
         state, self.resume_state = self.resume_state, None
-        if all(hasattr(getattr(loader, "batch_sampler", None), "resume_at") for loader in self._loaders):
-            super().on_run_start(data_fetcher)  # the loaders of this project know their position
-        else:
-            # Lightning creates the iterators of the first epoch before the states of loaders and random generators can be
-            # recorded or restored. So they are created again here.
-            if state is None:
-                self._epoch_start = {"rng": rng_state(), "generators": _generator_states(self._loaders)}
-                iter(data_fetcher)
-            else:
-                self._resume_loaders(data_fetcher, **state["loaders"])
-            data_fetcher._start_profiler, data_fetcher._stop_profiler = self._on_before_fetch, self._on_after_fetch
         if state is not None:
+            self._resume_loaders(data_fetcher, **state["loaders"])
             restore_rng_and_metric_state(self.trainer, state)
+        else:
+            self._epoch_start = None
+            if not all(map(_has_state, self._loaders)):
+                self._epoch_start = {"rng": rng_state(), "generators": _generator_states(self._loaders)}
+            iter(data_fetcher)
+        data_fetcher._start_profiler, data_fetcher._stop_profiler = self._on_before_fetch, self._on_after_fetch
 
     def loader_state(self) -> dict[str, Any]:
         """The state of the training loaders: their position in the epoch, and the order of its samples."""
@@ -114,17 +112,18 @@ class EpochLoop(_TrainingEpochLoop):
         }
 
     def _resume_loaders(
-        self, data_fetcher: Any, states: list[Any], epoch_start: dict[str, Any], generators: list[Tensor]
+        self, data_fetcher: Any, states: list[Any], epoch_start: dict[str, Any] | None, generators: list[Tensor]
     ) -> None:
         """Create iterators that continue at the batch of the checkpoint. The arguments are the result of `loader_state`.
 
-        Loaders with a state (such as torchdata's StatefulDataLoader) restore their position. Other loaders repeat the epoch
-        from its start, and the batches that the run has trained on are skipped.
+        Loaders with a state (those of this project, torchdata's StatefulDataLoader) restore their position. Other loaders
+        repeat the epoch from its start, and the batches that the run has trained on are skipped.
         """
         done, self._epoch_start = self.batch_progress.current.ready, epoch_start
-        set_rng_state(epoch_start["rng"])
-        _set_generator_states(self._loaders, epoch_start["generators"])
         notes = _inexact_reasons(self._loaders, data_fetcher.length)
+        if epoch_start is not None:
+            set_rng_state(epoch_start["rng"])
+            _set_generator_states(self._loaders, epoch_start["generators"])
         if all(map(_has_state, self._loaders)):
             for loader, state in zip(self._loaders, states, strict=True):
                 loader.load_state_dict(state)

@@ -756,7 +756,7 @@ def test_every_part_of_a_resumption_is_needed(left_out, stopped, whole, monkeypa
     if left_out == "restore_rng_and_metric_state":
         monkeypatch.setattr("engine.training.epoch_loop.restore_rng_and_metric_state", lambda *_: None)
     elif left_out == "load_state_dict":
-        monkeypatch.setattr("datamodules.classification.ClassificationDataModule.load_state_dict", lambda *_: None)
+        monkeypatch.setattr("datamodules.parts.batches.TensorBatches.load_state_dict", lambda *_: None)
     else:
         (event,) = stopped.glob("events*")  # of the training
         content = event.read_bytes()
