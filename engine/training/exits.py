@@ -93,17 +93,15 @@ def explain_error(error: Exception, batch_size: int | None, num_devices: int) ->
 def is_refusal(error: BaseException) -> bool:
     """Return whether Lightning refuses an option.
 
-    An error in the training loop, or below a call in the user's own files, is a bug in these files. `LitClassifier` asks for
-    the number of steps, for which Lightning creates the dataloaders and checks their options.
+    An error in the training loop, about the model's optimizers, or below a call in the user's own files, is a bug in these
+    files. `LitClassifier` asks for the number of steps, for which Lightning creates the loaders and checks their options.
     """
     frames = traceback.extract_tb(error.__traceback__)
     files, functions = [Path(frame.filename) for frame in frames], [frame.name for frame in frames]
     own = [i for i, file in enumerate(files) if any(file.is_relative_to(folder) for folder in OWNERS_FOLDERS)]
-    if {"advance", "_init_optimizers_and_lr_schedulers"} & {
-        *functions
-    } and "estimated_stepping_batches" not in functions:
-        return False
-    if own and "estimated_stepping_batches" not in functions[own[-1] :]:
+    asks_for_steps = "estimated_stepping_batches" in functions[max(own, default=0) :]
+    is_in_training = not {"advance", "_init_optimizers_and_lr_schedulers"}.isdisjoint(functions)
+    if (own or is_in_training) and not asks_for_steps:
         return False
     is_by_lightning = bool(files) and files[-1].is_relative_to(lightning_folder().parent)
     is_usual_type = isinstance(error, ValueError | TypeError | ImportError | RuntimeError)

@@ -8,7 +8,6 @@ processes (https://github.com/Lightning-AI/pytorch-lightning/issues/20806).
 """
 
 import math
-import multiprocessing
 import os
 import signal
 import socket
@@ -39,7 +38,7 @@ class Signals:
         self.received, self.deferred = 0, False
         self.children: Callable[[], Iterable[subprocess.Popen]] = tuple
         self._old_handlers: dict[int, Any] = {}
-        self._handled_at = -math.inf
+        self._handled_at, self._pid = -math.inf, os.getpid()
 
     def __enter__(self) -> "Signals":
         if threading.current_thread() is not threading.main_thread():
@@ -66,7 +65,7 @@ class Signals:
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
         self._handled_at = time.monotonic()
-        if multiprocessing.current_process().daemon:  # a worker of a DataLoader, which the main process ends
+        if os.getpid() != self._pid:  # a fork, such as a worker of a DataLoader, which the main process ends
             return
         is_second, self.received = bool(self.received), self.received or signum
         if not self.deferred or (is_second and signum == signal.SIGINT):
