@@ -73,16 +73,21 @@ VARIANTS = [
     ("cnn", [], [(1, 0, True)]),
     ("cnn", [], [(1, 2), (1, 2, False), (1, 5)]),
     ("cnn", ["trainer.accumulate_grad_batches=3"], [(0, 4)]),
+    ("cnn", ["callbacks.ema_weight_averaging={decay: 0.9}"], [(1, 0, True)]),
+    ("cnn", ["trainer.max_epochs=null", "trainer.max_steps=20"], [(0, 0), (1, 0)]),
+    ("bert", [], [(1, 3)]),
+    ("bert", [], [(2, 0, True)]),
+]
+# other options that change the loop, left out of a plain `pytest`
+MORE_VARIANTS = [
     ("cnn", ["trainer.accumulate_grad_batches=2", "trainer.val_check_interval=3"], [(0, 0, True)]),
     ("cnn", ["trainer.val_check_interval=3"], [(1, 0, True), (1, 4)]),
     ("cnn", ["trainer.num_sanity_val_steps=2", "trainer.check_val_every_n_epoch=2"], [(2, 1)]),
     ("cnn", ["callbacks.ema_weight_averaging={decay: 0.9}"], [(1, 3)]),
-    ("cnn", ["callbacks.ema_weight_averaging={decay: 0.9}"], [(1, 0, True)]),
     ("cnn", ["callbacks.early_stopping={monitor: val/loss, patience: 1, min_delta: 10.0}"], [(0, 0, True)]),
     ("cnn", ["optimizer={name: sgd, lr: 0.1, momentum: 0.9}", "schedule={name: one_cycle}"], [(2, 7)]),
     ("cnn", ["trainer.precision=bf16-mixed"], [(1, 3)]),
     ("cnn", ["trainer.max_epochs=null", "trainer.max_steps=20"], [(2, 1)]),
-    ("cnn", ["trainer.max_epochs=null", "trainer.max_steps=20"], [(0, 0), (1, 0)]),
     ("cnn", ["trainer.max_epochs=null", "trainer.max_steps=18"], [(1, 0, True)]),
     ("cnn", ["trainer.check_val_every_n_epoch=null", "trainer.val_check_interval=4"], [(1, 0, True), (2, 3)]),
     ("cnn", ["trainer.limit_train_batches=5", "trainer.accumulate_grad_batches=2"], [(1, 3)]),
@@ -97,8 +102,6 @@ VARIANTS = [
         ["callbacks.early_stopping={monitor: val/loss, patience: 1, min_delta: 10.0}", "trainer.min_steps=24"],
         [(2, 3)],
     ),
-    ("bert", [], [(1, 3)]),
-    ("bert", [], [(2, 0, True)]),
 ]
 
 
@@ -112,7 +115,11 @@ def test_results_do_not_depend_on_the_speed_of_the_machine(finished, written_dat
     assert differences(fast, start(tmp_path, *options)[1]) == []
 
 
-@pytest.mark.parametrize(("model", "changes", "stops"), VARIANTS, ids=str)
+@pytest.mark.parametrize(
+    ("model", "changes", "stops"),
+    [*VARIANTS, *(pytest.param(*variant, marks=pytest.mark.slow) for variant in MORE_VARIANTS)],
+    ids=str,
+)
 def test_stopped_by_a_signal_and_resumed(model, changes, stops, written_data, cache, finished, tmp_path, monkeypatch):
     files.expect_small_files(monkeypatch)
     options = [*options_of(model, written_data, cache), *changes, *(WITHOUT_PICTURES if changes else [])]
