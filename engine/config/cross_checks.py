@@ -36,7 +36,9 @@ def check_requirements(config: "Config") -> None:
                 key = f"{section}.name"
                 raise config.error(key, f"{config[key]} needs the package {package}", hint)
     if "wandb" in schema.logger_names(config["trainer.logger"]) and find_spec("wandb") is None:
-        raise config.error("trainer.logger", "wandb is not installed", "run: pip install -e '.[wandb]' -c constraints.txt")
+        raise config.error(
+            "trainer.logger", "wandb is not installed", "run: pip install -e '.[wandb]' -c constraints.txt"
+        )
     if "data.dataset" in config.parameters and config["data.dataset"] is None:
         for split in ("train", "val", "test"):
             name, key = config[f"data.{split}"], f"data.{split}"
