@@ -70,6 +70,7 @@ def test_rows_of_text_are_measured(tmp_path, monkeypatch):
     assert all(comparison.ours[0] > 0 and comparison.theirs[0] > 0 for comparison in comparisons)
 
 
+@pytest.mark.slow
 def test_a_target_that_is_not_reached_is_no_figure(small_data):
     with pytest.raises(BenchmarkError, match=r"ours: accuracy 0.* after 4 epochs; the target is 0.99"):
         mnist.run(Namespace(data=str(small_data), pairs=1, gpu=False))

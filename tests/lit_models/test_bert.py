@@ -294,6 +294,7 @@ def test_pairs_are_read_by_the_saved_tokenizer_as_in_training(tmp_path):
 CHINESE = {"好评": "好 棒 妙 赞", "差评": "坏 差 烂 糟", "中评": "平 凡 常 般"}
 
 
+@pytest.mark.slow
 def test_a_small_chinese_file_trains_as_shipped_and_its_class_names_come_back(tmp_path):
     generator = random.Random(0)
     filler, rows = "这部电影的演员和音乐在那里我们看了一个故事", {}

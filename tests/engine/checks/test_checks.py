@@ -94,6 +94,7 @@ def test_iris_has_no_problems(check):
     assert "for the whole training; memory" in results["expected time"][0][1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["mnist_mlp", "cifar10_cnn", "text_bert", "sst2_bert"])
 def test_other_models_and_data_have_no_problems(name, check, small_data, tmp_path):
     options = files.options("text" if "bert" in name else "mnist", small_data)

@@ -44,6 +44,7 @@ def answer(text: str, overrides: list[str]) -> str | None:
         return None
 
 
+@pytest.mark.slow
 @pytest.mark.faults("900 configs, overrides and arguments made up by hypothesis", "a config, or one line")
 @settings(max_examples=300, deadline=None)
 @given(st.lists(st.tuples(KEYS, VALUES).map("=".join), max_size=3))

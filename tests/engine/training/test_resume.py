@@ -66,7 +66,6 @@ def options_of(model, data, cache):
 
 VARIANTS = [
     ("speed", [], [(0, 2)]),
-    ("speed", [], [(1, 3), (1, 0, True)]),
     ("cnn", [], [(0, 0)]),
     ("cnn", [], [(1, 3)]),
     ("cnn", [], [(1, 8)]),
@@ -80,6 +79,7 @@ VARIANTS = [
 ]
 # other options that change the loop, left out of a plain `pytest`
 MORE_VARIANTS = [
+    ("speed", [], [(1, 3), (1, 0, True)]),
     ("cnn", ["trainer.accumulate_grad_batches=2", "trainer.val_check_interval=3"], [(0, 0, True)]),
     ("cnn", ["trainer.val_check_interval=3"], [(1, 0, True), (1, 4)]),
     ("cnn", ["trainer.num_sanity_val_steps=2", "trainer.check_val_every_n_epoch=2"], [(2, 1)]),
