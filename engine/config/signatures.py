@@ -124,10 +124,11 @@ def named_bases(path: Path, node: ast.ClassDef) -> Iterator[tuple[str, str]]:
     imported: dict[str, str] = {}
     for statement in tree_of(path).body:
         if isinstance(statement, ast.Import | ast.ImportFrom):
-            package = f"{statement.module}." if isinstance(statement, ast.ImportFrom) else ""
-            if isinstance(statement, ast.ImportFrom) and statement.level:  # from .cnn import LitCNN
-                package = f"{path.parent.name}.{statement.module}." if statement.module else f"{path.parent.name}."
-            imported |= {alias.asname or alias.name: package + alias.name for alias in statement.names}
+            packages = []
+            if isinstance(statement, ast.ImportFrom):  # with a level, it is relative: from .cnn import LitCNN
+                packages = [path.parent.name if statement.level else None, statement.module]
+            prefix = "".join(f"{package}." for package in packages if package)
+            imported |= {alias.asname or alias.name: prefix + alias.name for alias in statement.names}
     for base in node.bases:
         first, dot, rest = ast.unparse(base).partition(".")
         module, _, name = f"{imported.get(first, first)}{dot}{rest}".rpartition(".")

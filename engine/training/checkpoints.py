@@ -32,7 +32,7 @@ from engine.training.loggers import log_files, tensorboard_of
 from engine.training.signals import Signals
 
 EPOCH_SECONDS = 2.0  # shorter epochs do not each write a checkpoint, because it would take longer than to repeat them
-NUM_CHECKPOINTS = 3  # that must fit on the disk: the best, the last, and the one that is being written
+NUM_CHECKPOINTS = 3  # the disk must hold the best, the last, and a checkpoint that is being written
 KEYS = {"state_dict", "loops", "optimizer_states", "lr_schedulers", "position"}  # of every checkpoint of a run
 
 

@@ -98,7 +98,7 @@ def is_refusal(error: BaseException) -> bool:
     """
     frames = traceback.extract_tb(error.__traceback__)
     files, functions = [Path(frame.filename) for frame in frames], [frame.name for frame in frames]
-    own = [i for i, file in enumerate(files) if any(file.is_relative_to(folder) for folder in OWNERS_FOLDERS)]
+    own = [i for i, file in enumerate(files) if _is_owners(file)]
     asks_for_steps = "estimated_stepping_batches" in functions[max(own, default=0) :]
     is_in_training = not {"advance", "_init_optimizers_and_lr_schedulers"}.isdisjoint(functions)
     if (own or is_in_training) and not asks_for_steps:
@@ -106,6 +106,11 @@ def is_refusal(error: BaseException) -> bool:
     is_by_lightning = bool(files) and files[-1].is_relative_to(lightning_folder().parent)
     is_usual_type = isinstance(error, ValueError | TypeError | ImportError | RuntimeError)
     return (is_by_lightning and is_usual_type) or type(error).__name__ == "MisconfigurationException"
+
+
+def _is_owners(file: Path) -> bool:
+    """Return whether a file is in a folder of models, datamodules or callbacks."""
+    return any(file.is_relative_to(folder) for folder in OWNERS_FOLDERS)
 
 
 def report_exit(end: RunEnded | UserError, folder: Path | None, rank: int) -> int:
@@ -144,7 +149,7 @@ def report_bug(error: Exception) -> int:
         # a worker of a DataLoader puts its own traceback into the message
         places += [(Path(file), int(line)) for file, line in re.findall(r'File "(.+?)", line (\d+)', str(error))]
         own = [place for place in places if place[0].is_relative_to(PROJECT) and ".venv" not in place[0].parts]
-        owners = [place for place in own if any(place[0].is_relative_to(folder) for folder in OWNERS_FOLDERS)]
+        owners = [place for place in own if _is_owners(place[0])]
         file, line = (owners or own or places)[-1]
         from_worker = "Traceback" in str(error)
         message = str(error).strip().splitlines()[-1] if from_worker else f"{type(error).__name__}: {one_line(error)}"
@@ -153,7 +158,7 @@ def report_bug(error: Exception) -> int:
 
 
 def end_children(processes: Iterable[subprocess.Popen]) -> None:
-    """Wait for the processes that this one has started, and kill those that do not end."""
+    """Wait for the child processes, and kill each child that does not end."""
     for process in processes:
         try:
             process.wait(CHILD_SECONDS)

@@ -135,7 +135,7 @@ def fit(folder: Path, data: LightningDataModule, resume: bool = False, **options
 
 
 def at(epoch: int, batch: int, validating: bool = False) -> Callable[[Trainer], bool]:
-    """Whether training is about to load this batch of this epoch, or validates after so many batches."""
+    """Whether training is about to load this batch of this epoch, or validates after this number of batches."""
 
     def when(trainer: Trainer) -> bool:
         here = trainer.current_epoch == epoch and trainer.fit_loop.batch_idx + 1 == batch
