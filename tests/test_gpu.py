@@ -1,0 +1,180 @@
+"""Training on a CUDA GPU. These tests run on machines with a GPU only: `pytest -m gpu`."""
+
+import json
+
+import pytest
+import torch
+
+import train
+from datamodules.parts.batches import TensorBatches
+from engine.training.epoch_loop import EpochLoop
+from tests import files
+from tests.exactness import differences, signalled, start
+from tests.runs import WITHOUT_PICTURES, figures
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA GPU"),
+    # of Lightning and torch, on machines with many cores and for operations without a deterministic version
+    pytest.mark.filterwarnings("default"),
+]
+CONFIGS = ["iris_mlp", "iris_bert", "mnist_mlp", "mnist_cnn", "mnist_bert", "cifar10_cnn", "cifar10_cnn_fast", "text_bert"]
+SMALL = {
+    "iris_mlp": [],
+    "iris_bert": ["model.hidden_size=32"],
+    "mnist_mlp": ["data.batch_size=64"],
+    "mnist_cnn": ["model.widths=[8, 16]", "data.batch_size=64"],
+    "mnist_bert": ["model.hidden_size=32", "model.num_layers=1", "model.num_heads=2", "data.batch_size=64"],
+    "cifar10_cnn": ["model.widths=[8, 16, 16]", "data.batch_size=64"],
+    "cifar10_cnn_fast": ["model.widths=[8, 16, 16]", "data.batch_size=64"],
+    "text_bert": ["model.hidden_size=32", "model.num_layers=1", "model.num_heads=2", "data.text_column=text"],
+}
+
+
+@pytest.fixture
+def arguments(written_data, tmp_path, monkeypatch):
+    """The command line of a config with small files, for two epochs on the GPU."""
+    files.expect_small_files(monkeypatch)
+
+    def make(name, *options):
+        data = [f"data.root={written_data}"]
+        if name == "text_bert":
+            data = [f"data.train={written_data}/text/train.tsv", f"data.cache={tmp_path}/cache"]
+        elif name.startswith("iris"):
+            data = []
+        argv = ["--config", f"configs/{name}.yaml", *SMALL[name], "trainer.max_epochs=2", "trainer.accelerator=gpu"]
+        return [*argv, "trainer.devices=1", *data, *options]
+
+    return make
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_config_trains_and_tests(name, arguments, tmp_path):
+    code, folder = start(tmp_path / "runs", *arguments(name))
+    assert code == 0
+    assert 0 < figures(folder)["test/loss"] < 10
+    assert torch.cuda.get_device_name() in (folder / "environment.json").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", ["iris_mlp", "mnist_cnn", "text_bert"])
+def test_the_first_epochs_are_those_of_the_cpu(name, arguments, tmp_path):
+    plain = ["trainer.precision=32-true", "model.dropout=0.0"] if name != "mnist_cnn" else ["trainer.precision=32-true"]
+    argv = arguments(name, *plain, *WITHOUT_PICTURES)
+    losses = []
+    for accelerator in ("cpu", "gpu"):
+        _, folder = start(tmp_path / accelerator, *argv, f"trainer.accelerator={accelerator}")
+        losses.append(figures(folder)["test/loss"])
+    assert losses[0] == pytest.approx(losses[1], rel=0.05)
+
+
+@pytest.mark.parametrize("precision", ["32-true", "16-mixed", "bf16-mixed", "bf16-true", "64-true"])
+@pytest.mark.parametrize("name", ["iris_mlp", "mnist_cnn", "text_bert"])
+def test_every_precision_learns(name, precision, arguments, tmp_path):
+    options = [f"trainer.precision={precision}", "trainer.max_epochs=8", *WITHOUT_PICTURES]
+    code, folder = start(tmp_path / "runs", *arguments(name, *options))
+    assert code == 0
+    assert figures(folder)["test/accuracy"] > 0.6
+
+
+@pytest.mark.parametrize("name", ["mnist_mlp", "mnist_cnn", "cifar10_cnn", "text_bert"])
+def test_a_step_does_not_wait_for_the_gpu(name, arguments, tmp_path, monkeypatch):
+    """A transfer from the GPU to the host would make each step wait for the one before."""
+    advance, number = EpochLoop.advance, []
+
+    def advance_without_waiting(self, data_fetcher):
+        number.append(1)
+        torch.cuda.set_sync_debug_mode("error" if len(number) > 4 else "default")
+        try:
+            advance(self, data_fetcher)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+    monkeypatch.setattr(EpochLoop, "advance", advance_without_waiting)
+    options = ["trainer.log_every_n_steps=1000", "data.batch_size=16", *WITHOUT_PICTURES]
+    code, _ = start(tmp_path / "runs", *arguments(name, *options))
+    assert code == 0
+    assert len(number) > 20
+
+
+def at_batch(trainer):
+    return trainer.training and trainer.current_epoch == 1 and trainer.fit_loop.batch_idx + 1 == 2
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "16-mixed"])
+@pytest.mark.parametrize("name", ["iris_mlp", "mnist_cnn", "cifar10_cnn", "text_bert"])
+def test_a_stopped_run_resumes_exactly(name, precision, arguments, tmp_path, monkeypatch):
+    options = [f"trainer.precision={precision}", "trainer.deterministic=true", *WITHOUT_PICTURES]
+    argv = arguments(name, *options)
+    _, whole = start(tmp_path / "whole", *argv)
+    with signalled(monkeypatch, at_batch):
+        code, folder = start(tmp_path / "stopped", *argv)
+    assert code == 143
+    assert train.main(["--resume", str(folder)]) == 0
+    assert differences(whole, folder) == []
+
+
+@pytest.mark.parametrize("name", ["mnist_cnn", "text_bert"])
+def test_data_in_main_memory_gives_the_same_run(name, arguments, tmp_path, monkeypatch):
+    options = ["trainer.deterministic=true", "trainer.precision=32-true", *WITHOUT_PICTURES]
+    folders = []
+    for gigabytes in (1, 0):
+        argv = arguments(name, *options, f"data.gpu_memory_gigabytes={gigabytes}")
+        folders.append(start(tmp_path / str(gigabytes), *argv)[1])
+    left, right = (torch.load(folder / "checkpoints/last.ckpt", weights_only=True)["state_dict"] for folder in folders)
+    assert all(torch.equal(left[key], right[key]) for key in left)
+
+
+def test_data_is_copied_to_the_gpu_once(arguments, tmp_path, monkeypatch):
+    devices, iterate = set(), TensorBatches.__iter__
+
+    def note_device(self):
+        devices.add(self.inputs.device.type)
+        return iterate(self)
+
+    monkeypatch.setattr(TensorBatches, "__iter__", note_device)
+    assert start(tmp_path / "runs", *arguments("mnist_mlp", *WITHOUT_PICTURES))[0] == 0
+    assert devices == {"cuda"}
+
+
+@pytest.mark.parametrize("name", ["mnist_cnn", "text_bert"])
+def test_check_says_how_much_memory_is_used(name, arguments, tmp_path, capsys):
+    assert train.main([*arguments(name), "--check", f"run.root={tmp_path}/runs"]) == 0
+    printed = capsys.readouterr().out
+    total = torch.cuda.get_device_properties(0).total_memory / 1e9
+    assert f" of {total:.0f} GB" in printed
+    assert "WRONG" not in printed
+
+
+def test_two_devices_where_there_is_one(arguments, tmp_path, capsys):
+    if torch.cuda.device_count() > 1:
+        pytest.skip("there are several GPUs")
+    assert train.main([*arguments("iris_mlp"), "trainer.devices=2", f"run.root={tmp_path}/runs"]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "trainer.devices" in error
+
+
+def test_out_of_memory_is_one_line(arguments, tmp_path, capsys):
+    torch.cuda.empty_cache()
+    torch.cuda.set_per_process_memory_fraction(0.001)
+    try:
+        options = ["model.hidden_sizes=[8192, 8192]", f"run.root={tmp_path}/runs"]
+        assert train.main([*arguments("mnist_mlp"), *options]) == 1
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    error = capsys.readouterr().err
+    assert "error: out of memory; lower data.batch_size" in error
+    assert "Traceback" not in error
+
+
+@pytest.mark.parametrize("options", [["trainer.strategy=ddp"], ["trainer.strategy=fsdp"]], ids=str)
+def test_a_strategy_with_one_gpu(options, arguments, tmp_path):
+    code, folder = start(tmp_path / "runs", *arguments("mnist_cnn", *options, *WITHOUT_PICTURES))
+    assert code == 0
+    assert json.loads((folder / "status.json").read_text(encoding="utf-8"))
+
+
+def test_a_compiled_model(arguments, tmp_path):
+    code, folder = start(tmp_path / "runs", *arguments("mnist_mlp", "model.compile=true", *WITHOUT_PICTURES))
+    assert code == 0
+    assert figures(folder)["test/accuracy"] > 0.3
