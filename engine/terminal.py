@@ -12,9 +12,14 @@ from engine.contracts import COMMAND_LINE, ConfigError
 # Beginnings of messages, and regular expressions of warnings, that a user of this project cannot act on.
 QUIET_MESSAGES = (
     "GPU available", "TPU available", "💡", "`Trainer.fit` stopped", "Loading `", "Loaded", "Restor",
-    "Found current_model_state", "Using ", "Initializing distributed", "-----",
+    "Found current_model_state", "Using ", "Initializing distributed", "-----", "LOCAL_RANK", "You are using a CUDA device",
+)  # fmt: skip
+QUIET_LOGGERS = (
+    "lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero",
+    "lightning.pytorch.accelerators.cuda", "lightning.fabric.utilities.distributed",
 )  # fmt: skip
 QUIET_WARNINGS = (
+    "GPU available but not used",
     "The number of training batches .* is smaller than the logging interval",  # every epoch is logged
     ".*LeafSpec.* is deprecated",  # caused by Lightning, like the next warning
     "torch.distributed.* is deprecated",
@@ -62,7 +67,7 @@ def duration(seconds: float) -> str:
 
 def quiet_lightning() -> None:
     """Hide `QUIET_MESSAGES` and `QUIET_WARNINGS`."""
-    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero"):
+    for name in QUIET_LOGGERS:
         logging.getLogger(name).addFilter(lambda record: not str(record.msg).startswith(QUIET_MESSAGES))
     for message in QUIET_WARNINGS:
         warnings.filterwarnings("ignore", message=message)

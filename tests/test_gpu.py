@@ -1,7 +1,5 @@
 """Training on a CUDA GPU. These tests run on machines with a GPU only: `pytest -m gpu`."""
 
-import json
-
 import pytest
 import torch
 
@@ -18,7 +16,16 @@ pytestmark = [
     # of Lightning and torch, on machines with many cores and for operations without a deterministic version
     pytest.mark.filterwarnings("default"),
 ]
-CONFIGS = ["iris_mlp", "iris_bert", "mnist_mlp", "mnist_cnn", "mnist_bert", "cifar10_cnn", "cifar10_cnn_fast", "text_bert"]
+CONFIGS = [
+    "iris_mlp",
+    "iris_bert",
+    "mnist_mlp",
+    "mnist_cnn",
+    "mnist_bert",
+    "cifar10_cnn",
+    "cifar10_cnn_fast",
+    "text_bert",
+]
 SMALL = {
     "iris_mlp": [],
     "iris_bert": ["model.hidden_size=32"],
@@ -27,7 +34,14 @@ SMALL = {
     "mnist_bert": ["model.hidden_size=32", "model.num_layers=1", "model.num_heads=2", "data.batch_size=64"],
     "cifar10_cnn": ["model.widths=[8, 16, 16]", "data.batch_size=64"],
     "cifar10_cnn_fast": ["model.widths=[8, 16, 16]", "data.batch_size=64"],
-    "text_bert": ["model.hidden_size=32", "model.num_layers=1", "model.num_heads=2", "data.text_column=text"],
+    "text_bert": [
+        "model.hidden_size=32",
+        "model.num_layers=1",
+        "model.num_heads=2",
+        "data.text_column=text",
+        "data.test=null",
+        "optimizer.lr=0.01",
+    ],
 }
 
 
@@ -57,20 +71,23 @@ def test_a_config_trains_and_tests(name, arguments, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["iris_mlp", "mnist_cnn", "text_bert"])
-def test_the_first_epochs_are_those_of_the_cpu(name, arguments, tmp_path):
-    plain = ["trainer.precision=32-true", "model.dropout=0.0"] if name != "mnist_cnn" else ["trainer.precision=32-true"]
-    argv = arguments(name, *plain, *WITHOUT_PICTURES)
+def test_a_run_is_that_of_the_cpu(name, arguments, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    options = ["trainer.precision=32-true", "optimizer={name: adam, lr: 0.001}", *WITHOUT_PICTURES]
+    options += ["model.dropout=0.0"] if name == "text_bert" else []
     losses = []
     for accelerator in ("cpu", "gpu"):
-        _, folder = start(tmp_path / accelerator, *argv, f"trainer.accelerator={accelerator}")
+        _, folder = start(tmp_path / accelerator, *arguments(name, *options, f"trainer.accelerator={accelerator}"))
         losses.append(figures(folder)["test/loss"])
-    assert losses[0] == pytest.approx(losses[1], rel=0.05)
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
 
 
 @pytest.mark.parametrize("precision", ["32-true", "16-mixed", "bf16-mixed", "bf16-true", "64-true"])
 @pytest.mark.parametrize("name", ["iris_mlp", "mnist_cnn", "text_bert"])
 def test_every_precision_learns(name, precision, arguments, tmp_path):
-    options = [f"trainer.precision={precision}", "trainer.max_epochs=8", *WITHOUT_PICTURES]
+    if name == "iris_mlp" and precision == "bf16-true":
+        return  # refused for features
+    options = [f"trainer.precision={precision}", "trainer.max_epochs=20", *WITHOUT_PICTURES]
     code, folder = start(tmp_path / "runs", *arguments(name, *options))
     assert code == 0
     assert figures(folder)["test/accuracy"] > 0.6
@@ -82,18 +99,19 @@ def test_a_step_does_not_wait_for_the_gpu(name, arguments, tmp_path, monkeypatch
     advance, number = EpochLoop.advance, []
 
     def advance_without_waiting(self, data_fetcher):
-        number.append(1)
-        torch.cuda.set_sync_debug_mode("error" if len(number) > 4 else "default")
+        is_inside = self.batch_idx > 2  # the first batch of an epoch copies the indices of all its samples
+        number.append(is_inside)
+        torch.cuda.set_sync_debug_mode("error" if is_inside else "default")
         try:
             advance(self, data_fetcher)
         finally:
             torch.cuda.set_sync_debug_mode("default")
 
     monkeypatch.setattr(EpochLoop, "advance", advance_without_waiting)
-    options = ["trainer.log_every_n_steps=1000", "data.batch_size=16", *WITHOUT_PICTURES]
-    code, _ = start(tmp_path / "runs", *arguments(name, *options))
+    options = ["trainer.log_every_n_steps=1000", "data.batch_size=16", "trainer.enable_checkpointing=false"]
+    code, _ = start(tmp_path / "runs", *arguments(name, *options, *WITHOUT_PICTURES))
     assert code == 0
-    assert len(number) > 20
+    assert sum(number) > 20
 
 
 def at_batch(trainer):
@@ -113,12 +131,11 @@ def test_a_stopped_run_resumes_exactly(name, precision, arguments, tmp_path, mon
     assert differences(whole, folder) == []
 
 
-@pytest.mark.parametrize("name", ["mnist_cnn", "text_bert"])
-def test_data_in_main_memory_gives_the_same_run(name, arguments, tmp_path, monkeypatch):
+def test_data_in_main_memory_gives_the_same_run(arguments, tmp_path):
     options = ["trainer.deterministic=true", "trainer.precision=32-true", *WITHOUT_PICTURES]
     folders = []
     for gigabytes in (1, 0):
-        argv = arguments(name, *options, f"data.gpu_memory_gigabytes={gigabytes}")
+        argv = arguments("mnist_mlp", *options, f"data.gpu_memory_gigabytes={gigabytes}")
         folders.append(start(tmp_path / str(gigabytes), *argv)[1])
     left, right = (torch.load(folder / "checkpoints/last.ckpt", weights_only=True)["state_dict"] for folder in folders)
     assert all(torch.equal(left[key], right[key]) for key in left)
@@ -151,7 +168,7 @@ def test_two_devices_where_there_is_one(arguments, tmp_path, capsys):
     assert train.main([*arguments("iris_mlp"), "trainer.devices=2", f"run.root={tmp_path}/runs"]) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1
-    assert "trainer.devices" in error
+    assert "this machine has" in error
 
 
 def test_out_of_memory_is_one_line(arguments, tmp_path, capsys):
@@ -167,11 +184,25 @@ def test_out_of_memory_is_one_line(arguments, tmp_path, capsys):
     assert "Traceback" not in error
 
 
-@pytest.mark.parametrize("options", [["trainer.strategy=ddp"], ["trainer.strategy=fsdp"]], ids=str)
-def test_a_strategy_with_one_gpu(options, arguments, tmp_path):
-    code, folder = start(tmp_path / "runs", *arguments("mnist_cnn", *options, *WITHOUT_PICTURES))
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+@pytest.mark.parametrize("name", ["mnist_cnn", "text_bert"])
+def test_a_strategy_with_one_gpu(name, strategy, arguments, tmp_path):
+    code, folder = start(tmp_path / "runs", *arguments(name, f"trainer.strategy={strategy}", *WITHOUT_PICTURES))
     assert code == 0
-    assert json.loads((folder / "status.json").read_text(encoding="utf-8"))
+    assert figures(folder)["test/loss"] < 10
+
+
+@pytest.mark.parametrize("name", ["mnist_mlp", "mnist_cnn"])
+def test_a_slow_run_is_measured(name, arguments, tmp_path, monkeypatch):
+    monkeypatch.setattr("callbacks.throughput.MIN_SECONDS", 0.0)
+    code, folder = start(tmp_path / "runs", *arguments(name))
+    assert code == 0
+    assert 0 < figures(folder)["peak_share"] < 1
+
+
+def test_the_terminal_shows_no_messages_of_lightning(arguments, tmp_path, capfd):
+    assert start(tmp_path / "runs", *arguments("iris_mlp"))[0] == 0
+    assert capfd.readouterr().err == ""
 
 
 def test_a_compiled_model(arguments, tmp_path):
