@@ -149,7 +149,7 @@ def make_trainer(config: Config, folder: Path, record: "RunRecord", signals: Sig
 
     from engine.training.checkpoints import Checkpoints, VerifiedCheckpoints
     from engine.training.epoch_loop import install_loop
-    from engine.training.hardware import check_processes, choose_precision, describe_hardware
+    from engine.training.hardware import check_processes, choose_precision, describe_hardware, set_threads
     from engine.training.loggers import make_loggers
     from engine.training.shared_buffers import SharedBuffers
 
@@ -160,7 +160,7 @@ def make_trainer(config: Config, folder: Path, record: "RunRecord", signals: Sig
     if config.is_check and names:
         names = ["tensorboard"]  # --check measures the time of logging, and must not upload anything
     loggers = make_loggers(names, folder, record.clock, config.flat())
-    run = {name: value for name, value in config["run"].items() if name not in ("root", "name")}
+    run = {name: value for name, value in config["run"].items() if name not in ("root", "name", "threads")}
     run["mode"] = run["mode"] or ("min" if is_lower_better(run["monitor"]) else "max")
     enabled = options.pop("enable_checkpointing")
     # the first two come first, because they record the state before other callbacks act
@@ -176,6 +176,7 @@ def make_trainer(config: Config, folder: Path, record: "RunRecord", signals: Sig
         trainer = Trainer(**options, plugins=VerifiedCheckpoints(), callbacks=callbacks)
         install_loop(trainer, run["timeout_minutes"], record.clock)
         check_processes(trainer.accelerator, trainer.num_devices, trainer.world_size)
+        set_threads(config["run.threads"], trainer.num_devices, record.earlier_threads())
     except Exception as error:
         if isinstance(error, UserError) or is_refusal(error):
             raise config.option_error("trainer", error, describe_hardware()) from error

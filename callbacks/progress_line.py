@@ -12,11 +12,14 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from engine.runs.run_record import TITLE_WIDTH
+from engine.runs.run_record import TITLE_WIDTH, RunRecord
 from engine.terminal import duration, print_line
+from engine.training.clock import Clock
 
 LIVE_SECONDS, LOG_SECONDS = 0.2, 5.0  # minimum time between two lines in a terminal and in a log file
+LOOK_SECONDS = 1.0  # time between two looks at the speed, which begin after the first step
 ESTIMATE_SECONDS = 3.0  # training time before the total duration is estimated
+CORRECTED_RATIO = 1.5  # an estimate that was wrong by this factor is printed again
 SHOWN_METRICS = ("train/loss", "train/accuracy", "val/loss", "val/accuracy")
 
 
@@ -30,23 +33,27 @@ class ProgressLine(Callback):
     def __init__(self, live: bool | None = None) -> None:
         self.live = sys.stdout.isatty() and os.environ.get("TERM") != "dumb" if live is None else live
         self._started = self._last_shown = 0.0
-        self._first_fraction = 0.0  # fraction of the training that was complete when this process started
-        self._has_estimated = False
+        self._next_look = 0.0
+        # Two times after the first step, each with the completed fraction of the training. The speed is measured since the
+        # first of them, over the last 1/2 to 3/4 of the time so far, because the first steps are slow.
+        self._marks: tuple[tuple[float, float], tuple[float, float]] | None = None
+        self._printed_seconds: float | None = None  # the last printed estimate
+        self._clock = Clock()
         self._metrics = ""
         self._width = 0  # width of the line that is redrawn
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._started = self._last_shown = time.monotonic()
-        self._first_fraction = complete_fraction(trainer) or 0.0
+        records = [callback for callback in trainer.callbacks if isinstance(callback, RunRecord)]  # type: ignore[attr-defined]
+        self._clock = records[0].clock if records else self._clock
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         now = time.monotonic()
-        if not self._has_estimated and now - self._started > ESTIMATE_SECONDS:
-            self._has_estimated = True
-            if trainer.is_global_zero and (seconds := self._estimate_seconds(trainer)) is not None:
-                self._print(f"{'expected':<{TITLE_WIDTH}}about {duration(seconds)} of training")
+        if now >= self._next_look and trainer.is_global_zero:
+            self._next_look = now + LOOK_SECONDS
+            self._look(trainer, now)
         if self.live and now - self._last_shown > LIVE_SECONDS:
             self._show(trainer, trainer.current_epoch + 1, f"  step {batch_idx + 1}/{trainer.num_training_batches}")
 
@@ -69,12 +76,32 @@ class ProgressLine(Callback):
         values = trainer.callback_metrics
         self._metrics = "  ".join(f"{name} {float(values[name]):.4f}" for name in SHOWN_METRICS if name in values)
 
-    def _estimate_seconds(self, trainer: Trainer) -> float | None:
-        """Estimate the seconds of training in this process; None if the estimate is not possible."""
+    def _look(self, trainer: Trainer, now: float) -> None:
+        """Print the expected duration if it is new, and advice if the run waits for a CPU core."""
+        if (advice := self._clock.waiting_advice()) is not None:
+            self._print(f"{'slow':<{TITLE_WIDTH}}{advice}")
+        if (fraction := complete_fraction(trainer)) is None:
+            return
+        if self._marks is None:
+            self._marks = ((now, fraction), (now, fraction))
+        is_due = now - self._started >= 2 * (self._marks[1][0] - self._started)
+        left, old = self._seconds_left(trainer, now), self._printed_seconds
+        if left and (is_due or old is None):
+            new = now - self._started + left
+            if old is None or max(old, new) > CORRECTED_RATIO * min(old, new):
+                correction = "" if old is None else "now "
+                self._print(f"{'expected':<{TITLE_WIDTH}}{correction}about {duration(new)} of training")
+                self._printed_seconds = new
+        if is_due:
+            self._marks = self._marks[1], (now, fraction)
+
+    def _seconds_left(self, trainer: Trainer, now: float) -> float | None:
+        """Estimate the seconds of training that are left; None if the estimate is not possible yet."""
         fraction = complete_fraction(trainer)
-        if fraction is None or fraction <= self._first_fraction:
+        if fraction is None or self._marks is None or now - self._started < ESTIMATE_SECONDS:
             return None
-        return (time.monotonic() - self._started) * (1 - self._first_fraction) / (fraction - self._first_fraction)
+        since, complete = self._marks[0]
+        return (now - since) * (1 - fraction) / (fraction - complete) if fraction > complete else None
 
     def _show(self, trainer: Trainer, epoch: int, step: str) -> None:
         if not trainer.is_global_zero:
@@ -82,8 +109,8 @@ class ProgressLine(Callback):
         self._last_shown = time.monotonic()
         epochs = "" if (trainer.max_epochs or -1) < 0 else f"/{trainer.max_epochs}"
         seconds, left = self._last_shown - self._started, ""
-        if step and seconds >= ESTIMATE_SECONDS and (expected := self._estimate_seconds(trainer)) is not None:
-            left = f", {duration(max(0.0, expected - seconds))} left"
+        if step and (expected := self._seconds_left(trainer, self._last_shown)) is not None:
+            left = f", {duration(max(0.0, expected))} left"
         text = f"epoch {epoch}{epochs}{step}  {duration(seconds)}{left}  {self._metrics}"
         if self.live:
             self._print(text, end="")

@@ -93,6 +93,8 @@ class Run:
             is also written at the end of training and after epochs that take more than two seconds.
         checkpoint_every_steps: Optimizer steps between two checkpoints within an epoch; null for no such checkpoints.
         timeout_minutes: How long a process waits for the other processes of the run before it gives up.
+        threads: Threads of each process; null for OMP_NUM_THREADS, or, if it is not set, for the cores that the process may
+            use (affinity, cgroup, SLURM), divided by the processes of the run. It changes the last digits of results.
     """
 
     root: str = "runs"
@@ -102,6 +104,7 @@ class Run:
     checkpoint_every_minutes: Annotated[float, "> 0"] | None = 10.0
     checkpoint_every_steps: Annotated[int, ">= 1"] | None = None
     timeout_minutes: Annotated[float, "> 0"] = 10.0
+    threads: Annotated[int, ">= 1, <= 1024"] | None = None
 
 
 @dataclass

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Collection, Iterator, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -150,6 +151,13 @@ class RunRecord(Callback):
         times = [f"{since}{line}" for line in self.clock.summary()]
         monitor = self.hyperparameters["run.monitor"]
         print_line(end_summary(self.metrics, monitor, times, self.folder, logger is not None))
+
+    def earlier_threads(self) -> int | None:
+        """Return the number of threads with which a resumed run began; None for a new run."""
+        with suppress(OSError, ValueError, KeyError, TypeError):  # `on_fit_start` reports a broken file
+            if self.is_resumed:
+                return int(json.loads((self.folder / "environment.json").read_text(encoding="utf-8"))["threads"])
+        return None
 
     def _facts(self, trainer: Trainer) -> dict[str, Any]:
         """Return the facts that affect a result besides the config."""

@@ -27,6 +27,10 @@ ADVICE: dict[Activity, tuple[float, str]] = {
     "logging": (0.1, "raise trainer.log_every_n_steps"),
 }
 MIN_SECONDS = 10.0  # shorter trainings get no advice
+# The largest fraction of the time that the main thread should wait for a core. It waits for less than 2 % alone, and for
+# more than 30 % beside one or two busy processes on two cores (`python -m benchmarks busy`).
+MAX_WAITING = 0.2
+WAITING_HINT = "stop other programs, or use fewer threads (run.threads=1) or DataLoader workers"
 
 
 class Clock:
@@ -41,6 +45,9 @@ class Clock:
         self._begun = time.perf_counter()
         self._since: dict[Activity, float] = {"test": self._begun}
         self._testing = False
+        self._waiting_since, self._waited = self._begun, core_waiting_seconds()
+        self._has_waiting_advice = False
+        self._late_advice: str | None = None  # was not printed in the training
 
     @contextmanager
     def measure(self, name: Activity) -> Iterator[None]:
@@ -67,11 +74,24 @@ class Clock:
     def train_start(self) -> None:
         """Call this before the first step."""
         self.seconds = dict.fromkeys(self.seconds, 0.0) | {"start": process_seconds()}
-        self._begun = time.perf_counter()
+        self._begun = self._waiting_since = time.perf_counter()
+        self._waited = core_waiting_seconds()
+
+    def waiting_advice(self) -> str | None:
+        """Return advice, once, if this process had to wait for a CPU core since the last call."""
+        seconds = time.perf_counter() - self._waiting_since
+        if self._has_waiting_advice or seconds < MIN_SECONDS:
+            return None
+        before, self._waited = self._waited, core_waiting_seconds()
+        self._waiting_since += seconds
+        if before is None or self._waited is None or (fraction := (self._waited - before) / seconds) <= MAX_WAITING:
+            return None
+        self._has_waiting_advice = True
+        return f"the run waits {fraction:.0%} of the time for a CPU core: {WAITING_HINT}"
 
     def train_end(self) -> None:
         """Call this after the last step. Time that no other activity took was spent in steps."""
-        total = time.perf_counter() - self._begun
+        total, self._late_advice = time.perf_counter() - self._begun, self.waiting_advice()
         self.seconds["step"] = max(0.0, total - sum(self.seconds[name] for name in TRAINING if name != "step"))
         self.test_start()
 
@@ -99,7 +119,15 @@ class Clock:
                 for name, (limit, hint) in ADVICE.items()
                 if fractions[name] > limit
             ]
-        return lines
+        return [*lines, self._late_advice] if self._late_advice else lines
+
+
+def core_waiting_seconds() -> float | None:
+    """Seconds that the main thread was ready to run but had no CPU core; None if the system does not tell (not Linux)."""
+    try:
+        return int(Path("/proc/self/schedstat").read_text(encoding="ascii").split()[1]) / 1e9
+    except (OSError, ValueError, IndexError):
+        return None
 
 
 def process_seconds() -> float:

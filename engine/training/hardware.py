@@ -1,4 +1,4 @@
-"""What this machine supports: precision, number of processes, memory, and the speed of matrix products."""
+"""What this machine supports: precision, number of processes and threads, memory, and the speed of matrix products."""
 
 import os
 import sys
@@ -8,10 +8,12 @@ import torch
 from lightning.pytorch.accelerators import Accelerator, CPUAccelerator
 
 from engine.contracts import OptionError
+from engine.threads import ARE_THREADS_SET, available_cores
 
 BF16_FEATURES = ("amx_bf16", "avx512_bf16")  # features of CPUs that multiply bf16 natively
 MATRIX_SIDE = {"cpu": 2048, "cuda": 8192}  # large enough to reach the highest speed
 PEAK_SECONDS = 0.2  # matrix products are repeated for this time, and the fastest product counts
+TORCH_THREADS = torch.get_num_threads()  # torch's own choice: of the user's variables, or one per physical core
 
 
 def precision_for(accelerator: str, wanted: str | int) -> str | int:
@@ -46,16 +48,40 @@ def describe_hardware() -> str:
     """The devices of this machine, for the user."""
     gpus = f"{torch.cuda.device_count()} CUDA GPUs" if torch.cuda.is_available() else "no CUDA GPU"
     mps = ", MPS" if torch.backends.mps.is_available() else ""
-    return f"this machine has {os.cpu_count()} CPU cores, {gpus}{mps}"
+    cores, all_cores = available_cores(), os.cpu_count()
+    usable = f" (this process may use {cores})" if cores != all_cores else ""
+    return f"this machine has {all_cores} CPU cores{usable}, {gpus}{mps}"
+
+
+def set_threads(wanted: int | None, num_processes: int, earlier: int | None = None) -> None:
+    """Set the number of threads of this process and of those that it starts.
+
+    The order of precedence is: `wanted`; ``OMP_NUM_THREADS`` of the user; `earlier`, if there are as many cores; the choice
+    of torch, but at most the cores that this process may use.
+
+    Args:
+        wanted: Number of threads in the config.
+        num_processes: Number of processes of the run on this machine. They share the cores.
+        earlier: Number of threads before the run was interrupted. It is kept, because it changes the order of sums.
+    """
+    cores = available_cores(num_processes)
+    if wanted is None and ARE_THREADS_SET:
+        wanted = TORCH_THREADS
+    elif wanted is None:
+        wanted = earlier if earlier and earlier <= cores else max(1, min(TORCH_THREADS, cores))
+    torch.set_num_threads(wanted)
+    if num_processes > 1:  # otherwise Lightning would set another number
+        os.environ["OMP_NUM_THREADS"] = str(wanted)
 
 
 def check_processes(accelerator: Accelerator, num_devices: int, world_size: int) -> None:
     """Check the number of processes, which Lightning does not.
 
     Raises:
-        OptionError: if there are more processes than CPU cores, or if a launcher has started another number of processes.
+        OptionError: if the processes may use fewer CPU cores than there are processes, or if a launcher has started another
+            number of processes.
     """
-    if isinstance(accelerator, CPUAccelerator) and num_devices > (os.cpu_count() or 1):
+    if isinstance(accelerator, CPUAccelerator) and not available_cores(num_devices):
         raise OptionError(f"devices: {num_devices} processes on the CPU")
     environ = os.environ
     started = int(environ["WORLD_SIZE"] if "RANK" in environ else environ.get("SLURM_NTASKS", "1"))
