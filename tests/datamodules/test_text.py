@@ -1,9 +1,13 @@
 """Texts from a file to a batch: split, tokenizer, cache, order, padding."""
 
 import json
+import os
+import re
+import shutil
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import example, given, settings
@@ -265,18 +269,122 @@ def test_texts_are_tokenized_once(folder, monkeypatch):
     assert len(calls) == 5
 
 
-def test_a_damaged_cache_is_one_line(folder):
-    make(folder)
-    (path,) = folder.glob("cache/tokens-*/ids.npy")
-    path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(DataError, match=r"data\.cache: .*/tokens-.* is damaged \(.*\); delete it to create it again"):
-        make(folder)
-    (path,) = folder.glob("cache/tokenizer-*/tokenizer.json")
-    path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(
-        DataError, match=r"data\.cache: .*/tokenizer-.* is damaged \(.*\); delete it to create it again"
-    ):
-        make(folder)
+def replace_array(change):
+    def alter(path):
+        np.save(path, change(np.load(path)), allow_pickle=True)
+
+    return alter
+
+
+def replace_text(old: str, new: str):
+    def alter(path):
+        content = path.read_text(encoding="utf-8")
+        path.write_text(content.replace(old, new) if old in content else content + " ", encoding="utf-8")
+
+    return alter
+
+
+def flip(place: float):
+    def alter(path):
+        content = bytearray(path.read_bytes())
+        content[int(place * (len(content) - 1))] ^= 1
+        path.write_bytes(content)
+
+    return alter
+
+
+def replace_file(make):
+    def alter(path):
+        path.unlink()
+        make(path)
+
+    return alter
+
+
+ANY_FILE = {
+    "truncated": lambda path: path.write_bytes(path.read_bytes()[:-1]),
+    "half": lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),
+    "empty": lambda path: path.write_bytes(b""),
+    "longer": lambda path: path.write_bytes(path.read_bytes() + b"\0"),
+    "first bit": flip(0.0),
+    "middle bit": flip(0.5),
+    "last bit": flip(1.0),
+    "missing": replace_file(lambda path: None),
+    "renamed": lambda path: path.rename(path.with_name("x" + path.name)),
+    "a folder": replace_file(lambda path: path.mkdir()),
+    "a pipe": replace_file(os.mkfifo),
+    "a device": replace_file(lambda path: path.symlink_to("/dev/zero")),
+    "a link to nothing": replace_file(lambda path: path.symlink_to("nothing")),
+    "a link to itself": replace_file(lambda path: path.symlink_to(path)),
+    "one more array": lambda path: np.save(path.with_name("second_starts.npy"), np.zeros(300, np.int64)),
+    "one more folder": lambda path: (path.parent / "more").mkdir(),
+    "an empty file more": lambda path: (path.parent / ".swp").touch(),
+    "another entry's content": lambda path: path.write_bytes(b"{}"),
+    "no folder": lambda path: shutil.rmtree(path.parent),
+    "a file for the folder": lambda path: (shutil.rmtree(path.parent), path.parent.touch()),
+    "a link for the folder": lambda path: (
+        path.parent.rename(path.parent.parent / "moved"),
+        path.parent.symlink_to("moved"),
+    ),
+    "another name of the folder": lambda path: path.parent.rename(f"{path.parent}0"),
+}
+ARRAY = {
+    "all 7": replace_array(lambda values: np.full_like(values, 7)),
+    "negative": replace_array(lambda values: -values),
+    "reversed": replace_array(lambda values: values[::-1]),
+    "one row less": replace_array(lambda values: values[:-1]),
+    "floats": replace_array(lambda values: values.astype(float)),
+    "texts": replace_array(lambda values: values.astype(str)),
+    "objects": replace_array(lambda values: values.astype(object)),
+    "two axes": replace_array(lambda values: values[None]),
+    "huge": replace_array(lambda values: values + 2**30),
+}
+JSON = {
+    "swapped words": replace_text('"good"', '"bad"'),
+    "other ids": replace_text(": 7", ": 8"),
+    "a word": replace_text("{", "nonsense{"),
+}
+ALTERATIONS = [
+    (name, change)
+    for files, changes in (
+        (("ids.npy", "lengths.npy", "tokenizer.json", "tokenizer_config.json"), ANY_FILE),
+        (("ids.npy", "lengths.npy"), ARRAY),
+        (("tokenizer.json",), JSON),
+    )
+    for name in files
+    for change in changes
+]
+
+
+@pytest.fixture(scope="module")
+def cached(tmp_path_factory):
+    """A folder with texts and a cache, and the fingerprint of the data."""
+    folder = tmp_path_factory.mktemp("cached")
+    write_texts(folder / "train.tsv", 300)
+    return folder, make(folder).fingerprint
+
+
+@pytest.mark.parametrize(("name", "change"), ALTERATIONS)
+def test_a_changed_cache_is_created_again(cached, name, change, capsys, tmp_path):
+    folder, fingerprint = cached
+    shutil.copytree(folder / "cache", tmp_path / "cache")
+    (path,) = (tmp_path / "cache").glob(f"*/{name}")
+    before = {path.relative_to(tmp_path): path.read_bytes() for path in (tmp_path / "cache").glob("*/*")}
+    (ANY_FILE | ARRAY | JSON)[change](path)
+    capsys.readouterr()
+    assert make(folder, cache=str(tmp_path / "cache")).fingerprint == fingerprint
+    shown = capsys.readouterr().out
+    if change == "no folder":
+        assert shown == ""
+    else:
+        assert re.fullmatch(
+            r"data\.cache: .*/cache/token\S+ was changed after it was written; it is created again\n", shown
+        )
+    for moved in (tmp_path / "cache").glob("moved"):
+        shutil.rmtree(moved)
+    assert {path.relative_to(tmp_path): path.read_bytes() for path in (tmp_path / "cache").glob("*/*")} == before
+    make(folder, cache=str(tmp_path / "cache"))
+    assert capsys.readouterr().out == ""
 
 
 def test_pairs_and_single_texts_have_different_cache_entries(tmp_path):
