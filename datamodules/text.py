@@ -17,7 +17,7 @@ from datamodules.parts.batches import EpochOrder
 from datamodules.parts.cache import load_or_create
 from datamodules.parts.download import lock_folder
 from datamodules.parts.text_files import Columns, LabelledTexts, read_file, read_hub
-from datamodules.parts.tokenizer import encode, pretrained_tokenizer, train_tokenizer
+from datamodules.parts.tokenizer import NO_WORDS, encode, pretrained_tokenizer, train_tokenizer
 from datamodules.parts.tokens import GPU_MULTIPLE, LengthOrder, TokenRows, round_up
 from engine.contracts import OptionError, listed
 
@@ -146,6 +146,10 @@ class Text(ClassificationDataModule):
         with lock_folder(self.cache, "data.cache"):
             self.tokenizer = self._make_tokenizer(texts["train"], rows["train"][1])
             tokens = {split: self._tokenize(labelled) for split, labelled in texts.items()}
+        if int(tokens["train"].lengths.max()) <= self.tokenizer.num_special_tokens_to_add(
+            bool(self.columns.second_text)
+        ):
+            raise DataError(NO_WORDS)
         self._prepared = {
             split: (tokens[source].select(chosen), labels[source][chosen]) for split, (source, chosen) in rows.items()
         }

@@ -4,6 +4,7 @@ The trained tokenizer is WordPiece (Schuster and Nakajima 2012) with the rules o
 https://arxiv.org/abs/1810.04805, section 3).
 """
 
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 SPECIAL_TOKENS = {f"{name}_token": f"[{name.upper()}]" for name in ("pad", "unk", "cls", "sep", "mask")}
+MAX_WORD = 100  # characters; WordPiece replaces a longer word by the unknown token
+NO_WORDS = f"data.train: no text has a word of 1 to {MAX_WORD} visible characters; check data.text_column"
+# A run that contains no space, ASCII punctuation or Chinese character. BERT always splits texts at these characters.
+RUN = r"[^ \t\n\r!-/:-@\[-`{-~\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]"
+LONG_RUN = re.compile(rf"(?<!{RUN}){RUN}{{{MAX_WORD + 1},}}")
 CHUNK = 10_000  # texts to encode at a time, because encodings take much more memory than their ids
 
 
@@ -50,15 +56,20 @@ def train_tokenizer(texts: Sequence[str], vocab_size: int, lowercase: bool) -> "
         texts: Training texts.
         vocab_size: Number of tokens. It is larger if the texts have more distinct characters, because each is a token.
         lowercase: Convert texts to lower case. Accents are kept.
+
+    Raises:
+        DataError: if no text has a word.
     """
     from tokenizers import decoders, models, processors
     from transformers import PreTrainedTokenizerFast
 
-    special = list(SPECIAL_TOKENS.values())
+    special, texts = list(SPECIAL_TOKENS.values()), _without_long_words(texts, lowercase)
     # `tokenizers` numbers the characters inside words (##a) in the order of a hash table. It uses these numbers to choose
     # between equally frequent pairs (https://github.com/huggingface/tokenizers/issues/1794). If the characters are passed in
     # sorted order, the vocabulary depends only on the texts.
     characters = _train_vocabulary(texts, 0, lowercase, special)
+    if len(characters) == len(special):
+        raise DataError(NO_WORDS)
     inside = sorted(token for token in characters if len(token) == 3 and token.startswith("##"))
     vocabulary = _train_vocabulary(texts, vocab_size, lowercase, [*special, *inside])
     tokenizer = _untrained_tokenizer(lowercase)
@@ -113,6 +124,17 @@ def _train_vocabulary(texts: Sequence[str], size: int, lowercase: bool, special:
     trainer = trainers.WordPieceTrainer(vocab_size=size, min_frequency=2, special_tokens=special, show_progress=False)
     tokenizer.train_from_iterator(texts, trainer)
     return tokenizer.get_vocab()
+
+
+def _without_long_words(texts: Sequence[str], lowercase: bool) -> list[str]:
+    """Remove words that are always unknown to WordPiece. The training time would grow with the square of their length."""
+    tokenizer = _untrained_tokenizer(lowercase)
+
+    def shorten(run: re.Match[str]) -> str:
+        words = tokenizer.pre_tokenizer.pre_tokenize_str(tokenizer.normalizer.normalize_str(run[0]))
+        return " ".join(word for word, _ in words if len(word) <= MAX_WORD)
+
+    return [LONG_RUN.sub(shorten, text) for text in texts]
 
 
 def _untrained_tokenizer(lowercase: bool) -> "Tokenizer":

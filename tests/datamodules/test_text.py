@@ -14,7 +14,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from datamodules import text as text_module
-from datamodules.parts.tokenizer import train_tokenizer
+from datamodules.parts.tokenizer import encode, train_tokenizer
 from datamodules.parts.tokens import LengthOrder, TokenRows
 from datamodules.text import Text
 from engine.config.signatures import PROJECT
@@ -250,6 +250,35 @@ def test_chinese_characters_are_words_and_accents_are_kept():
     assert tokenizer.tokenize("电影很好") == ["电", "影", "很", "好"]
     assert "".join(tokenizer.tokenize("DÉJÀ")).replace("##", "") == "déjà"
     assert tokenizer.decode(tokenizer("vu")["input_ids"], skip_special_tokens=True) == "vu"
+
+
+@pytest.mark.parametrize("tokenizer", [None, str(MINILM)])
+@pytest.mark.parametrize("character", ["\u200b", "\0", "\u2060", "\ufffd", "\ue000", "\x7f"])
+def test_texts_without_a_visible_character(character, tokenizer, tmp_path):
+    lines = [f"{character * (i + 1)}\t{i % 2}" for i in range(40)]
+    (tmp_path / "train.tsv").write_text("\n".join(["text\tlabel", *lines]), encoding="utf-8")
+    expected = r"data\.train: no text has a word of 1 to 100 visible characters; check data\.text_column"
+    with pytest.raises(DataError, match=expected):
+        make(tmp_path, tokenizer=tokenizer)
+
+
+@pytest.mark.parametrize("text", ["a", "ab", "e\u0301", "ab\x1c", "日本a" * 9 + "ab", "🙂", "'" * 300 + "ab"])
+def test_a_text_without_a_space_is_tokenized_in_seconds(text):
+    """The training time of the library grows with the square of a word's length: 100,000 letters take 5 s."""
+    long, words = text * (200_000 // len(text)), [one for one, _ in texts(100)]
+    tokenizer = train_tokenizer([*words, long], 200, True)
+    assert len(encode(tokenizer, [long], [], 128)["ids"]) <= 128
+
+
+@pytest.mark.parametrize(
+    "word", ["x" * 101, "x" * 5000, "(" + "é" * 300 + ")", "🙂" * 101, "x" * 60 + "\x1c" + "x" * 60]
+)
+def test_words_that_are_always_unknown_do_not_change_the_vocabulary(word):
+    words = [one for one, _ in texts(100)]
+    expected = train_tokenizer([*words, "( )"], 200, True).get_vocab()
+    assert train_tokenizer([*words, f"( {word} )"], 200, True).get_vocab() == expected
+    kept = train_tokenizer([*words, "( " + "z" * 100 + " )"], 200, True).get_vocab()
+    assert "z" in kept
 
 
 def test_texts_are_tokenized_once(folder, monkeypatch):
