@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from datamodules.classification import ClassificationDataModule, DataError, DataSpec, Labelled
+from datamodules.classification import ClassificationDataModule, DataError, DataSpec, Labelled, check_labels
 from datamodules.parts.augment import alternating_flip, random_crop, random_flip
 from datamodules.parts.batches import AugmentContext
 from datamodules.parts.download import RemoteFile, fetch, lock_folder, unpack
@@ -142,10 +142,10 @@ class CIFAR(ClassificationDataModule):
             path = self.folder / name
             if not path.is_file():
                 raise DataError(f"data.root: {name} is not in {self.folder}")
-            content = np.fromfile(path, np.uint8)
-            if content.nbytes != sizes[name]:
-                raise DataError(f"{path}: has {content.nbytes:,} bytes; expected {sizes[name]:,} bytes")
-            files.append(content.reshape(-1, record))
-        records = torch.from_numpy(np.concatenate(files))
+            if (size := path.stat().st_size) != sizes[name]:
+                raise DataError(f"{path}: has {size:,} bytes; expected {sizes[name]:,} bytes")
+            files.append(torch.from_numpy(np.fromfile(path, np.uint8).reshape(-1, record)))
+            check_labels(path, files[-1][:, self.source.label_bytes - 1], len(self.source.class_names))
+        records = torch.cat(files)
         pixels = records[:, self.source.label_bytes :].reshape(-1, *SHAPE)
         return pixels, records[:, self.source.label_bytes - 1].clone()

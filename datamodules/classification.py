@@ -16,6 +16,7 @@ from torch import Generator, Tensor
 from datamodules.parts.batches import AugmentContext, EpochOrder, TensorBatches, derive_seed
 from datamodules.parts.statistics import CHUNK, fingerprint, mean_and_std, num_bytes
 from engine.contracts import DataError, DataSpec, Labelled, Modality, Split
+from engine.terminal import count_of
 
 # N samples, B batch, C channels, D features
 
@@ -167,12 +168,18 @@ class ClassificationDataModule(LightningDataModule):
             bad_rows = torch.nonzero(~torch.isfinite(chunk).flatten(1).all(1))
             if len(bad_rows):
                 row = i * CHUNK + int(bad_rows[0])
-                raise DataError(f"{title} set: row {row} has a value that is NaN or infinite")
-        bad_rows = torch.nonzero((labels < 0) | (labels >= spec.num_classes))
-        if len(bad_rows):
-            row = int(bad_rows[0])
-            label, last = int(labels[row]), spec.num_classes - 1
-            raise DataError(f"{title} set: label {label} in row {row}; labels go from 0 to {last}")
+                raise DataError(f"{title} set: row {row} (the first is 0) has a value that is NaN or infinite")
+        check_labels(f"{title} set", labels, spec.num_classes)
+
+
+def check_labels(place: object, labels: Tensor, num_classes: int) -> None:
+    """Raise a `DataError` that begins with `place` if a label is not a number from 0 to num_classes - 1."""
+    bad_rows = torch.nonzero((labels < 0) | (labels >= num_classes))
+    if len(bad_rows):
+        row = int(bad_rows[0])
+        raise DataError(
+            f"{place}: label {int(labels[row])} in row {row} (the first is 0); labels go from 0 to {num_classes - 1}"
+        )
 
 
 def stratified_split(labels: Tensor, fraction: float, seed: int, key: str = "fraction") -> tuple[Tensor, Tensor]:
@@ -191,13 +198,15 @@ def stratified_split(labels: Tensor, fraction: float, seed: int, key: str = "fra
         DataError: if one of the sets would be empty.
     """
     is_second = torch.zeros(len(labels), dtype=torch.bool)
-    generator = Generator().manual_seed(derive_seed(seed))
+    generator, largest = Generator().manual_seed(derive_seed(seed)), 0
     for label in labels.unique():
         rows = torch.nonzero(labels == label).flatten()
         chosen = torch.randperm(len(rows), generator=generator)[: round(fraction * len(rows))]
         is_second[rows[chosen]] = True
+        largest = max(largest, len(rows))
     first, second = torch.nonzero(~is_second).flatten(), torch.nonzero(is_second).flatten()
     if min(len(first), len(second)) == 0:
-        sizes = f"{len(first)} and {len(second)}"
-        raise DataError(f"{key}: {fraction} of {len(labels)} samples leaves sets of {sizes}; choose another fraction")
+        problem = f"{fraction} of {len(labels)} samples leaves sets of {len(first)} and {len(second)}"
+        hint = f"it is rounded in each class, and the largest class has {count_of(largest, 'sample')}"
+        raise DataError(f"{key}: {problem}; choose another fraction: {hint}")
     return first, second

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from datamodules.classification import ClassificationDataModule, DataError, DataSpec, Labelled
+from datamodules.classification import ClassificationDataModule, DataError, DataSpec, Labelled, check_labels
 from datamodules.parts.augment import random_affine, random_crop, random_flip
 from datamodules.parts.batches import AugmentContext
 from datamodules.parts.download import RemoteFile, fetch
@@ -131,6 +131,7 @@ class MNIST(ClassificationDataModule):
                 raise DataError(f"data.root: {file.name} is not in {self.folder}")
             tensors.append(read_idx(path, shape))
         images, labels = tensors
+        check_labels(path, labels, len(self.source.class_names))
         return images.unsqueeze(1), labels
 
 
@@ -140,17 +141,20 @@ def read_idx(path: Path, shape: tuple[int, ...]) -> Tensor:
     Raises:
         DataError: if the file is broken or has another shape.
     """
+    header = 4 + 4 * len(shape)  # magic number (0, 0, 8 for unsigned bytes, number of axes), then the size of each axis
+    expected = math.prod(shape)
     try:
-        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            content = file.read(header + expected + 1)  # a small file could unpack to more bytes than fit in memory
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path}: cannot be read ({error}); delete it to download it again") from None
-    header = 4 + 4 * len(shape)  # magic number (0, 0, 8 for unsigned bytes, number of axes), then the size of each axis
     if len(content) < header or content[:4] != bytes([0, 0, 8, len(shape)]):
         found = content[:4].hex() or "missing"
         raise DataError(f"{path}: magic number {found}; an IDX file has 000008{len(shape):02x}")
     sizes = tuple(np.frombuffer(content, ">i4", len(shape), offset=4).tolist())
     if sizes != shape:
         raise DataError(f"{path}: has the shape {sizes}; expected {shape}")
-    if len(content) != header + math.prod(shape):
-        raise DataError(f"{path}: {len(content) - header:,} bytes of data; its header says {math.prod(shape):,}")
+    if len(content) != header + expected:
+        found = f"{len(content) - header:,}" if len(content) < header + expected else f"more than {expected:,}"
+        raise DataError(f"{path}: {found} bytes of data; its header says {expected:,}")
     return torch.from_numpy(np.frombuffer(content, np.uint8, offset=header).reshape(shape).copy())

@@ -87,7 +87,8 @@ def unpack(archive: RemoteFile, folder: Path) -> None:
     """
     path = folder / archive.name
     with path.open("rb") as file:
-        if hashlib.file_digest(file, "sha256").hexdigest() != archive.sha256:
+        is_original = path.stat().st_size == archive.size
+        if not is_original or hashlib.file_digest(file, "sha256").hexdigest() != archive.sha256:
             raise DataError(
                 f"{path}: the SHA-256 differs from the original archive; delete the file to download it again"
             )

@@ -125,6 +125,8 @@ def read_hub(
 
 def _read_utf8(key: str, path: Path) -> str:
     try:
+        if path.exists() and not (path.is_file() or path.is_dir()):  # reading a pipe or a device might never end
+            raise DataError(f"{key}: {path} is not a regular file")
         content = path.read_bytes()
     except FileNotFoundError:
         raise DataError(f"{key}: {path} does not exist; give a {', '.join(SUFFIXES)} file") from None

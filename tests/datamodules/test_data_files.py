@@ -2,6 +2,7 @@
 
 import gzip
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -64,7 +65,7 @@ def test_digits_are_rotated_and_clothing_is_mirrored(small_data):
     ("change", "expected"),
     [
         (lambda content: content[:-1], "78,399 bytes of data; its header says 78,400"),
-        (lambda content: content + b"x", "78,401 bytes of data; its header says 78,400"),
+        (lambda content: content + b"x", "more than 78,400 bytes of data; its header says 78,400"),
         (lambda content: b"\x00\x00\x08\x01" + content[4:], "magic number 00000801; an IDX file has 00000803"),
         (lambda content: b"", "magic number missing; an IDX file has 00000803"),
         (
@@ -93,7 +94,40 @@ def test_a_label_out_of_range(small_data):
     content = bytearray(gzip.decompress(path.read_bytes()))
     content[8 + 5] = 10
     path.write_bytes(gzip.compress(content))
-    assert problem(MNIST(root=str(small_data))) == "test set: label 10 in row 5; labels go from 0 to 9"
+    assert problem(MNIST(root=str(small_data))) == f"{path}: label 10 in row 5 (the first is 0); labels go from 0 to 9"
+
+
+@pytest.mark.parametrize(
+    "unpacked",
+    [
+        lambda content: content + bytes(1 << 26),
+        lambda content: content[:4] + (1 << 30).to_bytes(4, "big") + content[8:] + bytes(1 << 26),
+        lambda content: bytes(1 << 26),
+    ],
+    ids=["content", "header", "zeros"],
+)
+@pytest.mark.parametrize("name", ["t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"])
+@pytest.mark.parametrize("packed", [True, False])
+def test_a_file_is_read_only_as_far_as_its_header_promises(small_data, name, unpacked, packed):
+    folder = small_data / "MNIST/raw"
+    content = unpacked(gzip.decompress((folder / f"{name}.gz").read_bytes()))
+    (folder / f"{name}.gz").unlink()
+    path = folder / (f"{name}.gz" if packed else name)
+    path.write_bytes(gzip.compress(content, 1) if packed else content)
+    datamodule = MNIST(root=str(small_data))
+    tracemalloc.start()
+    assert problem(datamodule).startswith(f"{path}: ")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 16e6
+
+
+def test_many_empty_parts_in_a_gz_file(small_data):
+    path = small_data / "MNIST/raw/t10k-labels-idx1-ubyte.gz"
+    path.write_bytes(gzip.compress(b"") * 10_000 + path.read_bytes())
+    datamodule = MNIST(root=str(small_data))
+    datamodule.setup()
+    assert datamodule.num_samples("test") == files.TEST
 
 
 # CIFAR
@@ -119,6 +153,22 @@ def test_class_names_are_complete():
     assert sorted(cifar.CIFAR100) == list(cifar.CIFAR100)  # the archive's fine_label_names.txt is sorted
 
 
+def test_a_huge_cifar_file_is_not_read(small_data):
+    path = small_data / "cifar-10-batches-bin/test_batch.bin"
+    with path.open("wb") as file:
+        file.truncate(1 << 40)
+    assert problem(CIFAR(root=str(small_data))) == f"{path}: has {1 << 40:,} bytes; expected 307,300 bytes"
+
+
+def test_a_cifar100_label_out_of_range(small_data):
+    path = small_data / "cifar-100-binary/train.bin"
+    content = bytearray(path.read_bytes())
+    content[3074 * 7 + 1] = 100
+    path.write_bytes(content)
+    expected = f"{path}: label 100 in row 7 (the first is 0); labels go from 0 to 99"
+    assert problem(CIFAR(root=str(small_data), variant="cifar100")) == expected
+
+
 @pytest.mark.parametrize("size", [0, 3072, 3073 * 119, 3073 * 121])
 def test_a_cifar_file_of_a_wrong_size(small_data, size):
     path = small_data / "cifar-10-batches-bin/data_batch_3.bin"
@@ -131,7 +181,7 @@ def test_a_cifar_label_out_of_range(small_data):
     content = bytearray(path.read_bytes())
     content[3073 * 2] = 77
     path.write_bytes(content)
-    assert problem(CIFAR(root=str(small_data))) == "test set: label 77 in row 2; labels go from 0 to 9"
+    assert problem(CIFAR(root=str(small_data))) == f"{path}: label 77 in row 2 (the first is 0); labels go from 0 to 9"
 
 
 # Mistakes in a datamodule of the user
@@ -146,7 +196,7 @@ class Own(ClassificationDataModule):
 
     @property
     def spec(self):
-        return DataSpec("features", (2,), ("a", "b"))
+        return DataSpec("features", (2,), ("a", "b") if self.sets[0][1].max() < 3 else tuple(map(str, range(5000))))
 
     def load(self):
         return self.sets
@@ -161,25 +211,31 @@ def own(count: int, shape: tuple[int, ...] = (2,), labels: int = 2):
     [
         (own(20, (3,)), own(4), "training set: inputs of shape (3,); the spec says (2,)"),
         (own(20), own(4, (2, 1)), "test set: inputs of shape (2, 1); the spec says (2,)"),
-        (own(20), own(4, labels=3), "test set: label 2 in row 2; labels go from 0 to 1"),
+        (own(20), own(4, labels=3), "test set: label 2 in row 2 (the first is 0); labels go from 0 to 1"),
         ((own(20)[0], own(19)[1]), own(4), "training set: 20 inputs and 19 labels; every input needs one label"),
         (own(20), own(0), "test set: 0 inputs and 0 labels; every input needs one label"),
         (
             (torch.tensor([[1.0, 2.0]] * 5 + [[1.0, math.nan]] * 5), own(10)[1]),
             own(4),
-            "training set: row 5 has a value that is NaN or infinite",
+            "training set: row 5 (the first is 0) has a value that is NaN or infinite",
         ),
         (
             own(20),
             (torch.tensor([[1.0, math.inf]]), own(1)[1]),
-            "test set: row 0 has a value that is NaN or infinite",
+            "test set: row 0 (the first is 0) has a value that is NaN or infinite",
         ),
         (
             (torch.full((20, 2), 6e4, dtype=torch.float16), own(20)[1]),
             (torch.tensor([[1.0, math.inf]]), own(1)[1]),
-            "test set: row 0 has a value",
+            "test set: row 0 (the first is 0) has a value",
         ),  # large values are not infinite
         (own(2), own(4), "data.val_fraction: 0.1 of 2 samples leaves sets of 2 and 0; choose another fraction"),
+        (
+            own(5000, labels=5000),
+            own(4),
+            "data.val_fraction: 0.1 of 5000 samples leaves sets of 5000 and 0; choose another fraction: it is rounded in"
+            " each class, and the largest class has 1 sample",
+        ),
     ],
 )
 def test_own_data_that_does_not_fit_its_spec(train, test, expected):

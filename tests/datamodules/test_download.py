@@ -179,8 +179,9 @@ def _link(name: str) -> tarfile.TarInfo:
         {"x/a.bin": b"12345", "x/b.bin": b"1234"},
         {"x/a.bin": b"12345", "x/b.bin": _link("x/b.bin")},
         {"../../a.bin": b"12345", "/etc/evil": b"x", "../evil": b"x"},
+        {"x/a.bin": bytes(1 << 25)},
     ],
-    ids=["other", "link", "outside"],
+    ids=["other", "link", "outside", "huge"],
 )
 def test_an_archive_with_other_content_is_not_unpacked(tmp_path, members):
     original = _remote(archive(tmp_path / "a.tar.gz", {"x/a.bin": b"12345"}))
@@ -202,6 +203,14 @@ def test_a_truncated_archive_is_not_unpacked(tmp_path, fraction):
     with pytest.raises(DataError, match="differs from the original archive"):
         unpack(original, tmp_path)
     assert left_in(tmp_path) == {"a.tar.gz"}
+
+
+def test_a_huge_archive_is_not_read(tmp_path):
+    original = _remote(archive(tmp_path / "a.tar.gz", {"x/a.bin": CONTENT}))
+    with (tmp_path / "a.tar.gz").open("r+b") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(DataError, match="differs from the original archive"):
+        unpack(original, tmp_path)
 
 
 def test_unpacking_replaces_only_the_files_of_the_archive(tmp_path):

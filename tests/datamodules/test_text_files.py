@@ -1,6 +1,7 @@
 """Reading text files: every row is read, or one line names the row that is wrong."""
 
 import json
+import os
 
 import pytest
 
@@ -92,6 +93,13 @@ def test_missing_files(tmp_path):
     (tmp_path / "folder.csv").mkdir()
     with pytest.raises(DataError, match=r"data\.test: .*/folder\.csv cannot be read \(Is a directory\)"):
         read_file("data.test", tmp_path / "folder.csv", COLUMNS)
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("/dev/zero")], ids=["pipe", "device"])
+def test_a_file_that_never_ends_is_not_read(tmp_path, make):
+    make(tmp_path / "a.csv")
+    with pytest.raises(DataError, match=r"data\.test: .*/a\.csv is not a regular file"):
+        read_file("data.test", tmp_path / "a.csv", COLUMNS)
 
 
 def test_a_field_longer_than_the_limit_of_the_csv_module(tmp_path):
