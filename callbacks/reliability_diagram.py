@@ -38,7 +38,7 @@ class ReliabilityDiagram(EvaluationCallback):
         self._bins.update(logits, labels)
 
     def gather(self) -> np.ndarray:
-        return self._bins.compute().cpu().numpy()
+        return self._bins.compute().numpy()
 
     def show(self, trainer: Trainer, pl_module: Classifier, stage: Stage, writer: PictureWriter, gathered: Any) -> None:
         picture = draw_diagram(*gathered)
@@ -46,25 +46,28 @@ class ReliabilityDiagram(EvaluationCallback):
 
 
 class Bins(Metric):
-    """Sums for each bin: number of samples, probabilities of the predicted classes, number of correct predictions."""
+    """Sums for each bin: number of samples, probabilities of the predicted classes, number of correct predictions.
+
+    The sums are integers in units of 2**-30, which are exact for millions of samples. MPS has no float64.
+    """
 
     full_state_update = False
     sums: Tensor
 
     def __init__(self) -> None:
         super().__init__()
-        self.add_state("sums", torch.zeros(3, BINS), dist_reduce_fx="sum")
+        self.add_state("sums", torch.zeros(3, BINS, dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, logits: Tensor, labels: Tensor) -> None:
         """Add a batch: logits (B, K), labels (B,)."""
         probabilities, predicted = logits.softmax(1).float().nan_to_num().max(1)  # (B,)
         bins = (probabilities * BINS).long().clamp(max=BINS - 1)
         values = torch.stack([torch.ones_like(probabilities), probabilities, (predicted == labels).float()])  # (3, B)
-        self.sums.index_add_(1, bins, values)
+        self.sums.index_add_(1, bins, (values * 2**30).long())
 
     def compute(self) -> Tensor:
-        """Return the sums (3, BINS)."""
-        return self.sums
+        """Return the sums (3, BINS) on the CPU in float64."""
+        return self.sums.cpu().double() / 2**30
 
 
 def calibration_error(counts: np.ndarray, probabilities: np.ndarray, correct: np.ndarray) -> float:

@@ -12,6 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 import torch
 import torch.nn.functional as F
 from lightning.pytorch import LightningModule
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
@@ -197,8 +198,8 @@ class LitClassifier(LightningModule):
 
     def configure_optimizers(self) -> tuple[list[torch.optim.Optimizer], list[dict[str, Any]]]:  # type: ignore[override]
         make_optimizer, options = _find_function(optimizers, self.hparams["optimizer"], "adam")
-        if "fused" in signature(make_optimizer).parameters and self._clips_in_mixed_precision():
-            options["fused"] = options.get("fused") or False  # Lightning cannot clip gradients for a fused optimizer
+        if "fused" in signature(make_optimizer).parameters and not self._can_fuse():
+            options["fused"] = options.get("fused") or False
         optimizer = make_optimizer(self.network, **options)
         make_schedule, options = _find_function(schedules, self.hparams["schedule"], "constant")
         schedulers = make_schedule(optimizer, self.trainer.estimated_stepping_batches, **options)
@@ -216,8 +217,10 @@ class LitClassifier(LightningModule):
             raise ValueError(f"{type(self).__name__} returned {shapes}; expected {expected} and {expected[:1]}")
         return _at_least_float32(logits)
 
-    def _clips_in_mixed_precision(self) -> bool:
-        return bool(self.trainer.gradient_clip_val) and "mixed" in str(self.trainer.precision)
+    def _can_fuse(self) -> bool:
+        """Whether a fused optimizer works. Lightning cannot clip its gradients in mixed precision, and FSDP fails."""
+        clips_in_mixed_precision = self.trainer.gradient_clip_val and "mixed" in str(self.trainer.precision)
+        return not clips_in_mixed_precision and type(self.trainer.strategy) in (SingleDeviceStrategy, DDPStrategy)
 
     def _evaluate(self, batch: Batch, loss: WeightedMean, metrics: MetricCollection) -> Tensor:
         """Update the metrics of a stage. Returns logits (B, K) for callbacks."""
@@ -234,7 +237,8 @@ class LitClassifier(LightningModule):
         if stage == "test":
             named = zip(self.class_names, class_accuracies, strict=True)
             # not to the logger, because `callbacks.confusion_matrix` draws all of them as one picture
-            self.log_dict({f"test_class_accuracy/{name}": value for name, value in named}, logger=False)
+            values = {f"test_class_accuracy/{name}": value for name, value in named}
+            self.log_dict(values, logger=False, add_dataloader_idx=False)  # a name may contain "/dataloader_idx_"
         loss.reset()
         metrics.reset()
 

@@ -180,8 +180,22 @@ def _param_groups(
     ]
 
 
-def _use_fused(network: nn.Module, fused: bool | None) -> bool:
-    return next(network.parameters()).device.type in ("cpu", "cuda") if fused is None else fused
+def _use_fused(network: nn.Module, fused: bool | None) -> bool | None:
+    """Whether to update all parameters in one kernel; None lets PyTorch choose among its other implementations.
+
+    With torch 2.13 the fused optimizers of a CPU compute wrong updates of bfloat16 and float16 parameters.
+
+    Raises:
+        OptionError: if the user asks for such an optimizer.
+    """
+    parameters = list(network.parameters())
+    narrow = [parameter.dtype for parameter in parameters if parameter.dtype not in (torch.float32, torch.float64)]
+    device = parameters[0].device.type
+    if device == "cpu" and narrow:
+        if fused:
+            raise OptionError(f"optimizer.fused: is not exact for {narrow[0]} on a CPU; leave it out")
+        return None
+    return (device in ("cpu", "cuda") if fused is None else fused) or None
 
 
 def _pair(betas: Sequence[float]) -> tuple[float, float]:

@@ -18,7 +18,7 @@ from lit_models.cnn import LitCNN
 from lit_models.mlp import LitMLP
 from lit_models.parts.metrics import CalibrationError, WeightedMean
 from tests.contracts import trainer
-from tests.runs import events, figures, run
+from tests.runs import WITHOUT_PICTURES, events, figures, run
 
 GENERATOR = torch.Generator().manual_seed(0)
 INPUTS, LABELS = torch.randn(64, 4, generator=GENERATOR), torch.arange(64) % 3
@@ -184,6 +184,78 @@ def test_every_optimizer_learns_and_decays_weights_only(name, tmp_path):
     assert metrics["val/loss"] < 1.09
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize(
+    ("name", "plain", "options"),
+    [
+        ("sgd", torch.optim.SGD, {}),
+        ("sgd", torch.optim.SGD, {"momentum": 0.9, "nesterov": True, "weight_decay": 0.1}),
+        ("adam", torch.optim.Adam, {}),
+        ("adam", torch.optim.Adam, {"weight_decay": 0.1}),
+        ("adamw", torch.optim.AdamW, {"weight_decay": 0.1}),
+        ("rmsprop", torch.optim.RMSprop, {"momentum": 0.9}),
+    ],
+    ids=str,
+)
+def test_the_chosen_implementation_of_an_optimizer_agrees_with_the_plain_one(name, plain, options, dtype):
+    torch.manual_seed(0)
+    ours = nn.Sequential(nn.Linear(17, 33, bias=False), nn.Linear(33, 5, bias=False)).to(dtype)
+    theirs = copy.deepcopy(ours)
+    pairs = [
+        (ours, getattr(optimizers, name)(ours, lr=0.05, **options)),
+        (theirs, plain(theirs.parameters(), lr=0.05, foreach=False, **options)),
+    ]
+    for step in range(5):
+        for network, optimizer in pairs:
+            generator = torch.Generator().manual_seed(step)
+            for parameter in network.parameters():
+                parameter.grad = torch.randn(parameter.shape, generator=generator).to(dtype)
+            optimizer.step()
+    for left, right in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(left, right, rtol=1e-6, atol=1e-7, equal_nan=True)
+
+
+def test_fused_is_refused_where_it_is_wrong():
+    with pytest.raises(OptionError, match=r"optimizer.fused: is not exact for torch.bfloat16 on a CPU"):
+        optimizers.sgd(nn.Linear(2, 2).bfloat16(), fused=True)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "precision"),
+    [
+        *(("{name: sgd, lr: 0.1, momentum: 0.9}", each) for each in ("32-true", "bf16-mixed", "bf16-true", "64-true")),
+        ("{name: adamw}", "bf16-true"),
+    ],
+)
+def test_a_run_without_a_fused_optimizer_is_the_same(optimizer, precision, small_data, tmp_path):
+    options = [
+        "--config", "configs/mnist_cnn.yaml", f"data.root={small_data}", "data.batch_size=64", "model.widths=[4, 8]",
+        f"optimizer={optimizer}", f"trainer.precision={precision}", "trainer.max_epochs=2", *WITHOUT_PICTURES,
+    ]  # fmt: skip
+    chosen = figures(run(tmp_path / "chosen", *options))
+    plain = figures(run(tmp_path / "plain", *options, "optimizer.fused=false"))
+    assert chosen["test/loss"] == pytest.approx(plain["test/loss"], rel=1e-3)
+
+
+def calibration_error(logits: torch.Tensor, labels: torch.Tensor) -> float:
+    """The expected calibration error with 15 bins, summed up in float64."""
+    confidences, predicted = logits.double().softmax(1).max(1)
+    bins = (confidences * 15).long().clamp(max=14)
+    gaps = torch.zeros(15, dtype=torch.float64).index_add_(0, bins, (predicted == labels).double() - confidences)
+    return (gaps.abs().sum() / len(labels)).item()
+
+
+@pytest.mark.parametrize("batch_size", [1000, 7777])
+def test_calibration_error_is_exact_for_many_samples(batch_size):
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(3, (300_000,), generator=generator)
+    logits = torch.randn(300_000, 3, generator=generator) + 2 * F.one_hot(labels, 3)
+    metric = CalibrationError()
+    for batch in range(0, 300_000, batch_size):
+        metric.update(logits[batch : batch + batch_size], labels[batch : batch + batch_size])
+    assert metric.compute().item() == pytest.approx(calibration_error(logits, labels), rel=1e-6)
+
+
 def test_options_that_contradict_each_other(tmp_path):
     with pytest.raises(OptionError, match=r"optimizer.nesterov: needs a momentum above 0; set optimizer.momentum=0.9"):
         fitted(mlp(optimizer={"name": "sgd", "nesterov": True}), tmp_path, max_epochs=1)
@@ -291,12 +363,25 @@ def test_the_calibration_error_does_not_depend_on_the_batches():
     logits = torch.rand(60, 3, generator=torch.Generator().manual_seed(0))
     found = []
     for size in (1, 7, 60):
-        metric = CalibrationError(3, n_bins=15)
+        metric = CalibrationError()
         for rows in torch.arange(60).split(size):
             metric.update(logits[rows], rows % 3)
         found.append(metric.compute().item())
     expected = multiclass_calibration_error(logits.softmax(1), torch.arange(60) % 3, 3, n_bins=15).item()
     assert found == pytest.approx([expected] * 3)
+
+
+def test_a_mean_counts_more_samples_than_float32_can():
+    mean = WeightedMean()
+    for weight in (2**24, 1, 1, 1):
+        mean.update(torch.tensor(1.0), weight)
+    assert mean.weight == 2**24 + 3
+
+
+def test_calibration_error_of_logits_that_are_not_numbers():
+    metric = CalibrationError()
+    metric.update(torch.full((2, 3), float("nan")), torch.tensor([0, 1]))
+    assert metric.compute() == 0.5  # one of two predictions is right, with no confidence
 
 
 def test_an_empty_batch_changes_no_mean():
