@@ -3,9 +3,11 @@
 from typing import Annotated, Any
 
 import numpy as np
+import torch
 from lightning.pytorch import Trainer
 from torch import Tensor
-from torchmetrics.classification import MulticlassConfusionMatrix
+from torchmetrics import Metric
+from torchmetrics.utilities import dim_zero_cat
 
 from callbacks.evaluation import EvaluationCallback, Stage
 from callbacks.parts.drawing import (
@@ -23,9 +25,10 @@ from callbacks.parts.drawing import (
     text_width,
 )
 from engine.contracts import Classifier
+from engine.terminal import count_of
 from engine.training.loggers import PictureWriter
 
-# K classes, H height, W width; lengths are in pixels
+# K classes, H height, W width, P cells of the matrix that are not 0; lengths are in pixels
 
 LIGHT, DARK = (247, 251, 255), (8, 48, 107)  # both ends of ColorBrewer's "Blues" (colour-blind safe)
 MAX_CLASSES = 100  # in one picture
@@ -53,37 +56,74 @@ class ConfusionMatrix(EvaluationCallback):
         self.num_pairs = num_pairs
 
     def begin(self, pl_module: Classifier) -> None:
-        num_classes = len(pl_module.class_names)
-        self._matrix = MulticlassConfusionMatrix(num_classes, validate_args=False).to(pl_module.device)
+        self._cells = Cells(len(pl_module.class_names)).to(pl_module.device)
 
     def update(self, pl_module: Classifier, inputs: Any, logits: Tensor, labels: Tensor) -> None:
-        self._matrix.update(logits, labels)
+        self._cells.update(logits, labels)
 
     def gather(self) -> Tensor:
-        return self._matrix.compute()
+        return self._cells.compute()
 
     def show(self, trainer: Trainer, pl_module: Classifier, stage: Stage, writer: PictureWriter, gathered: Any) -> None:
-        names, counts = replace_undrawable(pl_module.class_names), gathered.cpu().numpy()
-        matrix, bars = draw_matrix(counts, names, self.num_pairs), draw_bars(counts.diagonal(), counts.sum(1), names)
+        names, cells = replace_undrawable(pl_module.class_names), gathered.cpu().numpy()
+        samples, _, correct = count_by_class(cells, len(names))
+        matrix, bars = draw_matrix(cells, names, self.num_pairs), draw_bars(correct, samples, names)
         writer.add_image("pictures/confusion_matrix", matrix, trainer.global_step, dataformats="HWC")
         writer.add_image("pictures/class_accuracy", bars, trainer.global_step, dataformats="HWC")
 
 
-def draw_matrix(counts: np.ndarray, names: list[str], num_pairs: int = 5) -> np.ndarray:
+class Cells(Metric):
+    """The cells (P, 3) of a confusion matrix that are not 0: true class, predicted class, number of samples.
+
+    The time grows with the number of samples. A matrix of 10,000 classes would have 100 million cells.
+    """
+
+    full_state_update = False
+    codes: list[Tensor]
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.add_state("codes", [], dist_reduce_fx="cat")
+
+    def update(self, logits: Tensor, labels: Tensor) -> None:
+        """Add a batch: logits (B, K), labels (B,)."""
+        self.codes.append(labels * self.num_classes + logits.argmax(1))
+
+    def compute(self) -> Tensor:
+        codes, counts = dim_zero_cat(self.codes).unique(return_counts=True)
+        return torch.stack([codes // self.num_classes, codes % self.num_classes, counts], dim=1)
+
+
+def count_by_class(cells: np.ndarray, num_classes: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the numbers of samples, of predictions and of correct predictions of each class, (K,) each."""
+    true, predicted, counts = cells.T
+    hits = np.where(true == predicted, counts, 0)
+    sums = [np.zeros(num_classes, np.int64) for _ in range(3)]
+    for total, classes, values in zip(sums, (true, predicted, true), (counts, counts, hits), strict=True):
+        np.add.at(total, classes, values)
+    return sums[0], sums[1], sums[2]
+
+
+def draw_matrix(cells: np.ndarray, names: list[str], num_pairs: int = 5) -> np.ndarray:
     """Draw a confusion matrix (H, W, 3) and, below it, a list of the most confused pairs of classes.
 
     Args:
-        counts: Number of samples (K, K): true class x predicted class.
+        cells: Result of `Cells` (P, 3).
         names: K names.
         num_pairs: Number of pairs in the list.
     """
-    fractions = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)  # a class without samples has a row of zeros
     classes = list(range(len(names)))
     title = "predicted (cells: % of the true class)"
     if len(names) > MAX_CLASSES:
-        classes = most_confused_classes(counts, MAX_CLASSES)
+        classes = most_confused_classes(cells, len(names), MAX_CLASSES)
         title = f"predicted (the {MAX_CLASSES} of {len(names):,} classes with the most mistakes)"
     num_drawn = len(classes)
+    drawn = cells[np.isin(cells[:, :2], classes).all(1)]
+    counts = np.zeros((num_drawn, num_drawn), np.int64)
+    counts[np.searchsorted(classes, drawn[:, 0]), np.searchsorted(classes, drawn[:, 1])] = drawn[:, 2]
+    # a class without samples has a row of zeros
+    fractions = counts / np.maximum(count_by_class(cells, len(names))[0][classes], 1)[:, None]
     has_numbers = num_drawn <= MAX_NUMBERED_CLASSES
     size = TEXT_SIZE if has_numbers else max(9, min(TEXT_SIZE, MATRIX_SIDE // num_drawn - 1))
     labels = [shorten(names[i], MAX_NAME_WIDTH, size) for i in classes]
@@ -93,14 +133,13 @@ def draw_matrix(counts: np.ndarray, names: list[str], num_pairs: int = 5) -> np.
         cell = min(60, max(23, (CARD_WIDTH - margin - 6) // num_drawn))
     end = margin + num_drawn * cell  # right and bottom edge of the matrix
     width = max(end + 6, CARD_WIDTH)
-    lines = list_confused_pairs(counts, names, num_pairs, width - 16)
+    lines = list_confused_pairs(cells, names, num_pairs, width - 16)
     if lines:
         lines.insert(0, "most confused pairs (in brackets: by true class):")
     canvas = Canvas(width, end + 14 + LINE_HEIGHT * len(lines))
 
     for row, column in np.ndindex(num_drawn, num_drawn):
-        pair = classes[row], classes[column]
-        count, fraction = counts[pair], float(fractions[pair])
+        count, fraction = counts[row, column], float(fractions[row, column])
         left, top = margin + column * cell, margin + row * cell
         shade = fraction if has_numbers else fraction**0.5  # the root makes a fraction of 1 % visible
         canvas.pen.rectangle((left, top, left + cell - 1, top + cell - 1), fill=blend(LIGHT, DARK, shade))
@@ -136,7 +175,7 @@ def draw_bars(correct: np.ndarray, samples: np.ndarray, names: list[str]) -> np.
         title += f": the worst {MAX_CLASSES} of {len(names):,}"
     num_columns = -(-len(classes) // ROWS_PER_COLUMN)
     num_rows = -(-len(classes) // num_columns)
-    name_width = 14 + min(MAX_BAR_NAME_WIDTH, max(int(text_width(name)) for name in names))
+    name_width = 14 + min(MAX_BAR_NAME_WIDTH, max(int(text_width(names[i])) for i in classes))
     bar_width = max(MIN_BAR_WIDTH, CARD_WIDTH - name_width - VALUE_WIDTH)  # for an accuracy of 100 %
     column_width, bottom = name_width + bar_width + VALUE_WIDTH, 24 + num_rows * ROW_HEIGHT
     canvas = Canvas(num_columns * column_width, bottom + 26)
@@ -161,26 +200,29 @@ def draw_bars(correct: np.ndarray, samples: np.ndarray, names: list[str]) -> np.
     return canvas.to_array()
 
 
-def most_confused_classes(counts: np.ndarray, num_classes: int) -> list[int]:
-    """Return the classes with the most mistakes (as true or as predicted class) in ascending order."""
-    mistakes = counts.sum(0) + counts.sum(1) - 2 * counts.diagonal()
-    return sorted(np.argsort(-mistakes, kind="stable")[:num_classes].tolist())
+def most_confused_classes(cells: np.ndarray, num_classes: int, most: int) -> list[int]:
+    """Return the `most` classes with the most mistakes (as true or as predicted class) in ascending order."""
+    samples, predictions, correct = count_by_class(cells, num_classes)
+    return sorted(np.argsort(2 * correct - samples - predictions, kind="stable")[:most].tolist())
 
 
-def list_confused_pairs(counts: np.ndarray, names: list[str], num_pairs: int, width: float) -> list[str]:
+def list_confused_pairs(cells: np.ndarray, names: list[str], num_pairs: int, width: float) -> list[str]:
     """List the most confused pairs in lines that are not wider than `width`: "7 mistakes: cat (3) and dog (4)".
 
     In this example, 3 samples have the true class cat and the predicted class dog.
     """
-    mistakes = np.triu(counts + counts.T, k=1)  # (K, K)
-    order = np.argsort(mistakes, axis=None)[::-1][:num_pairs]
+    true, predicted, counts = cells[cells[:, 0] != cells[:, 1]].T
+    codes, pairs = np.unique(
+        np.minimum(true, predicted) * len(names) + np.maximum(true, predicted), return_inverse=True
+    )
+    both = np.zeros((len(codes), 2), np.int64)  # i as j, and j as i
+    both[pairs, (true > predicted).astype(int)] = counts
     lines = []
-    for i, j in zip(*np.unravel_index(order, counts.shape), strict=True):
-        if mistakes[i, j]:
-            count = f"{mistakes[i, j]:,} mistake{'' if mistakes[i, j] == 1 else 's'}"
-            line = f"{count}: {{}} ({counts[i, j]:,}) and {{}} ({counts[j, i]:,})"
-            name_width = (width - text_width(line.format("", ""))) / 2
-            lines.append(line.format(shorten(names[i], name_width), shorten(names[j], name_width)))
+    for pair in np.argsort(both.sum(1), kind="stable")[::-1][:num_pairs]:
+        i, j = divmod(int(codes[pair]), len(names))
+        line = f"{count_of(int(both[pair].sum()), 'mistake')}: {{}} ({both[pair, 0]:,}) and {{}} ({both[pair, 1]:,})"
+        name_width = (width - text_width(line.format("", ""))) / 2
+        lines.append(line.format(shorten(names[i], name_width), shorten(names[j], name_width)))
     return lines
 
 

@@ -64,11 +64,10 @@ def shorten(text: str, width: float, size: float = TEXT_SIZE) -> str:
 
 def replace_undrawable(names: Sequence[str]) -> list[str]:
     """Replace a class name by its index if the font has no glyph for a character, such as a Chinese character."""
-    missing = bytes(_font(TEXT_SIZE).getmask("\uffff"))
-    return [
-        str(i) if any(bytes(_font(TEXT_SIZE).getmask(character)) == missing for character in name) else name
-        for i, name in enumerate(names)
-    ]
+    font, characters = _font(TEXT_SIZE), set("".join(names))
+    missing = bytes(font.getmask("\uffff"))
+    undrawable = {character for character in characters if bytes(font.getmask(character)) == missing}
+    return [name if undrawable.isdisjoint(name) else str(i) for i, name in enumerate(names)]
 
 
 @lru_cache

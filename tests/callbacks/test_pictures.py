@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch.strategies import SingleDeviceStrategy
-from torchmetrics.functional.classification import multiclass_calibration_error
+from torchmetrics.functional.classification import multiclass_calibration_error, multiclass_confusion_matrix
 
 from callbacks import confusion_matrix, first_filters, projector, reliability_diagram
 from callbacks.gallery import GAP, INNER_GAP, SIDE, Example, Gallery, draw_examples, escape, format_examples
@@ -20,11 +20,16 @@ MODULE = SimpleNamespace(class_names=["a", "b", "c"], device=torch.device("cpu")
 TRAINER = SimpleNamespace(global_step=7, is_global_zero=True, strategy=SingleDeviceStrategy())
 
 
+def cells(counts: np.ndarray) -> np.ndarray:
+    """The cells (P, 3) of a matrix (K, K) that are not 0."""
+    return np.column_stack([*np.nonzero(counts), counts[counts > 0]])
+
+
 @pytest.mark.parametrize("num_classes", [2, 10, 100, 1000])
 def test_confusion_matrix_can_be_drawn_for_any_number_of_classes(num_classes):
     counts = np.eye(num_classes, dtype=int) * 90 + 1
     counts[0] = 0  # a class without samples
-    picture = confusion_matrix.draw_matrix(counts, [f"class {i}" for i in range(num_classes)])
+    picture = confusion_matrix.draw_matrix(cells(counts), [f"class {i}" for i in range(num_classes)])
     assert picture.dtype == np.uint8
     assert picture.shape[2] == 3
     assert max(picture.shape) < 1200
@@ -36,7 +41,7 @@ def find(picture: np.ndarray, colour: tuple[int, int, int]) -> np.ndarray:
 
 
 def test_shade_of_a_cell_is_its_fraction_of_the_true_class():
-    picture = confusion_matrix.draw_matrix(np.array([[8, 2], [0, 10]]), ["cat", "dog"])
+    picture = confusion_matrix.draw_matrix(cells(np.array([[8, 2], [0, 10]])), ["cat", "dog"])
     shades = [
         confusion_matrix.blend(confusion_matrix.LIGHT, confusion_matrix.DARK, fraction)
         for fraction in (0.8, 0.2, 0.0, 1.0)
@@ -51,29 +56,65 @@ def test_shade_of_a_cell_is_its_fraction_of_the_true_class():
 
 def test_most_confused_pairs_are_listed():
     counts = np.array([[5, 3, 0], [4, 5, 1], [0, 0, 9]])
-    assert confusion_matrix.list_confused_pairs(counts, ["cat", "dog", "frog"], 5, 300) == [
+    assert confusion_matrix.list_confused_pairs(cells(counts), ["cat", "dog", "frog"], 5, 300) == [
         "7 mistakes: cat (3) and dog (4)",
         "1 mistake: dog (1) and frog (0)",
     ]
-    assert confusion_matrix.list_confused_pairs(np.eye(3, dtype=int), ["cat", "dog", "frog"], 5, 300) == []
+    assert confusion_matrix.list_confused_pairs(cells(np.eye(3, dtype=int)), ["cat", "dog", "frog"], 5, 300) == []
 
 
 @pytest.mark.parametrize("num_classes", [2, 10])
 def test_long_names_leave_room_for_the_counts(num_classes):
     counts = np.full((num_classes, num_classes), 12_345)
-    picture = confusion_matrix.draw_matrix(counts, ["a name of some length" * 3] * num_classes)
+    picture = confusion_matrix.draw_matrix(cells(counts), ["a name of some length" * 3] * num_classes)
     assert not (picture[:, -1] != 255).any()  # nothing is cut off
 
 
 def test_title_above_few_classes_is_complete():
-    picture = confusion_matrix.draw_matrix(np.eye(2, dtype=int), ["0", "1"])
+    picture = confusion_matrix.draw_matrix(cells(np.eye(2, dtype=int)), ["0", "1"])
     assert not (picture[:, :3] != 255).any()
 
 
 def test_classes_with_the_most_mistakes_are_chosen():
     counts = np.diag(np.full(1000, 9))
     counts[7, 500] = counts[2, 3] = 1
-    assert confusion_matrix.most_confused_classes(counts, 4) == [2, 3, 7, 500]
+    assert confusion_matrix.most_confused_classes(cells(counts), 1000, 4) == [2, 3, 7, 500]
+
+
+@pytest.mark.parametrize("num_classes", [2, 3, 50])
+def test_the_cells_are_those_of_torchmetrics(num_classes):
+    generator = torch.Generator().manual_seed(num_classes)
+    logits = torch.randn(600, num_classes, generator=generator)
+    labels = torch.randint(num_classes - 1, (600,), generator=generator)  # the last class has no samples
+    found = confusion_matrix.Cells(num_classes)
+    for rows in torch.arange(600).split(170):
+        found.update(logits[rows], labels[rows])
+    counts = multiclass_confusion_matrix(logits, labels, num_classes).numpy()
+    assert found.compute().tolist() == cells(counts).tolist()
+    by_class = confusion_matrix.count_by_class(cells(counts), num_classes)
+    for vector, expected in zip(by_class, (counts.sum(1), counts.sum(0), counts.diagonal()), strict=True):
+        assert vector.tolist() == expected.tolist()
+
+
+def test_a_hundred_thousand_classes_need_no_square_matrix():
+    """10^10 cells would need 80 GB."""
+    num_classes = 100_000
+    module = SimpleNamespace(class_names=list(map(str, range(num_classes))), device=torch.device("cpu"))
+    callback, pictures = confusion_matrix.ConfusionMatrix(), {}
+    callback.begin(module)
+    labels = torch.tensor([0, 99_999, 99_999, 7])
+    logits = torch.zeros(4, num_classes)
+    logits[torch.arange(4), torch.tensor([0, 3, 3, 99_999])] = 1
+    callback.update(module, None, logits, labels)
+    gathered = callback.gather()
+    assert gathered.tolist() == [[0, 0, 1], [7, 99_999, 1], [99_999, 3, 2]]
+    writer = SimpleNamespace(add_image=lambda name, picture, *_, **__: pictures.update({name: picture.shape}))
+    callback.show(TRAINER, module, "test", writer, gathered)
+    assert set(pictures) == {"pictures/confusion_matrix", "pictures/class_accuracy"}
+    assert confusion_matrix.list_confused_pairs(gathered.numpy(), module.class_names, 5, 300) == [
+        "2 mistakes: 3 (0) and 99999 (2)",
+        "1 mistake: 7 (1) and 99999 (0)",
+    ]
 
 
 @pytest.mark.parametrize("num_classes", [2, 26, 100, 1000])
@@ -124,6 +165,14 @@ def test_calibration_error_equals_that_of_torchmetrics():
     sums = diagram_sums(logits, labels)
     assert sums[0].sum() == 500
     assert reliability_diagram.calibration_error(*sums) == pytest.approx(error.item(), abs=1e-5)
+
+
+def test_sums_of_a_reliability_diagram_are_exact_for_many_samples():
+    bins = reliability_diagram.Bins()
+    bins.sums[:, -1] = 2**24 * 2**30  # float32 has no number between 2**24 and 2**24 + 2
+    for _ in range(3):
+        bins.update(torch.tensor([[9.0, 0.0]]), torch.tensor([0]))
+    assert bins.compute()[:, -1].tolist() == pytest.approx([2**24 + 3, 2**24 + 3 * 0.99987661, 2**24 + 3], abs=1e-6)
 
 
 def test_logits_that_are_not_finite_have_a_bin():
