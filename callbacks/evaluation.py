@@ -3,7 +3,6 @@
 An evaluation is the test, or a validation during training.
 """
 
-import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -17,6 +16,7 @@ from torch import Tensor
 from engine.config import schema
 from engine.contracts import Classifier, one_line
 from engine.terminal import print_line
+from engine.training.epoch_loop import is_last_batch
 from engine.training.loggers import PictureWriter, takes_pictures, tensorboard_of
 
 # B batch, K classes
@@ -70,7 +70,7 @@ class EvaluationCallback(Callback):
         """Whether to show the validation that starts now, because enough time has passed or it is the last validation."""
         pause = max(self.every_seconds, PAUSE_FACTOR * self._cost_seconds) if self.every_seconds else 0.0
         has_paused = time.monotonic() - self._last_shown >= pause
-        return bool(trainer.strategy.broadcast(has_paused or is_last_validation(trainer)))  # clocks of processes differ
+        return bool(trainer.strategy.broadcast(has_paused or is_last_batch(trainer)))  # clocks of processes differ
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._last_shown = time.monotonic()
@@ -144,28 +144,6 @@ class EvaluationCallback(Callback):
                 raise
             self._stage = None
             print_line(f"{type(self).__name__} failed: {type(error).__name__}: {one_line(error)}")
-
-
-def is_last_validation(trainer: Trainer) -> bool:
-    """Whether the training reaches its last epoch or its last step before the next validation.
-
-    Early stopping and time limits are not considered. The result is False if the number of batches is unknown.
-    """
-    num_batches = trainer.num_training_batches  # in an epoch
-    interval = trainer.val_check_batch  # number of batches between two validations
-    if interval is None or math.isinf(num_batches):
-        return False
-    epoch, batch = trainer.current_epoch, trainer.fit_loop.batch_idx + 1
-    every_n_epochs = trainer.check_val_every_n_epoch  # None if the interval continues across epochs
-    if every_n_epochs is None or batch + interval <= num_batches:
-        next_batch = epoch * num_batches + batch + interval  # batches from the start of training to the next validation
-    else:
-        next_batch = (epoch + every_n_epochs) * num_batches + interval
-    epochs, batches = divmod(next_batch, num_batches)
-    steps_per_epoch = math.ceil(num_batches / trainer.accumulate_grad_batches)  # the last step may have fewer batches
-    next_step = epochs * steps_per_epoch + batches // trainer.accumulate_grad_batches
-    last_batch = (trainer.max_epochs or -1) * num_batches  # negative if there is no limit, like `max_steps`
-    return 0 < last_batch < next_batch or 0 < trainer.max_steps < next_step
 
 
 def has_whole_model(trainer: Trainer) -> bool:

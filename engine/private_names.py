@@ -37,6 +37,11 @@ PRIVATE_NAMES = (
         "remove the override",
     ),
     PrivateName(
+        "trainer.fit_loop.epoch_loop._should_check_val_fx",
+        "overridden to validate at the end of the training",
+        "validate in Checkpoints.on_train_end",
+    ),
+    PrivateName(
         "trainer.fit_loop.epoch_loop._on_before_fetch",
         "overridden to measure the time that loading takes",
         "measure `next` of the data fetcher",

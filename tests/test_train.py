@@ -2,21 +2,26 @@
 
 import ast
 import json
+import math
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from engine.config.config import load_config
 from engine.config.signatures import PROJECT
+from engine.training.checkpoints import Checkpoints
+from engine.training.clock import Clock
 from engine.training.loggers import event_files
+from engine.training.signals import Signals
 from lit_models.mlp import LitMLP
 from tests import files
-from tests.runs import IRIS, curve, figures, run
+from tests.runs import IRIS, WITHOUT_PICTURES, curve, events, figures, run
 
 SHIPPED = sorted((PROJECT / "configs").glob("*.yaml"))
 FIGURES = {"epochs", "steps", "train_seconds", "samples_per_second", "best_checkpoint"}
@@ -119,6 +124,78 @@ def test_best_is_the_best_and_last_is_the_last(tmp_path):
     assert (last["epoch"], last["global_step"]) == (8, 24)  # finished epochs and steps
     assert figures(folder)["val/loss"] == pytest.approx(min(losses))
     assert figures(folder)["best_epoch"] == losses.index(min(losses)) + 1
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["trainer.max_steps=2"],  # an epoch has 3 steps
+        ["trainer.max_steps=7"],
+        ["trainer.max_steps=4", "trainer.max_epochs=null", "trainer.accumulate_grad_batches=2"],
+        ["trainer.max_epochs=3", "trainer.check_val_every_n_epoch=2"],
+        ["trainer.max_epochs=2", "trainer.check_val_every_n_epoch=9"],
+        ["trainer.max_epochs=1", "trainer.val_check_interval=2"],
+        ["trainer.max_epochs=1", "trainer.val_check_interval=50", "trainer.check_val_every_n_epoch=null"],
+        ["trainer.max_epochs=2", "trainer.limit_train_batches=1", "trainer.check_val_every_n_epoch=3"],
+        ["callbacks.timer={duration: {milliseconds: 1}}", "trainer.check_val_every_n_epoch=9"],
+        ["trainer.max_steps=2", "callbacks.ema_weight_averaging={decay: 0.5}"],
+    ],
+    ids=str,
+)
+def test_the_training_ends_with_a_validation(options, tmp_path):
+    folder = run(tmp_path / "runs", "--config", IRIS, "run.monitor=val/loss", *WITHOUT_PICTURES, *options)
+    last = events(folder, "val").Scalars("metrics/loss")[-1]
+    best = torch.load(folder / "checkpoints/best.ckpt", weights_only=True)
+    assert last.step == figures(folder)["steps"] - 1
+    assert best["global_step"] == figures(folder)["steps"]  # the loss falls
+    assert figures(folder)["val/loss"] == pytest.approx(last.value)
+
+
+def test_points_of_the_test_stand_at_the_step_of_its_weights(tmp_path):
+    options = ["run.monitor=val/loss", "optimizer.lr=0.5", "schedule.name=constant", "trainer.max_epochs=8"]
+    folder = run(tmp_path / "runs", "--config", IRIS, *options)
+    validation = min(events(folder, "val").Scalars("metrics/loss"), key=lambda point: point.value)
+    (test,), (tested,) = events(folder, "test").Scalars("metrics/loss"), events(folder).Scalars("tested/val_loss")
+    (picture,) = events(folder, "test").Images("pictures/confusion_matrix")
+    assert test.step == validation.step < 7 * 3
+    assert tested.step == picture.step == validation.step + 1 == 3 * figures(folder)["best_epoch"]
+    assert figures(folder)["steps"] == 24
+
+
+def test_a_run_without_validation_says_what_it_tests(tmp_path, capsys):
+    run(tmp_path / "runs", "--config", IRIS, "trainer.max_epochs=1", "trainer.limit_val_batches=0", *WITHOUT_PICTURES)
+    assert "checkpoint   none is the best, so the last weights were tested\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("values", "losses", "saved"),
+    [
+        ([1, 1, 1], [0.9, 0.5, 0.7], [0, 1]),
+        ([1, 0.9, 1], [0.9, 0.1, 0.9], [0]),
+        ([0.5, 0.9, 0.9], [0.1, 0.8, 0.7], [0, 1, 2]),
+        ([1, 1, 1], [math.nan, 0.5, math.nan], [0, 1]),
+        ([1, 1], [math.inf, math.inf], [0]),
+        ([math.nan, 1], [0.1, 0.5], [1]),
+        ([1, 1, 1], [None, None, None], [0]),
+    ],
+)
+@pytest.mark.parametrize("stops_after", [None, 1])
+def test_the_loss_decides_between_checkpoints_of_the_same_accuracy(values, losses, saved, stops_after, monkeypatch):
+    found = []
+    monkeypatch.setattr(Checkpoints, "_save", lambda self, trainer, name, position: found.append(position))
+
+    def checkpoints() -> Checkpoints:
+        return Checkpoints(Path(), Signals(), Clock(), "val/accuracy", "max")
+
+    callback = checkpoints()
+    for epoch, (value, loss) in enumerate(zip(values, losses, strict=True)):
+        if epoch == stops_after:
+            state, callback = callback.state_dict(), checkpoints()
+            callback.load_state_dict(state)
+        callback._before_validation = epoch
+        metrics = {"val/accuracy": value, "val/loss": loss} if loss is not None else {"val/accuracy": value}
+        callback.on_validation_end(SimpleNamespace(callback_metrics=metrics, barebones=False), None)
+    assert found == saved
 
 
 def test_prediction_in_the_docs_works_on_raw_data(small_data, tmp_path, capsys):

@@ -140,7 +140,7 @@ class RunRecord(Callback):
             self.metrics["best_epoch"] = self.epoch
         # the validation metrics of the tested weights, because the last epoch may have worse weights
         validation = {name.replace("val/", "tested/val_"): value for name, value in self.validation.items()}
-        log_everywhere(trainer, validation, self.metrics["steps"])
+        log_everywhere(trainer, validation)
         if (logger := tensorboard_of(trainer)) is not None:
             shown = [name for name in test if not name.startswith("test_class_accuracy/")]
             logger.write_hparams(self.hyperparameters, self.varied, [*shown, *validation])
@@ -235,6 +235,8 @@ def end_summary(metrics: Mapping[str, Any], monitor: str, times: list[str], fold
         rows.append(("mirrored", f"accuracy {mirrored:.4f} for the mean prediction of an image and its mirror image"))
     if "best_epoch" in metrics:
         rows.append(("checkpoint", f"epoch {metrics['best_epoch']}, the best by {monitor}"))
+    else:
+        rows.append(("checkpoint", "none is the best, so the last weights were tested"))
     counts = f"{count_of(metrics['epochs'], 'epoch')}, {count_of(metrics['steps'], 'step')}"
     rows.append(("trained", f"{counts} in {metrics['train_seconds']:.1f} s"))
     if "samples_per_second" in metrics:

@@ -70,6 +70,7 @@ class Checkpoints(Callback):
 
     Attributes:
         best: Best value of `monitor` so far; None before the first validation.
+        best_loss: Validation loss of the best checkpoint. It decides between checkpoints with the same value of `monitor`.
     """
 
     def __init__(
@@ -88,6 +89,7 @@ class Checkpoints(Callback):
         self.every_steps, self.every_minutes = checkpoint_every_steps, checkpoint_every_minutes
         self.consensus, self.clock = ProcessConsensus(timeout_minutes), clock
         self.best: float | None = None
+        self.best_loss = math.inf
         self._old_logs = set(log_files(folder))  # of earlier processes
         self._saved_at, self._saved_step = -math.inf, -1
         # where training was: at the checkpoint that is restored or written, and when the validation began
@@ -149,10 +151,11 @@ class Checkpoints(Callback):
             raise OptionError(
                 f"run.monitor: metric {self.monitor!r} is not logged in validation; logged metrics: {names}"
             )
-        value = float(metrics[self.monitor])
+        value, loss = float(metrics[self.monitor]), float(metrics.get("val/loss", math.nan))
+        loss = loss if math.isfinite(loss) else math.inf
         is_better = self.best is None or (value < self.best if self.mode == "min" else value > self.best)
-        if math.isfinite(value) and is_better:
-            self.best = value
+        if math.isfinite(value) and (is_better or (value == self.best and loss < self.best_loss)):
+            self.best, self.best_loss = value, loss
             self._save(trainer, "best", position)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -164,10 +167,10 @@ class Checkpoints(Callback):
             raise Stopped(signum, "the test")
 
     def state_dict(self) -> dict[str, Any]:
-        return {"best": self.best}
+        return {"best": self.best, "best_loss": self.best_loss}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.best = state_dict["best"]
+        self.best, self.best_loss = state_dict["best"], state_dict.get("best_loss", math.inf)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         if self._written is not None:
@@ -185,6 +188,9 @@ class Checkpoints(Callback):
             trainer.should_stop = self._restored["should_stop"]  # a trained run only repeats its test
         else:  # with weight averaging, test the averaged weights, which were validated, and not the trained ones
             checkpoint.pop("current_model_state", None)
+            trainer.fit_loop.load_state_dict(
+                checkpoint["loops"]["fit_loop"]
+            )  # the test is logged at the step of its weights
 
     def _requests(self, trainer: Trainer, batch_idx: int) -> tuple[int, bool]:
         """The signal that stops the run before this batch (0 for none), and whether a checkpoint is due."""

@@ -151,6 +151,11 @@ class EpochLoop(_TrainingEpochLoop):
         self.batch_progress.is_last_batch = data_fetcher.done
         self.fast_step.run(batch, self.batch_idx + 1)
 
+    def _should_check_val_fx(self, data_fetcher: Any) -> bool:
+        """Also validate at the end of the training. Otherwise a short run would have no best checkpoint."""
+        ends = self.trainer.enable_validation and is_last_batch(self.trainer)
+        return ends or super()._should_check_val_fx(data_fetcher)
+
     def _on_before_fetch(self) -> None:
         super()._on_before_fetch()
         self.clock.begin("data")
@@ -186,6 +191,13 @@ def epoch_loop_of(trainer: Trainer) -> EpochLoop:
     loop = trainer.fit_loop.epoch_loop
     assert isinstance(loop, EpochLoop)
     return loop
+
+
+def is_last_batch(trainer: Trainer) -> bool:
+    """Whether the training ends after the current batch: it was the last of all steps or epochs, or training must stop."""
+    is_last_epoch = trainer.current_epoch + 1 == trainer.max_epochs
+    has_all_steps = 0 <= trainer.max_steps <= trainer.global_step
+    return trainer.fit_loop.epoch_loop.done and (is_last_epoch or has_all_steps or trainer.should_stop)
 
 
 def supports_fast_step(trainer: Trainer) -> bool:

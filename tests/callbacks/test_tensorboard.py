@@ -14,12 +14,12 @@ from tensorboard.plugins.pr_curve.plugin_data_pb2 import PrCurvePluginData
 from torch import nn
 
 from callbacks.confusion_matrix import ConfusionMatrix
-from callbacks.evaluation import is_last_validation
 from callbacks.finite_steps import FiniteSteps
 from callbacks.histograms import Histograms
 from callbacks.model_graph import ModelGraph
 from engine.config.config import load_config
 from engine.config.signatures import PROJECT
+from engine.training.epoch_loop import is_last_batch
 from engine.training.loggers import hparams_plugin, stage_and_tag
 from lit_models.mlp import LitMLP
 from tests.exactness import differences
@@ -135,7 +135,7 @@ def test_every_seconds_sets_how_often_validations_are_shown(tmp_path):
 def test_validation_is_shown_after_every_seconds_and_a_hundred_times_the_cost(monkeypatch):
     callback, now = ConfusionMatrix(every_seconds=10.0), 100.0
     monkeypatch.setattr("callbacks.evaluation.time", SimpleNamespace(monotonic=lambda: now))
-    monkeypatch.setattr("callbacks.evaluation.is_last_validation", lambda trainer: False)
+    monkeypatch.setattr("callbacks.evaluation.is_last_batch", lambda trainer: False)
     trainer = SimpleNamespace(strategy=SimpleNamespace(broadcast=lambda is_due: is_due))
     callback.on_train_start(trainer, None)
     now = 109.9
@@ -152,25 +152,25 @@ def test_validation_is_shown_after_every_seconds_and_a_hundred_times_the_cost(mo
     ("options", "count"),
     [
         (["trainer.max_epochs=3"], 3),
-        (["trainer.max_epochs=5", "trainer.check_val_every_n_epoch=2"], 2),
+        (["trainer.max_epochs=5", "trainer.check_val_every_n_epoch=2"], 3),
         (["trainer.max_epochs=1", "trainer.val_check_interval=1", "data.batch_size=10"], 10),
-        (["trainer.max_epochs=2", "trainer.val_check_interval=4", "data.batch_size=10"], 4),
-        (["trainer.max_epochs=null", "trainer.max_steps=7"], 2),
+        (["trainer.max_epochs=2", "trainer.val_check_interval=4", "data.batch_size=10"], 5),
+        (["trainer.max_epochs=null", "trainer.max_steps=7"], 3),
         (["trainer.max_steps=7", "trainer.val_check_interval=2", "trainer.accumulate_grad_batches=2"], 4),
-        (["trainer.max_steps=7", "trainer.val_check_interval=2", "data.batch_size=10"], 3),
-        (["trainer.max_steps=7", "trainer.val_check_interval=5", "trainer.check_val_every_n_epoch=null"], 1),
-        (["trainer.max_epochs=3", "trainer.val_check_interval=4", "trainer.check_val_every_n_epoch=null"], 2),
+        (["trainer.max_steps=7", "trainer.val_check_interval=2", "data.batch_size=10"], 4),
+        (["trainer.max_steps=7", "trainer.val_check_interval=5", "trainer.check_val_every_n_epoch=null"], 2),
+        (["trainer.max_epochs=3", "trainer.val_check_interval=4", "trainer.check_val_every_n_epoch=null"], 3),
     ],
 )
 def test_last_validation_is_always_shown(options, count, tmp_path, monkeypatch):
-    """An epoch has 3 batches of 32 samples, or 10 batches of 10 samples."""
+    """An epoch has 3 batches of 32 samples, or 10 batches of 10 samples. The training ends with a validation."""
     answers = []
 
     def record(trainer):
-        answers.append(is_last_validation(trainer))
+        answers.append(is_last_batch(trainer))
         return answers[-1]
 
-    monkeypatch.setattr("callbacks.evaluation.is_last_validation", record)
+    monkeypatch.setattr("callbacks.evaluation.is_last_batch", record)
     off = [f"callbacks.{name}=null" for name in CALLBACKS if name != "confusion_matrix"]
     folder = run(tmp_path, "--config", IRIS, "schedule.name=constant", *off, *options)
     assert answers == [False] * (count - 1) + [True]
@@ -190,8 +190,9 @@ def test_callbacks_can_be_switched_off(tmp_path):
 def test_image_run_has_galleries_filters_and_features(mnist):
     assert sorted(events(mnist, "test").Tags()["images"]) == sorted([*PICTURES, "pictures/hits", "pictures/mistakes"])
     assert "pictures/first_filters" in events(mnist, "val").Tags()["images"]
-    rows = (mnist / "test/00006/features/metadata.tsv").read_text(encoding="utf-8").splitlines()
-    vectors = (mnist / "test/00006/features/tensors.tsv").read_text(encoding="utf-8").splitlines()
+    (best,) = (mnist / "test").glob("*/features")
+    rows = (best / "metadata.tsv").read_text(encoding="utf-8").splitlines()
+    vectors = (best / "tensors.tsv").read_text(encoding="utf-8").splitlines()
     assert rows[0] == "true\tpredicted\tcorrect"
     assert len(rows) - 1 == len(vectors) > 50
     assert len(vectors[0].split("\t")) == 8
