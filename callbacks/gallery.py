@@ -107,9 +107,10 @@ def _sample(inputs: Any, i: int) -> Any:
     """Return a batch with only sample `i`, without padding."""
     if not isinstance(inputs, Mapping):
         return inputs[i : i + 1].clone()
-    mask = inputs.get("attention_mask")
-    length = inputs["input_ids"].shape[1] if mask is None else int(mask[i].sum())
-    return {name: values[i : i + 1, :length].clone() for name, values in inputs.items()}
+    ids, mask = inputs["input_ids"], inputs.get("attention_mask")
+    kept = torch.ones_like(ids[i], dtype=torch.bool) if mask is None else mask[i].bool()  # padding may be on the left
+    rows = {name: values for name, values in inputs.items() if isinstance(values, Tensor) and values.shape == ids.shape}
+    return {name: values[i : i + 1, kept] for name, values in rows.items()}
 
 
 def draw_examples(

@@ -211,7 +211,7 @@ class LitBERT(LitClassifier):
             return super().attribution_inputs(inputs)
         assert isinstance(self.network, BERT)
         embed = self.network.encoder.get_input_embeddings()
-        others = {name: value for name, value in inputs.items() if name != "input_ids"}
+        others = {name: inputs[name] for name in ("attention_mask", "token_type_ids") if name in inputs}
 
         def logits(vectors: Tensor) -> Tensor:
             expanded = {name: value.expand(len(vectors), -1) for name, value in others.items()}

@@ -22,12 +22,12 @@ def integrated_gradients(model: Classifier, inputs: Any, steps: int = STEPS) -> 
 
     Args:
         model: A classifier in evaluation mode. The gradients of its parameters do not change.
-        inputs: A batch of one sample: a tensor or a mapping of tensors.
+        inputs: A batch of one sample: a tensor or a mapping, such as a tokenizer returns.
         steps: Number of steps S. The gradients in the middle of all steps are computed as one batch.
     """
     with torch.inference_mode(False), torch.enable_grad():
         # autograd cannot use tensors that were created in inference mode, but it can use copies of them
-        copied = map_tensors(torch.clone, inputs)
+        copied = map_tensors(lambda value: value.clone() if isinstance(value, Tensor) else value, inputs)
         with torch.no_grad():
             sample, baseline, compute_logits = model.attribution_inputs(copied)
             first, second = compute_logits(sample)[0].topk(2).indices.tolist()

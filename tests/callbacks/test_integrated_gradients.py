@@ -4,11 +4,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from callbacks.gallery import _sample
 from callbacks.parts.integrated_gradients import integrated_gradients
 from lit_models.bert import LitBERT
 from lit_models.classifier import LitClassifier
 from lit_models.cnn import LitCNN
 from lit_models.mlp import LitMLP
+from tests.files import MINILM
 
 
 class Linear(LitClassifier):
@@ -81,6 +83,46 @@ def test_attributions_add_up_to_the_explained_value(kind):
     assert attributions.shape == sample.shape[1:]
     assert float(attributions.sum()) == pytest.approx(ends[0] - ends[1], rel=0.02, abs=2e-3)
     assert all(parameter.grad is None for parameter in model.parameters())
+
+
+TOKENIZED = {
+    "tensors": {"return_tensors": "pt"},
+    "offsets": {"return_tensors": "pt", "return_offsets_mapping": True},
+    "lengths": {"return_tensors": "pt", "return_length": True, "return_special_tokens_mask": True},
+    "overflow": {"return_tensors": "pt", "return_overflowing_tokens": True, "truncation": True, "max_length": 16},
+    "padding": {"return_tensors": "pt", "padding": "max_length", "max_length": 16},
+    "padding on the left": {"return_tensors": "pt", "padding": "max_length", "max_length": 16, "padding_side": "left"},
+    "only ids": {"return_tensors": "pt", "return_attention_mask": False, "return_token_type_ids": False},
+    "a pair": {"return_tensors": "pt", "text_pair": "it is long", "return_offsets_mapping": True},
+}
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(MINILM)
+
+
+@pytest.mark.parametrize("kind", TOKENIZED)
+@pytest.mark.parametrize("extra", [{}, {"text": ["a nice film"], "row": 3, "weight": torch.ones(1), "none": None}])
+def test_what_a_model_takes_from_a_tokenizer_can_be_explained(kind, extra, tokenizer):
+    model = LitBERT((), 2, vocab_size=len(tokenizer), max_length=16, hidden_size=32, num_layers=1).eval()
+    inputs = {**tokenizer("a nice film", **TOKENIZED[kind]), **extra}
+    with torch.inference_mode():
+        assert model(inputs).shape == (1, 2)
+        attributions = integrated_gradients(model, inputs, steps=2)
+    assert attributions.shape == (inputs["input_ids"].shape[1], 32)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_a_sample_has_no_padding_on_either_side(side, tokenizer):
+    batch = {**tokenizer(["a nice film", "bad"], return_tensors="pt", padding=True, padding_side=side)}
+    batch |= {"rows": torch.arange(2), "texts": ["a", "b"], "offsets": torch.zeros(2, 5, 2)}
+    sample = _sample(batch, 1)
+    assert sample["input_ids"].tolist() == [tokenizer("bad")["input_ids"]]
+    assert set(sample) == {"input_ids", "token_type_ids", "attention_mask"}
+    assert sample["attention_mask"].all()
 
 
 def test_features_are_the_input_of_the_last_layer():
