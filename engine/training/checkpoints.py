@@ -188,9 +188,8 @@ class Checkpoints(Callback):
             trainer.should_stop = self._restored["should_stop"]  # a trained run only repeats its test
         else:  # with weight averaging, test the averaged weights, which were validated, and not the trained ones
             checkpoint.pop("current_model_state", None)
-            trainer.fit_loop.load_state_dict(
-                checkpoint["loops"]["fit_loop"]
-            )  # the test is logged at the step of its weights
+            # the points of the test stand at the step of its weights
+            trainer.fit_loop.load_state_dict(checkpoint["loops"]["fit_loop"])
 
     def _requests(self, trainer: Trainer, batch_idx: int) -> tuple[int, bool]:
         """The signal that stops the run before this batch (0 for none), and whether a checkpoint is due."""

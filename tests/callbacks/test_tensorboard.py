@@ -196,7 +196,7 @@ def test_image_run_has_galleries_filters_and_features(mnist):
     assert rows[0] == "true\tpredicted\tcorrect"
     assert len(rows) - 1 == len(vectors) > 50
     assert len(vectors[0].split("\t")) == 8
-    with Image.open(mnist / "test/00006/features/sprite.png") as sprite:
+    with Image.open(best / "sprite.png") as sprite:
         assert sprite.width % 28 == 0
 
 
