@@ -14,11 +14,14 @@ from engine.hub import load_pretrained
 if TYPE_CHECKING:
     from transformers import BertConfig, BertModel
 
-# Values of a pretrained config that a checkpoint stores, so that the model can be built without the pretrained files.
+# Values of a pretrained config that the model of a run is built from. A checkpoint stores them, so that the same model can
+# be built without the pretrained files. Other values, such as chunk_size_feed_forward, do not change the result.
 CONFIG_KEYS = (
     "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_act",
-    "max_position_embeddings", "type_vocab_size", "layer_norm_eps", "initializer_range", "pad_token_id",
+    "max_position_embeddings", "type_vocab_size", "layer_norm_eps", "initializer_range", "pad_token_id", "is_decoder",
 )  # fmt: skip
+# Values that change the result, and the only setting that BertModel and a checkpoint support.
+FIXED: dict[str, Any] = {"position_embedding_type": "absolute", "pruned_heads": {}, "quantization_config": None}
 
 
 def make_config(
@@ -46,10 +49,16 @@ def make_config(
 
 def build(config: Mapping[str, Any], dropout: float, has_pooler: bool) -> "BertModel":
     """Build an encoder with random weights."""
-    transformers = _import_transformers()
+    return _import_transformers().BertModel(_bert_config(config, dropout), add_pooling_layer=has_pooler)
+
+
+def _bert_config(config: Mapping[str, Any], dropout: float) -> "BertConfig":
     rates = {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
-    bert_config = transformers.BertConfig(**config, **rates, attn_implementation="sdpa")
-    return transformers.BertModel(bert_config, add_pooling_layer=has_pooler)
+    transformers = _import_transformers()
+    bert_config: BertConfig = transformers.BertConfig(
+        **config, **rates, use_cache=False, dtype=torch.float32, attn_implementation="sdpa"
+    )
+    return bert_config
 
 
 def load(name: str, revision: str | None, dropout: float, has_pooler: bool) -> "BertModel":
@@ -74,23 +83,25 @@ def load(name: str, revision: str | None, dropout: float, has_pooler: bool) -> "
         return config
 
     def read_weights(source: str) -> tuple["BertModel", dict[str, Any]]:
+        known = transformers.BertConfig(**values)
         return transformers.BertModel.from_pretrained(
             source,
+            config=_bert_config({name: getattr(known, name) for name in CONFIG_KEYS}, dropout),
             revision=revision,
             use_safetensors=True,
             trust_remote_code=False,
-            attn_implementation="sdpa",
             dtype=torch.float32,
             add_pooling_layer=has_pooler,
             output_loading_info=True,
-            hidden_dropout_prob=dropout,
-            attention_probs_dropout_prob=dropout,
         )
 
     key = "model.pretrained"
-    model_type = load_pretrained(key, name, revision, read_config, OptionError).get("model_type")
-    if model_type != "bert":
+    values = load_pretrained(key, name, revision, read_config, OptionError)
+    if (model_type := values.get("model_type")) != "bert":
         raise OptionError(f"{key}: {name} is a model of the type {model_type}; only bert is supported")
+    for option, only in FIXED.items():
+        if (value := values.get(option)) not in (None, only):
+            raise OptionError(f"{key}: {name} has {option}: {value} in config.json; only {only} is supported")
     encoder, report = load_pretrained(key, name, revision, read_weights, OptionError)
     if missing := sorted(weight for weight in report["missing_keys"] if not weight.startswith("pooler.")):
         raise OptionError(f"{key}: {name} has no weights for {missing[0]}, so it does not match its config.json")

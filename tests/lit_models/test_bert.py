@@ -210,6 +210,71 @@ def test_an_empty_folder_a_broken_file_and_another_model(folder, tmp_path):
     assert "has no weights for encoder.layer.2" in refused(folder)
 
 
+def set_values(folder: Path, **values) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | values), encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"is_decoder": True},
+        {"is_decoder": True, "add_cross_attention": True},
+        {"is_decoder": True, "use_cache": False},
+        {"add_cross_attention": True},
+        {"chunk_size_feed_forward": 7},
+        {"return_dict": False},
+        {"output_attentions": True, "attn_implementation": "eager"},
+        {"output_hidden_states": True},
+        {"hidden_act": "relu"},
+        {"hidden_act": "gelu_new", "layer_norm_eps": 0.1},
+        {"pad_token_id": None},
+        {"pad_token_id": 7},
+        {"dtype": "bfloat16", "torch_dtype": "float16"},
+        {"is_encoder_decoder": True},
+        {"position_embedding_type": "absolute", "pruned_heads": {}},
+        {"problem_type": "regression", "classifier_dropout": 0.9},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("pooling", ["cls", "mean"])
+def test_a_checkpoint_computes_what_the_pretrained_config_says(folder, values, pooling):
+    set_values(folder, **values)
+    ours = model(pretrained=str(folder), vocab_size=30522, pooling=pooling).eval()
+    again = LitBERT(**ours.hparams).eval()
+    again.load_state_dict(ours.state_dict())
+    assert torch.equal(again(sentences()), ours(sentences()))
+    set_values(folder, return_dict=True, chunk_size_feed_forward=0, add_cross_attention=False)
+    theirs = BertModel.from_pretrained(folder, dtype=torch.float32).eval()
+    hidden = theirs(**sentences())
+    ids, mask = sentences()["input_ids"], sentences()["attention_mask"][:, :, None]
+    mean = (hidden.last_hidden_state * mask).sum(1) / mask.sum(1)
+    expected = ours.network.head(hidden.pooler_output if pooling == "cls" else mean)
+    torch.testing.assert_close(ours(sentences()), expected, rtol=1e-4, atol=1e-5)
+    row = ids[:1, :3]
+    torch.testing.assert_close(ours({"input_ids": row}), ours({"input_ids": row, "attention_mask": row * 0 + 1}))
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"position_embedding_type": "relative_key"},
+        {"pruned_heads": {"0": [1]}},
+        {"quantization_config": {"quant_method": "bitsandbytes", "load_in_8bit": True}},
+        {"hidden_act": None},
+        {"hidden_act": "nonsense"},
+        {"num_attention_heads": 3},
+        {"hidden_size": 30},
+        {"hidden_size": "32"},
+        {"type_vocab_size": 5},
+    ],
+    ids=str,
+)
+def test_a_pretrained_config_that_cannot_be_kept_is_refused(folder, values):
+    set_values(folder, **values)
+    assert refused(folder).startswith(f"model.pretrained: {folder} ")
+
+
 # --- through the command
 
 
