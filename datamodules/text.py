@@ -20,11 +20,12 @@ from datamodules.parts.text_files import Columns, LabelledTexts, read_file, read
 from datamodules.parts.tokenizer import NO_WORDS, encode, pretrained_tokenizer, train_tokenizer
 from datamodules.parts.tokens import GPU_MULTIPLE, LengthOrder, TokenRows, round_up
 from engine.contracts import OptionError, listed
+from engine.terminal import print_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-rank_zero_print = rank_zero_only(print)
+rank_zero_print = rank_zero_only(print_line)
 MANY_UNKNOWN = 0.05  # fraction of unknown tokens above which a warning is printed
 
 

@@ -19,8 +19,19 @@ Batch: TypeAlias = "tuple[Any, Tensor]"  # inputs: a tensor or a dict of tensors
 Labelled: TypeAlias = "tuple[Any, Tensor]"  # a whole split; inputs: a tensor (N, ...) or a TokenTable; labels (N,)
 
 
+def escape(text: str) -> str:
+    """Return `text` with escape sequences in place of control characters, which could move a terminal's cursor."""
+    return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
+
+
 class UserError(ValueError):
-    """A mistake of the user. The command prints one line without a traceback and returns exit code 2."""
+    """A mistake of the user. The command prints one line without a traceback and returns exit code 2.
+
+    The message may contain text of the user's files, such as a header.
+    """
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(escape(message))
 
 
 class ConfigError(UserError):
@@ -160,7 +171,7 @@ def listed(names: "list[str] | tuple[str, ...]", most: int = 5) -> str:
 
 def one_line(error: BaseException) -> str:
     """Return the message of an error in one line of at most 200 characters, or its type if it has no message."""
-    return " ".join(str(getattr(error, "reason", None) or error).split())[:200] or type(error).__name__
+    return escape(" ".join(str(getattr(error, "reason", None) or error).split()))[:200] or type(error).__name__
 
 
 def is_lower_better(metric: str) -> bool:

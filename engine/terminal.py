@@ -7,7 +7,7 @@ import sys
 import warnings
 from typing import Any, NoReturn
 
-from engine.contracts import COMMAND_LINE, ConfigError
+from engine.contracts import COMMAND_LINE, ConfigError, escape
 
 # Beginnings of messages, and regular expressions of warnings, that a user of this project cannot act on.
 QUIET_MESSAGES = (
@@ -39,9 +39,14 @@ class CommandLineParser(argparse.ArgumentParser):
 
 
 def print_line(text: str, end: str = "\n") -> None:
-    """Print a line. If the output is a closed pipe, print nothing: Ctrl-C may end ``| tee log`` before the run."""
+    """Print a text without its control characters, except line breaks and a leading carriage return.
+
+    If the output is a closed pipe, print nothing: Ctrl-C may end ``| tee log`` before the run.
+    """
+    start = "\r" if text.startswith("\r") else ""
+    lines = text.removeprefix(start).split("\n")
     try:
-        print(text, end=end, flush=True)
+        print(start + "\n".join(map(escape, lines)), end=end, flush=True)
     except OSError:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
 

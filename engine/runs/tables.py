@@ -6,6 +6,8 @@ import shutil
 import sys
 from typing import Any
 
+from engine.contracts import escape
+
 GAP = "  "  # between columns
 MIN_WIDTH = 16  # of a shortened column
 
@@ -39,11 +41,6 @@ def _fit(widths: list[int], room: int) -> list[int]:
 
 def _cut(text: str, width: int) -> str:
     return text if len(text) <= width else text[: max(width - 2, 0)] + ".."
-
-
-def escape(text: str) -> str:
-    """Return `text` with escape sequences in place of control characters, which could move a terminal's cursor."""
-    return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
 
 
 def print_json(content: Any) -> None:
