@@ -63,6 +63,7 @@ class ClassificationDataModule(LightningDataModule):
         self.gpu_memory_gigabytes, self._bytes_on_device = gpu_memory_gigabytes, 0
         self.fingerprint, self.mean, self.std = "", torch.zeros(()), torch.ones(())
         self._splits: dict[Split, Labelled] = {}
+        self._train_rows: dict[Split, Tensor] = {}  # indices in the loaded training set
 
     @property
     def spec(self) -> DataSpec:
@@ -86,8 +87,15 @@ class ClassificationDataModule(LightningDataModule):
         self._check("training", *train)
         self._check("test", *test)
         rows, val_rows = stratified_split(train[1], self.val_fraction, self.split_seed, "data.val_fraction")
+        self._train_rows = {"train": rows, "val": val_rows}
         training, validation = ((train[0][chosen], train[1][chosen]) for chosen in (rows, val_rows))
         return {"train": training, "val": validation, "test": test}
+
+    def place(self, split: Split, row: int) -> str:
+        """Return where a sample of a split comes from, for messages."""
+        if split in self._train_rows:
+            return f"row {int(self._train_rows[split][row])} (from 0) of the training set"
+        return f"row {row} (from 0) of {split}"
 
     def setup(self, stage: str | None = None) -> None:
         """Load, check and split the data, and compute its statistics. If there are only DataLoaders, do nothing."""

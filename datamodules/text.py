@@ -116,6 +116,7 @@ class Text(ClassificationDataModule):
                 raise OptionError(f"{key}: {problem}; raise it or lower data.max_length")
         self.class_names: tuple[str, ...] = ()
         self._prepared: dict[Split, Labelled] = {}
+        self._rows: dict[Split, tuple[Split, Tensor]] = {}  # source of each split, and rows of the source
 
     @property
     def spec(self) -> DataSpec:
@@ -136,7 +137,6 @@ class Text(ClassificationDataModule):
         texts = {split: self._read(split, source) for split, source in self.sources.items()}
         self.class_names = _class_names(texts["train"])
         labels = {split: self._encode_labels(labelled) for split, labelled in texts.items()}
-        # source of each split, and rows of the source that belong to the split
         rows = {split: (split, torch.arange(len(labelled))) for split, labelled in texts.items()}
         fractions: dict[Split, float] = {"test": self.test_fraction, "val": self.val_fraction}
         for split, fraction in fractions.items():
@@ -154,12 +154,18 @@ class Text(ClassificationDataModule):
         self._prepared = {
             split: (tokens[source].select(chosen), labels[source][chosen]) for split, (source, chosen) in rows.items()
         }
+        self._rows = rows
         self._warn_about_lost_text(self._prepared["train"][0])
 
     def splits(self) -> dict[Split, Labelled]:
         """Return the three splits."""
         self.prepare_data()
         return self._prepared
+
+    def place(self, split: Split, row: int) -> str:
+        """Return ``FILE:LINE`` of a row. The file is read again, because the places of all rows need much memory."""
+        source, rows = self._rows[split]
+        return self._read(source, self.sources[source]).places[int(rows[row])]
 
     def order(self, inputs: TokenRows, batch_size: int, shuffle: bool, rank: int, world_size: int) -> EpochOrder:
         """Return batches of rows of similar length."""

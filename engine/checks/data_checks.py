@@ -4,7 +4,7 @@ All checks together take about a second for 70,000 images.
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from hashlib import blake2b
 from typing import Any
 
@@ -44,7 +44,7 @@ def check_data(datamodule: Any) -> Iterator[CheckResult]:
         return
     yield from check_balance(datamodule.spec.class_names, {split: labels for split, (_, labels) in splits.items()})
     yield check_labels(*splits["train"])
-    yield from check_duplicates(splits)
+    yield from check_duplicates(splits, getattr(datamodule, "place", place_in_split))
 
 
 def check_balance(class_names: tuple[str, ...], labels: Mapping[Any, Tensor]) -> Iterator[CheckResult]:
@@ -136,8 +136,17 @@ def _agreement(predicted: Tensor, labels: Tensor) -> tuple[float, float, float]:
     return (hits - mean) / variance**0.5 if variance > 0 else -math.inf, hits / count, mean / count
 
 
-def check_duplicates(splits: Mapping[Any, Labelled]) -> Iterator[CheckResult]:
-    """Find rows with the inputs of a row in an earlier split, and rows of train with equal inputs but different labels."""
+def place_in_split(split: str, row: int) -> str:
+    return f"row {row} (from 0) of {split}"
+
+
+def check_duplicates(
+    splits: Mapping[Any, Labelled], place: Callable[[Any, int], str] = place_in_split
+) -> Iterator[CheckResult]:
+    """Find rows with the inputs of a row in an earlier split, and rows of train with equal inputs but different labels.
+
+    `place` tells the user where a row of a split comes from.
+    """
     title = "duplicate rows"
     first_places: dict[bytes, tuple[str, int]] = {}  # digest of the inputs -> split and row
     num_train, repeated, contradicting = len(splits["train"][1]), 0, 0
@@ -157,7 +166,7 @@ def check_duplicates(splits: Mapping[Any, Labelled]) -> Iterator[CheckResult]:
             yield CheckResult("ok", title, f"no row of {split} is in {EARLIER_SPLITS[split]}")
             continue
         fraction, (row, first_split, first_row) = len(shared) / len(labels), shared[0]
-        example = f"row {row} equals row {first_row} of {first_split}"
+        example = f"{place(split, row)} equals {place(first_split, first_row)}"
         text = f"{len(shared):,} of {len(labels):,} rows of {split} are also in {EARLIER_SPLITS[split]} ({example})"
         if fraction <= MAX_SHARED[split]:
             yield CheckResult("note", title, text)

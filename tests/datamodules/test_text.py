@@ -17,6 +17,7 @@ from datamodules import text as text_module
 from datamodules.parts.tokenizer import encode, train_tokenizer
 from datamodules.parts.tokens import LengthOrder, TokenRows
 from datamodules.text import Text
+from engine.checks.data_checks import check_data
 from engine.config.signatures import PROJECT
 from engine.contracts import DataError
 from tests.files import MINILM, texts, write_texts
@@ -414,6 +415,34 @@ def test_a_changed_cache_is_created_again(cached, name, change, capsys, tmp_path
     assert {path.relative_to(tmp_path): path.read_bytes() for path in (tmp_path / "cache").glob("*/*")} == before
     make(folder, cache=str(tmp_path / "cache"))
     assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("suffix", ["tsv", "jsonl"])
+@pytest.mark.parametrize("separate", [True, False])
+def test_rows_that_are_in_two_splits_are_named_by_file_and_line(suffix, separate, tmp_path):
+    def write(name, rows):
+        if suffix == "tsv":
+            lines = ["", "text\tlabel", "", *(f"{text}\t{label}" for text, label in rows)]
+        else:
+            lines = ["", "", "", *(json.dumps({"text": text, "label": label}) for text, label in rows)]
+        (tmp_path / name).write_text("\n".join(lines), encoding="utf-8")
+        return str(tmp_path / name)
+
+    rows = texts(60)
+    rows[20:] = [*rows[20:50], *rows[20:30]] if not separate else rows[20:]
+    train = write(f"train.{suffix}", rows)
+    test = write(f"test.{suffix}", [("a film", "good"), rows[7]]) if separate else None
+    datamodule = make(tmp_path, train=train, test=test, test_fraction=0.4)
+    found = [result.text for result in check_data(datamodule) if result.title == "duplicate rows"]
+    places = [re.findall(r"\((\S+):(\d+) equals (\S+):(\d+)\)", text) for text in found]
+    if separate:
+        assert places[1] == [(str(tmp_path / f"test.{suffix}"), "5", train, "11")]
+    else:
+        ((file, line, first_file, first_line),) = [place[0] for place in places if place][:1]
+        lines = (tmp_path / f"train.{suffix}").read_text(encoding="utf-8").split("\n")
+        assert file == first_file == train
+        assert line != first_line
+        assert lines[int(line) - 1] == lines[int(first_line) - 1]
 
 
 def test_pairs_and_single_texts_have_different_cache_entries(tmp_path):

@@ -221,7 +221,9 @@ def test_rows_of_the_test_that_are_in_train(copies, check, monkeypatch):
     assert results[0] == ("ok", "no row of val is in train")
     if copies:
         assert results[1][0] == "WRONG"
-        assert results[1][1].startswith("6 of 36 rows of test are also in train or val (row 30 equals row 0 of ")
+        assert results[1][1].startswith(
+            "6 of 36 rows of test are also in train or val (row 30 (from 0) of test equals row 0 (from 0) of the training set)"
+        )
         assert results[2:] == []
     else:
         assert results[1:] == [("ok", "no row of test is in train or val")]
@@ -234,7 +236,11 @@ def test_few_shared_rows_and_other_labels_are_noted():
     test = torch.cat([inputs[:998] + 5000, inputs[5:6], val[0][7:8]]), labels[:1000]
     assert list(data_checks.check_duplicates({"train": train, "test": test, "val": val})) == [
         ("ok", "duplicate rows", "no row of val is in train"),
-        ("note", "duplicate rows", "2 of 1,000 rows of test are also in train or val (row 998 equals row 5 of train)"),
+        (
+            "note",
+            "duplicate rows",
+            "2 of 1,000 rows of test are also in train or val (row 998 (from 0) of test equals row 5 (from 0) of train)",
+        ),
         (
             "note",
             "duplicate rows",
@@ -260,7 +266,10 @@ def test_token_rows_are_equal_only_if_all_tokens_and_the_second_start_are_equal(
     }
     found = list(data_checks.check_duplicates({split: (inputs, labels) for split, inputs in splits.items()}))
     assert [result.level for result in found] == ["ok", "warning"]
-    assert "1 of 2 rows of test are also in train or val (row 0 equals row 1 of train); remove them" in found[1][2]
+    assert (
+        "1 of 2 rows of test are also in train or val (row 0 (from 0) of test equals row 1 (from 0) of train); remove them"
+        in found[1][2]
+    )
 
 
 def test_too_few_rows_to_judge():
@@ -353,6 +362,29 @@ def test_a_model_that_is_already_trained_on_the_classes():
     level, _, text = check_initial_loss(model, [(torch.eye(3), torch.arange(3))])
     assert level == "note"
     assert "trained on these classes already" in text
+
+
+@pytest.mark.parametrize(
+    ("activation", "levels"),
+    [
+        (lambda logits: logits.softmax(1), ["WRONG"]),
+        (lambda logits: (5 * logits).softmax(1).bfloat16(), ["WRONG"]),
+        (torch.sigmoid, ["warning"]),
+        (lambda logits: logits.log_softmax(1), []),  # its softmax has the same loss
+        (lambda logits: logits.tanh(), []),
+        (lambda logits: 0 * logits, []),
+        (lambda logits: logits, []),
+    ],
+)
+def test_probabilities_instead_of_logits(activation, levels):
+    torch.manual_seed(0)
+    model = LitMLP((4,), 3)
+    model.network.register_forward_hook(lambda _, __, logits: activation(logits))
+    results = list(check_model(model, None, [(torch.randn(64, 4), torch.arange(64) % 3)]))
+    found = [result for result in results if result.title == "outputs"]
+    assert [result.level for result in found] == levels
+    assert all("return logits, because the loss applies a softmax itself" in result.text for result in found)
+    assert "WRONG" not in levels or len(results) == 2  # the other is the scale of the inputs
 
 
 def test_a_network_that_is_too_slow_to_judge_is_not_wrong(check, monkeypatch):
@@ -456,6 +488,12 @@ def test_the_time_is_estimated_from_a_few_steps(seconds, check, monkeypatch):
         ({"val_check_batch": 5}, 100, 20),
         ({"val_check_batch": 20, "check_val_every_n_epoch": None}, 100, 5),
         ({"enable_validation": False}, 100, 0),
+        ({"max_steps": 3}, 3, 1),
+        ({"max_steps": 13}, 13, 2),
+        ({"check_val_every_n_epoch": 3}, 100, 4),
+        ({"val_check_batch": 4, "max_epochs": 1}, 10, 3),
+        ({"val_check_batch": 30, "check_val_every_n_epoch": None}, 100, 4),
+        ({"val_check_batch": 300, "check_val_every_n_epoch": None}, 100, 1),
     ],
 )
 def test_batches_and_validations_are_counted(options, batches, validations):
