@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+import train
 from engine.config.config import load_config
 from engine.config.signatures import PROJECT
 from engine.training.checkpoints import Checkpoints
@@ -111,6 +112,15 @@ def test_averaged_weights_are_tested(tmp_path, recwarn):
     last = run(tmp_path / "last", *average, "trainer.limit_val_batches=0")  # so there is no best checkpoint
     assert_metrics_are_those_of(last, "last", ("test",))
     assert not [warning for warning in recwarn if "WeightAveraging" in str(warning.message)]
+
+
+@pytest.mark.parametrize(
+    "options", ["update_starting_at_step: 15", "update_every_n_steps: 20, update_starting_at_step: 1"]
+)
+def test_averaging_that_never_starts_is_refused(options, tmp_path, capsys):
+    argv = ["--config", IRIS, "trainer.max_epochs=5", f"callbacks.ema_weight_averaging={{{options}}}"]
+    assert train.main([*argv, f"run.root={tmp_path}"]) == 2
+    assert "update_starting_at_step: the averaging would start after step" in capsys.readouterr().err
 
 
 def test_best_is_the_best_and_last_is_the_last(tmp_path):

@@ -60,7 +60,9 @@ def find_component(section: str, name: str, where: str = "", key: str = "") -> C
             return read_component(FUNCTIONS[section], name)
     elif section == "callbacks" and name in schema.LIGHTNING_CALLBACKS:
         file, class_name = schema.LIGHTNING_CALLBACKS[name]
-        return read_component(lightning_folder() / "callbacks" / f"{file}.py", class_name)
+        found = read_component(lightning_folder() / "callbacks" / f"{file}.py", class_name)
+        bounds = schema.LIGHTNING_BOUNDS.get(name, {})
+        return replace(found, parameters={k: replace(p, bounds=bounds.get(k, "")) for k, p in found.parameters.items()})
     elif (path := PROJECT / FOLDERS[section][0] / f"{name}.py").is_file() and "/" not in name:
         found = read_component(path, _chosen_class(section, path, where, key))
         passed = schema.PASSED_BY_TRAIN.get(section, ())

@@ -66,6 +66,16 @@ LIGHTNING_CALLBACKS = {
     "timer": ("timer", "Timer"),
 }
 
+# Ranges of their parameters, which Lightning does not check, or with a traceback.
+LIGHTNING_BOUNDS = {
+    "early_stopping": {"min_delta": ">= 0", "patience": ">= 0"},
+    "ema_weight_averaging": {
+        "decay": ">= 0, < 1", "update_every_n_steps": ">= 1", "update_starting_at_step": ">= 0",
+        "update_starting_at_epoch": ">= 0",
+    },
+    "model_summary": {"max_depth": ">= -1"},
+}  # fmt: skip
+
 
 @dataclass
 class Experiment:

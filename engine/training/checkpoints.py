@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import WeightAveraging
+from lightning.pytorch.callbacks import EMAWeightAveraging, WeightAveraging
 from lightning.pytorch.plugins.io import CheckpointIO
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
@@ -106,6 +106,7 @@ class Checkpoints(Callback):
             self._truncate_logs(trainer, self._restored["log_sizes"], self._restored["step"])
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        _check_averaging(trainer)
         self.signals.deferred = True  # before this, a process may wait for others, and a signal must end it at once
         loop = epoch_loop_of(trainer)
         loop.before_batch = partial(self.before_batch, trainer)
@@ -261,6 +262,17 @@ class Checkpoints(Callback):
             elif path.stat().st_size > size:
                 os.truncate(path, size)
         self._old_logs = set()
+
+
+def _check_averaging(trainer: Trainer) -> None:
+    """Raise an error if weight averaging starts after the training, because the initial weights would be tested."""
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, EMAWeightAveraging):
+            first = math.ceil((callback.update_starting_at_step or 0) / callback.update_every_n_steps)
+            step, steps = first * callback.update_every_n_steps, trainer.estimated_stepping_batches
+            if step >= steps and callback.update_starting_at_epoch is None:
+                key = "callbacks.ema_weight_averaging.update_starting_at_step"
+                raise OptionError(f"{key}: the averaging would start after step {step}, and the training has {steps}")
 
 
 def _place(trainer: Trainer, batch_idx: int) -> str:
