@@ -31,6 +31,7 @@ MIN_STEPS = 20  # fewer steps within the time limit are not significant
 GRADIENT_STEPS = 3  # every parameter must get a gradient that is not zero within these steps
 RATE_SECONDS, RATE_STEPS, RATE_WARM_UP = 2.0, 20, 5  # the learning rate rises during the warm-up
 UNCHANGED = 0.99  # the loss has not changed if it stays above this fraction of the first loss
+MIN_OUTPUTS = 16  # samples; logits of fewer can all lie between 0 and 1
 SMALL_LOSS = 0.1  # a first loss below this value need not decrease
 
 
@@ -49,6 +50,10 @@ def check_model(
     few = _first_samples(batches, OVERFIT_SAMPLES)
     if isinstance(few[0], Tensor):
         yield check_input_scale(module, batches)
+    if (problem := find_activation(_make_probe(module), batches)) is not None:
+        yield problem  # the hints of the other checks would mislead
+        if problem.level == "WRONG":
+            return
     yield check_initial_loss(_make_probe(module), batches)
     yield check_gradients(_make_probe(module), batches[0])
     yield check_overfitting(module, few)
@@ -65,6 +70,23 @@ def check_input_scale(module: Classifier, batches: Sequence[Batch]) -> CheckResu
         return CheckResult("ok", "input scale", text)
     hint = "scale them to about mean 0 and standard deviation 1; data.normalize=true does it"
     return CheckResult("warning", "input scale", f"{text}; {hint}")
+
+
+@torch.no_grad()
+def find_activation(probe: Classifier, batches: Sequence[Batch]) -> CheckResult | None:
+    """Return a result if the network ends with a softmax or a sigmoid, and None if its outputs can be logits."""
+    outputs = torch.cat([probe(inputs).float() for inputs, _ in batches])  # (N, K)
+    if not ((outputs >= 0) & (outputs <= 1)).all() or not outputs.any(1).all():
+        return None
+    remedy = "return logits, because the loss applies a softmax itself"
+    if ((outputs.sum(1) - 1).abs() < 0.01).all():
+        text = f"probabilities, which sum to 1; remove the softmax at the end of the network: {remedy}"
+        return CheckResult("WRONG", "outputs", text)
+    if len(outputs) < MIN_OUTPUTS:
+        return None
+    return CheckResult(
+        "warning", "outputs", f"all between 0 and 1; remove a sigmoid at the end of the network: {remedy}"
+    )
 
 
 @torch.no_grad()

@@ -172,14 +172,16 @@ def _num_batches(trainer: Trainer) -> float:
 
 
 def _num_validations(trainer: Trainer, batches: float) -> float:
-    """Return the number of validations in `batches` training batches."""
+    """Return the number of validations in `batches` training batches. The last batch is always followed by one."""
     interval = trainer.val_check_batch
     if not interval or math.isinf(interval) or math.isinf(batches) or not trainer.enable_validation:
         return 0
-    if trainer.check_val_every_n_epoch is None:
-        return batches // interval
-    per_epoch = trainer.num_training_batches
-    return batches / per_epoch * (per_epoch // interval) / trainer.check_val_every_n_epoch
+    every_n_epochs = trainer.check_val_every_n_epoch
+    if every_n_epochs is None:
+        return (batches - 1) // interval + 1
+    epochs, rest = divmod(batches - 1, trainer.num_training_batches)
+    in_last_epoch = rest // interval if (epochs + 1) % every_n_epochs == 0 else 0
+    return epochs // every_n_epochs * (trainer.num_training_batches // interval) + in_last_epoch + 1
 
 
 def _now(device: torch.device) -> float:
