@@ -30,8 +30,8 @@ class UserError(ValueError):
     The message may contain text of the user's files, such as a header.
     """
 
-    def __init__(self, message: str = "") -> None:
-        super().__init__(escape(message))
+    def __init__(self, message: object = "") -> None:
+        super().__init__(escape(str(message)))
 
 
 class ConfigError(UserError):

@@ -49,3 +49,4 @@ def test_errors_can_be_raised_without_a_message_and_copied():
     error = pickle.loads(pickle.dumps(DataError("a\x1bb")))
     assert str(error) == "a\\x1bb"
     assert str(UserError()) == ""
+    assert str(DataError(ValueError("a\x1bb"))) == "a\\x1bb"
