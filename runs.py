@@ -190,7 +190,14 @@ def rank_runs(arguments: argparse.Namespace) -> None:
     found = metric_values(chosen_runs(arguments), metric)
     smallest_first = arguments.smallest or (is_lower_better(metric) and not arguments.largest)
     sign = 1 if smallest_first else -1
-    found.sort(key=lambda item: (math.isnan(item[1]), sign * item[1]))  # NaN last
+    loss = f"{metric.partition('/')[0]}/loss"  # decides between runs with the same value
+
+    def rank(item: tuple[Run, float]) -> tuple[bool, float, bool, float]:
+        tie = item[0].metrics.get(loss)
+        tie = tie if is_number(tie) else math.nan
+        return math.isnan(item[1]), sign * item[1], math.isnan(tie), tie  # NaN last
+
+    found.sort(key=rank)
     best, value = found[0]
     if arguments.path:
         if math.isnan(value):

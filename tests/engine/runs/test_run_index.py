@@ -275,6 +275,14 @@ def test_a_folder_is_never_cut(root, capsys, monkeypatch):
     assert f"{root}/mlp/b\n" in output(capsys, "best", "val/accuracy", "--root", root)
 
 
+def test_the_loss_decides_between_runs_of_the_same_accuracy(tmp_path, capsys):
+    losses = {"a": 0.3, "b": 0.1, "c": None, "d": float("nan"), "e": 0.2}
+    for i, (name, loss) in enumerate(losses.items()):
+        made(tmp_path, f"mlp/{name}", 1.0e9 + i, **{"val/accuracy": 1.0, "val/loss": loss, "test/loss": 0.5})
+    rows = output(capsys, "best", "val/accuracy", "--root", tmp_path).splitlines()[1:]
+    assert [row[-1] for row in rows] == ["b", "e", "a", "d", "c"]  # otherwise the newest first
+
+
 def test_two_runs_are_compared(root, capsys):
     (root / "mlp/b/config.yaml").write_text("optimizer:\n  lr: 0.2\nmodel: {widths: [1, 2]}\nnew: true\n")
     for name, threads in (("a", 2), ("b", 4)):
