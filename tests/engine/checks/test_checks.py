@@ -222,7 +222,7 @@ def test_rows_of_the_test_that_are_in_train(copies, check, monkeypatch):
     if copies:
         assert results[1][0] == "WRONG"
         assert results[1][1].startswith(
-            "6 of 36 rows of test are also in train or val (row 30 (from 0) of test equals row 0 (from 0) of the training set"
+            "6 of 36 rows of test are also in train or val (row 30 (from 0) of test equals row 0 (from 0) of the training"
         )
         assert results[2:] == []
     else:
