@@ -193,8 +193,8 @@ def rank_runs(arguments: argparse.Namespace) -> None:
     loss = f"{metric.partition('/')[0]}/loss"  # decides between runs with the same value
 
     def rank(item: tuple[Run, float]) -> tuple[bool, float, bool, float]:
-        tie = item[0].metrics.get(loss)
-        tie = tie if is_number(tie) else math.nan
+        value = item[0].metrics.get(loss)
+        tie = float(value or 0.0) if is_number(value) else math.nan
         return math.isnan(item[1]), sign * item[1], math.isnan(tie), tie  # NaN last
 
     found.sort(key=rank)
