@@ -2,7 +2,11 @@
 
 import ast
 import re
+import shutil
+import site
+import subprocess
 import tomllib
+import venv
 from pathlib import Path
 
 import pytest
@@ -91,3 +95,34 @@ def test_constraints_pin_every_dependency_and_name_no_index():
     project = tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     wanted = [*project["dependencies"], *project["optional-dependencies"]["dev"]]
     assert {re.split(r"[<>=]", requirement)[0].lower() for requirement in wanted} <= pinned
+
+
+def test_pyproject_installs_every_room_and_nothing_else_that_is_python():
+    found = tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
+    assert found["py-modules"] == []
+    assert sorted(found["packages"]["find"]["include"]) == sorted(f"{room}*" for room in ROOMS)
+
+
+@pytest.mark.slow
+def test_an_editable_install_makes_the_rooms_importable_from_another_folder(tmp_path):
+    clone, environment, elsewhere = tmp_path / "clone", tmp_path / "environment", tmp_path / "elsewhere"
+    for room in ROOMS:
+        shutil.copytree(PROJECT / room, clone / room)
+    for name in ("pyproject.toml", "README.md", "LICENSE", "train.py"):
+        shutil.copy(PROJECT / name, clone)
+    (clone / "lit_models/mine").mkdir()
+    (clone / "lit_models/mine/layers.py").write_text("")  # a subfolder of the owner, without __init__.py
+    elsewhere.mkdir()
+    venv.create(environment)
+    python = environment / "bin/python"
+    packages = subprocess.check_output(
+        [python, "-c", "import site; print(site.getsitepackages()[0])"], text=True
+    ).strip()
+    Path(packages, "installed.pth").write_text("\n".join(site.getsitepackages()))
+    install = [python, "-m", "pip", "install", "-q", "--no-deps", "--no-build-isolation", "--no-index", "-e", clone]
+    subprocess.run(install, check=True, timeout=300)
+    code = f"import importlib; [print(importlib.import_module(n).__path__[0]) for n in {[*ROOMS, 'lit_models.mine']}]"
+    out = subprocess.check_output([python, "-c", code], text=True, cwd=elsewhere, timeout=300)
+    assert out.split() == [str(clone / room) for room in (*ROOMS, "lit_models/mine")]
+    refused = subprocess.run([python, "-c", "import train"], cwd=elsewhere, capture_output=True, text=True, timeout=300)
+    assert "No module named 'train'" in refused.stderr
