@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from lightning.pytorch import LightningDataModule, Trainer
 from torch import Tensor
 
@@ -17,7 +18,7 @@ from datamodules.classification import ClassificationDataModule, DataError, Data
 from datamodules.parts.batches import EpochOrder, TensorBatches
 from datamodules.parts.tokens import TokenRows
 from engine.config.components import component_names, find_component
-from engine.config.signatures import read_component
+from engine.config.signatures import PROJECT, REQUIRED, read_component
 from lit_models.classifier import LitClassifier
 from tests import files
 
@@ -135,17 +136,21 @@ class DataModuleContract:
         """The datamodule, set up. Options that it does not have are left out."""
         component, written = find_component("data", name), files.options(name, root)
         known = read_component(component.path, component.name).parameters
+        missing = {key for key, parameter in known.items() if parameter.default is REQUIRED} - written.keys()
+        given = {key: value for key, value in configured("data", name).items() if key in missing} | written | options
         try:
-            datamodule = data_class(name)(
-                **{key: value for key, value in {**written, **options}.items() if key in known}
-            )
+            datamodule = data_class(name)(**{key: value for key, value in given.items() if key in known})
             datamodule.prepare_data()
             for stage in ("fit", "test"):
                 datamodule.setup(stage)
-        except (DataError, TypeError) as error:
-            if written or (isinstance(error, TypeError) and "required" not in str(error)):
+        except DataError as error:
+            if written:
                 raise
             pytest.skip(f"data.name={name}: {error}")  # a user's own datamodule, whose files are elsewhere
+        except TypeError as error:
+            if "required" in str(error):
+                pytest.fail(f"data.name={name}: {error}; write a config in configs/ that names it and has the values")
+            raise
         return datamodule
 
     def make_loaded(self, name: str, root: Path, **options) -> ClassificationDataModule:
@@ -238,6 +243,15 @@ def _rows(inputs: Any, labels: Tensor) -> list[bytes]:
         mask = inputs.get("attention_mask", torch.ones_like(ids)).bool()
         inputs = [row[there] for row, there in zip(ids, mask, strict=True)]
     return [one.numpy().tobytes() + int(label).to_bytes(4, "big") for one, label in zip(inputs, labels, strict=True)]
+
+
+def configured(section: str, name: str, folder: Path = PROJECT / "configs") -> dict[str, Any]:
+    """The values of `section` in the first config of `folder` that names the component; {} if there is none."""
+    for path in sorted(folder.glob("*.yaml")):
+        values = (yaml.safe_load(path.read_text(encoding="utf-8")) or {}).get(section)
+        if isinstance(values, dict) and values.get("name") == name:
+            return {key: value for key, value in values.items() if key != "name"}
+    return {}
 
 
 def model_cases() -> list:
