@@ -26,7 +26,7 @@ from engine.terminal import print_line
 from engine.training import checkpoint_file
 from engine.training.clock import Clock
 from engine.training.consensus import ProcessConsensus
-from engine.training.epoch_loop import epoch_loop_of, rng_and_metric_state
+from engine.training.epoch_loop import epoch_loop_of
 from engine.training.exits import REFUSED, RunEnded, Stopped
 from engine.training.loggers import log_files, tensorboard_of
 from engine.training.signals import Signals
@@ -214,7 +214,7 @@ class Checkpoints(Callback):
         ended = 0 <= trainer.max_steps <= trainer.global_step
         return {
             "loops": trainer.fit_loop.state_dict(),
-            "process": rng_and_metric_state(trainer),
+            "process": epoch_loop_of(trainer).process_state(),
             "log_sizes": self._log_sizes(trainer),
             "validation_due": trainer.validating,
             "should_stop": trainer.should_stop,

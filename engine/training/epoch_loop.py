@@ -9,13 +9,11 @@ hooks are empty. For a small model these calls take longer than the step itself.
 overridden. It does everything else as Lightning does, in the same order, so weights and counters are bitwise identical.
 """
 
-import random
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
 import lightning
-import numpy as np
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loops.optimization.automatic import Closure, ClosureResult
@@ -26,17 +24,23 @@ from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from torch import Tensor
-from torchmetrics import Metric
 
 from engine.terminal import print_line
 from engine.training.clock import Clock
+from engine.training.training_state import (
+    generator_states,
+    restore_rng_and_metric_state,
+    rng_and_metric_state,
+    rng_state,
+    set_generator_states,
+    set_rng_state,
+)
 
 FAST_STEP_VERSIONS = ("2.6.6",)  # of Lightning, with which `FastStep` was tested; others use Lightning's own step
 HOOKS = (
     "on_train_batch_start", "on_before_zero_grad", "on_before_backward", "on_after_backward", "on_before_optimizer_step",
     "on_train_batch_end",
 )  # fmt: skip
-ACCELERATORS = ("cuda", "mps", "xpu")  # devices with a random number generator, torch.cuda.get_rng_state and so on
 TRANSFER_HOOKS = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
 # a model that overrides one of these methods is trained by Lightning's own step
 STEP_METHODS = (
@@ -52,7 +56,7 @@ class EpochLoop(_TrainingEpochLoop):
         before_batch: Called with the index of the next batch in the epoch, before that batch is loaded.
         before_validation: Called before a validation, before its loaders are started.
         validation_due: Whether to validate before the next batch, because the checkpoint was written before a validation.
-        resume_state: Result of `rng_and_metric_state` to restore before the next batch.
+        resume_state: Result of `process_state` to restore before the next batch.
         fast_step: Trains the batches; None if Lightning's own step does.
         clock: Measures the time that loading data takes.
     """
@@ -99,16 +103,20 @@ class EpochLoop(_TrainingEpochLoop):
         else:
             self._epoch_start = None
             if not all(map(_has_state, self._loaders)):
-                self._epoch_start = {"rng": rng_state(), "generators": _generator_states(self._loaders)}
+                self._epoch_start = {"rng": rng_state(), "generators": generator_states(self._loaders)}
             iter(data_fetcher)
         data_fetcher._start_profiler, data_fetcher._stop_profiler = self._on_before_fetch, self._on_after_fetch
+
+    def process_state(self) -> dict[str, Any]:
+        """The state of this process that Lightning does not save."""
+        return {**rng_and_metric_state(self.trainer), "loaders": self.loader_state()}
 
     def loader_state(self) -> dict[str, Any]:
         """The state of the training loaders: their position in the epoch, and the order of its samples."""
         return {
             "states": [loader.state_dict() for loader in self._loaders if _has_state(loader)],
             "epoch_start": self._epoch_start,
-            "generators": _generator_states(self._loaders),
+            "generators": generator_states(self._loaders),
         }
 
     def _resume_loaders(
@@ -123,7 +131,7 @@ class EpochLoop(_TrainingEpochLoop):
         notes = _inexact_reasons(self._loaders, data_fetcher.length)
         if epoch_start is not None:
             set_rng_state(epoch_start["rng"])
-            _set_generator_states(self._loaders, epoch_start["generators"])
+            set_generator_states(self._loaders, epoch_start["generators"])
         if all(map(_has_state, self._loaders)):
             for loader, state in zip(self._loaders, states, strict=True):
                 loader.load_state_dict(state)
@@ -134,7 +142,7 @@ class EpochLoop(_TrainingEpochLoop):
             notes += [f"loading and skipping the first {done:,} batches of this epoch"] if done else []
             for _ in range(done):
                 next(data_fetcher)
-        _set_generator_states(self._loaders, generators)
+        set_generator_states(self._loaders, generators)
         if notes and self.trainer.is_global_zero:
             print_line("\n".join(notes))
 
@@ -300,66 +308,6 @@ class FastStep:
                 hook(*arguments)
 
 
-def rng_and_metric_state(trainer: Trainer) -> dict[str, Any]:
-    """The state of this process that Lightning does not save.
-
-    It holds the random states, the state of the training loaders, the metrics of the epoch so far, and the logged metrics,
-    which schedules use.
-    """
-    module = trainer.lightning_module
-    return {
-        **rng_state(module.device),
-        "loaders": epoch_loop_of(trainer).loader_state(),
-        "metrics": {
-            name: [metric.update_count, {state: _copy(value) for state, value in metric.metric_state.items()}]
-            for name, metric in _metrics(module)
-            if metric.update_count
-        },
-        "logged": {name: _copy(value) for name, value in trainer._logger_connector._callback_metrics.items()},
-    }
-
-
-def restore_rng_and_metric_state(trainer: Trainer, state: dict[str, Any]) -> None:
-    """Restore the result of `rng_and_metric_state`, except for the loaders."""
-    module = trainer.lightning_module
-    for name, value in state["logged"].items():
-        trainer._logger_connector._callback_metrics[name] = _move(value, module.device)
-    for name, metric in _metrics(module):
-        if name in state["metrics"]:
-            metric.reset()
-            metric._update_count, values = state["metrics"][name]
-            for attribute, value in values.items():
-                setattr(metric, attribute, _move(value, metric.device))
-    set_rng_state(state, module.device)
-
-
-def rng_state(device: torch.device | None = None) -> dict[str, Any]:
-    """The states of all random number generators, in types that `torch.load` reads with ``weights_only=True``.
-
-    Args:
-        device: Device whose generator is included. None for the generators of the host only.
-    """
-    name, key, *rest = np.random.get_state()
-    state: dict[str, Any] = {
-        "torch": torch.get_rng_state(),
-        "numpy": [name, torch.from_numpy(np.asarray(key, dtype=np.int64)), *rest],
-        "python": random.getstate(),
-    }
-    if device is not None and device.type in ACCELERATORS:
-        state[device.type] = getattr(torch, device.type).get_rng_state()
-    return state
-
-
-def set_rng_state(state: dict[str, Any], device: torch.device | None = None) -> None:
-    """Restore the result of `rng_state`."""
-    name, key, *rest = state["numpy"]
-    np.random.set_state((name, key.numpy().astype(np.uint32), *rest))
-    random.setstate(state["python"])
-    torch.set_rng_state(state["torch"].cpu())
-    if device is not None and device.type in state:
-        getattr(torch, device.type).set_rng_state(state[device.type].cpu())
-
-
 def _has_state(loader: Any) -> bool:
     return hasattr(loader, "state_dict") and hasattr(loader, "load_state_dict")
 
@@ -373,22 +321,6 @@ def _inexact_reasons(loaders: list[Any], num_batches: int | None) -> list[str]:
         "there are several DataLoaders": len(loaders) > 1,
     }
     return [f"resuming may not be exact: {reason}" for reason, holds in reasons.items() if holds]
-
-
-def _generators(loaders: list[Any]) -> list[torch.Generator]:
-    """The random generators that were passed to DataLoaders or their samplers."""
-    owners = [owner for loader in loaders for owner in (loader, getattr(loader, "sampler", None))]
-    generators = [getattr(owner, "generator", None) for owner in owners]
-    return [generator for generator in generators if isinstance(generator, torch.Generator)]
-
-
-def _generator_states(loaders: list[Any]) -> list[Tensor]:
-    return [generator.get_state() for generator in _generators(loaders)]
-
-
-def _set_generator_states(loaders: list[Any], states: list[Tensor]) -> None:
-    for generator, state in zip(_generators(loaders), states, strict=True):
-        generator.set_state(state)
 
 
 def _overridden_hooks(trainer: Trainer, name: str) -> list[Callable[..., Any]]:
@@ -406,15 +338,3 @@ def _bind(hook: Callable[..., Any], trainer: Trainer, module: LightningModule) -
 def _is_on_device(batch: Any, device: torch.device) -> bool:
     """Whether a batch is a tuple of tensors that are all on `device`."""
     return type(batch) is tuple and all(type(tensor) is Tensor and tensor.device == device for tensor in batch)
-
-
-def _metrics(pl_module: LightningModule) -> list[tuple[str, Metric]]:
-    return [(name, module) for name, module in pl_module.named_modules() if isinstance(module, Metric)]
-
-
-def _copy(value: Any) -> Any:
-    return [tensor.clone() for tensor in value] if isinstance(value, list) else value.clone()
-
-
-def _move(value: Any, device: torch.device) -> Any:
-    return [tensor.to(device) for tensor in value] if isinstance(value, list) else value.to(device)

@@ -17,9 +17,10 @@ from engine.config.signatures import PROJECT
 from engine.training import checkpoint_file
 from engine.training.checkpoints import Checkpoints, VerifiedCheckpoints
 from engine.training.clock import Clock
-from engine.training.epoch_loop import EpochLoop, install_loop, rng_state
+from engine.training.epoch_loop import EpochLoop, install_loop
 from engine.training.exits import Stopped
 from engine.training.signals import Signals
+from engine.training.training_state import rng_state
 from lit_models.mlp import LitMLP
 from tests.exactness import different, signalled
 
