@@ -19,7 +19,7 @@ from engine.training.loggers import CSV_FILE, event_files, stage_and_tag
 
 CLOCK = {
     "seconds", "train_seconds", "samples_per_second", "speed/samples_per_second", "peak_share", "speed/peak_share",
-    "speed/memory_gigabytes", "log_sizes", "time_elapsed",
+    "speed/memory_gigabytes", "log_sizes", "time_elapsed", "content_sha256", "ModelGraph",
 }  # fmt: skip # values that depend on time, or on names of files
 
 

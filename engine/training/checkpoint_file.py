@@ -9,48 +9,95 @@ Torch is imported only where it is needed, because `train.py` verifies a checkpo
 
 import hashlib
 import os
+import shlex
+import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, BinaryIO
 from zipfile import BadZipFile, ZipFile
 
 from engine.contracts import BrokenCheckpointError
+from engine.terminal import print_line
 
 _MARK = b"sha256:"
 _COMMENT_SIZE = len(_MARK) + 64  # bytes at the end of the file: the mark and the hexadecimal digest
 _CHUNK_SIZE = 2**20  # bytes
+_SEAL = "content_sha256"  # key of a checkpoint of a run: the digest of everything but the values of tensors
 
 
-def write(checkpoint: dict[str, Any], path: Path) -> None:
+def write(checkpoint: dict[str, Any], path: Path, keep_as: Path | None = None) -> None:
     """Write `checkpoint` so that `path` is always either the complete old file or the complete new file.
 
     The file is written under another name in the same folder, synced to the disk and then renamed.
+
+    Args:
+        checkpoint: Tensors and plain values.
+        path: The new file.
+        keep_as: New name of the old file. After a kill, `path` may be missing, but then `keep_as` exists.
 
     Raises:
         OSError: if it cannot be written; the old file is kept.
     """
     import torch
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
     hashing = None
     try:
-        with part.open("w+b") as file:
+        with _replacing(path, keep_as) as file:
             hashing = _HashingFile(file)
             torch.save(checkpoint, hashing)  # type: ignore[arg-type]
             comment = _MARK + hashing.digest.hexdigest().encode()
             file.seek(-2, os.SEEK_END)  # a zip file ends with the length of its comment
             file.write(len(comment).to_bytes(2, "little") + comment)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-        _sync_folder(path.parent)
     except RuntimeError as error:  # torch raises it in place of an error of the file
         raise (hashing and hashing.error) or error from None
+
+
+def copy(source: Path, path: Path) -> None:
+    """Replace `path` by a copy of `source`, so that `path` is always complete."""
+    with source.open("rb") as original, _replacing(path) as file:
+        shutil.copyfileobj(original, file)
+
+
+@contextmanager
+def _replacing(path: Path, keep_as: Path | None = None) -> Iterator[BinaryIO]:
+    """Open a file that gets the name `path` when it is complete."""
+    part = path.with_suffix(".part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with part.open("w+b") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        if keep_as is not None and path.exists():
+            os.replace(path, keep_as)
+        os.replace(part, path)
+        _sync_folder(path.parent)
+    except (IsADirectoryError, NotADirectoryError, FileExistsError) as error:
+        raise BrokenCheckpointError(f"{error.filename}: {error.strerror}; move it elsewhere") from None
     finally:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):  # a folder has this name
+            part.unlink()
+
+
+def seal(checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """Return the checkpoint with a digest of its structure and plain values, so that `read_sealed` notices a change."""
+    return {**checkpoint, _SEAL: _content_digest(checkpoint)}
+
+
+def read_sealed(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
+    """As `read`, for a checkpoint that a run wrote and that no other program has changed.
+
+    Raises:
+        BrokenCheckpointError: if the file is missing, damaged, changed or foreign.
+    """
+    checkpoint = read(path, map_location)
+    if not isinstance(checkpoint, dict) or _SEAL not in checkpoint:
+        raise BrokenCheckpointError(f"{path} is not a checkpoint of a run of this project")
+    if checkpoint.pop(_SEAL) != _content_digest(checkpoint):
+        raise BrokenCheckpointError(f"{path} was changed after its run wrote it")
+    return checkpoint
 
 
 def read(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
@@ -138,29 +185,64 @@ def _verify_members(path: Path) -> None:
 
 
 def newest(folder: Path, fall_back: bool) -> Path | None:
-    """The checkpoint to resume the run in `folder` from; None if the run has not written a checkpoint.
+    """The checkpoint to resume the run in `folder` from; None to start from the beginning.
 
     Args:
         folder: Folder of the run.
-        fall_back: Whether to take ``best.ckpt`` if ``last.ckpt`` is broken.
+        fall_back: Whether to take an earlier checkpoint if ``last.ckpt`` is broken.
 
     Raises:
-        BrokenCheckpointError: if ``last.ckpt`` is broken and ``best.ckpt`` is not taken, or broken too.
+        BrokenCheckpointError: if ``last.ckpt`` is broken and no other checkpoint is taken.
     """
-    found = [path for name in ("last", "best") if (path := folder / f"checkpoints/{name}.ckpt").is_file()]
-    broken: BrokenCheckpointError | None = None
-    for path in found:
+    last, *others = (folder / f"checkpoints/{name}.ckpt" for name in ("last", "previous", "best"))
+    problems: list[BrokenCheckpointError] = []
+    if os.path.lexists(last):
+        try:
+            verify(last, ours=True)
+            return last
+        except BrokenCheckpointError as error:
+            problems.append(error)
+    steps: dict[Path, int] = {}
+    for path in filter(os.path.lexists, others):
         try:
             verify(path, ours=True)
+            checkpoint = read_sealed(path)
         except BrokenCheckpointError as error:
-            broken = broken or error
+            problems.append(error)
             continue
-        if broken and not fall_back:
-            raise BrokenCheckpointError(f"{broken}; {path} is undamaged: resume from it with --resume {path}")
-        return path
-    if broken:
-        raise broken
-    return None
+        if checkpoint["position"]["exact"] and _has_logs(folder, checkpoint["position"]["log_sizes"]):
+            steps[path] = checkpoint["global_step"]
+    found = max(steps, key=lambda path: steps[path], default=None)
+    if problems and not fall_back:
+        hint = f"; {found} is undamaged: resume from it with --resume {shlex.quote(str(found))}" if found else ""
+        raise BrokenCheckpointError(f"{problems[0]}{hint}")
+    if found is None and len(problems) > 1:
+        raise problems[0]
+    if problems:
+        print_line(f"{problems[0]}: resuming from {found or 'the beginning'}")
+    return found
+
+
+def _has_logs(folder: Path, sizes: dict[str, int]) -> bool:
+    """Return whether the run has all points that were logged before a checkpoint."""
+    return all((path := folder / name).is_file() and path.stat().st_size >= size for name, size in sizes.items())
+
+
+def _content_digest(checkpoint: dict[str, Any]) -> str:
+    return hashlib.sha256(repr(_outline(checkpoint)).encode()).hexdigest()
+
+
+def _outline(value: Any) -> Any:
+    """Nested data in which each tensor is replaced by its type and shape."""
+    from torch import Tensor
+
+    if isinstance(value, Tensor):
+        return value.dtype, tuple(value.shape)
+    if isinstance(value, dict):
+        return {key: _outline(item) for key, item in value.items()}
+    if isinstance(value, set | frozenset):  # the order may differ in another process
+        return type(value), sorted(map(repr, value))
+    return type(value)(map(_outline, value)) if type(value) in (list, tuple) else value
 
 
 class _HashingFile:

@@ -1,8 +1,9 @@
 """The checkpoints of a run: when they are written, and how a run resumes from a checkpoint.
 
 A resumed run is bitwise identical to a run without a stop. `best.ckpt` is the checkpoint with the best validation, and
-`last.ckpt` is the one to resume from. Lightning's ModelCheckpoint can choose a model whose metric is NaN as the best, and
-its `last` is not always the last.
+`last.ckpt` is the one to resume from. `previous.ckpt` was `last.ckpt` before, and is there in case that `last.ckpt` is
+damaged: a run cannot always be resumed from `best.ckpt`. Lightning's ModelCheckpoint can choose a model whose metric is NaN
+as the best, and its `last` is not always the last.
 """
 
 import errno
@@ -18,10 +19,11 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EMAWeightAveraging, WeightAveraging
 from lightning.pytorch.plugins.io import CheckpointIO
+from lightning.pytorch.plugins.precision import DoublePrecision
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
-from engine.contracts import BrokenCheckpointError, OptionError, listed
+from engine.contracts import OptionError, listed
 from engine.terminal import print_line
 from engine.training import checkpoint_file
 from engine.training.clock import Clock
@@ -32,21 +34,19 @@ from engine.training.loggers import log_files, tensorboard_of
 from engine.training.signals import Signals
 
 EPOCH_SECONDS = 2.0  # shorter epochs do not each write a checkpoint, because it would take longer than to repeat them
-NUM_CHECKPOINTS = 3  # the disk must hold the best, the last, and a checkpoint that is being written
-KEYS = {"state_dict", "loops", "optimizer_states", "lr_schedulers", "position"}  # of every checkpoint of a run
+NUM_CHECKPOINTS = 4  # the disk must hold the best, the last, the one before, and a checkpoint that is being written
 
 
 class VerifiedCheckpoints(CheckpointIO):
-    """Makes Lightning's Trainer use `checkpoint_file`: atomic writing, a checksum, and no loading of pickled code."""
+    """Makes Lightning's Trainer use `checkpoint_file`: atomic writing, checksums, and no loading of pickled code."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        checkpoint_file.write(_on_host(checkpoint), Path(path))
+        path = Path(path)
+        keep_as = path.with_name("previous.ckpt") if path.name == "last.ckpt" else None
+        checkpoint_file.write(checkpoint_file.seal(_on_host(checkpoint)), path, keep_as)
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = True) -> dict[str, Any]:
-        checkpoint = checkpoint_file.read(Path(path), map_location or (lambda storage, location: storage))
-        if not isinstance(checkpoint, dict) or not checkpoint.keys() >= KEYS:
-            raise BrokenCheckpointError(f"{path} is not a checkpoint of a run of this project")
-        return checkpoint
+        return checkpoint_file.read_sealed(Path(path), map_location or (lambda storage, location: storage))
 
     def remove_checkpoint(self, path: Any) -> None:
         Path(path).unlink(missing_ok=True)
@@ -100,9 +100,14 @@ class Checkpoints(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self.consensus.connect(trainer)
+        if isinstance(trainer.precision_plugin, DoublePrecision):
+            # Lightning converts the model only after it has loaded the weights, which would be rounded to 32 bits
+            trainer.precision_plugin.convert_module(pl_module)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._restored is not None:  # also if nothing is left to train
+            if trainer.is_global_zero:
+                self._rewind(Path(str(trainer.ckpt_path)))
             self._truncate_logs(trainer, self._restored["log_sizes"], self._restored["step"])
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -248,6 +253,14 @@ class Checkpoints(Callback):
         for logger in trainer.loggers:
             logger.save()
         return {str(path.relative_to(self.folder)): path.stat().st_size for path in log_files(self.folder)}
+
+    def _rewind(self, checkpoint: Path) -> None:
+        """Make the checkpoint that is resumed from the last one, before the points that follow it are removed."""
+        last, previous = (self.folder / f"checkpoints/{name}.ckpt" for name in ("last", "previous"))
+        if checkpoint.resolve() != last.resolve():
+            if checkpoint.resolve() != previous.resolve():
+                previous.unlink(missing_ok=True)  # its points may be removed
+            checkpoint_file.copy(checkpoint, last)
 
     def _truncate_logs(self, trainer: Trainer, sizes: dict[str, int], step: int) -> None:
         """Remove the points that were logged after the checkpoint of `step`, because they will be logged again."""

@@ -9,7 +9,7 @@ import pytest
 import train
 from tests import files
 from tests.exactness import differences, signalled, start
-from tests.runs import WITHOUT_PICTURES
+from tests.runs import IRIS, WITHOUT_PICTURES
 
 CNN = [
     "--config", "configs/mnist_cnn.yaml", "model.widths=[8, 8, 8]", "data.batch_size=64", "trainer.max_epochs=3",
@@ -24,6 +24,9 @@ BERT = [
     "model.dropout=0.1", "data.max_tokens=400", "trainer.max_epochs=3", "trainer.log_every_n_steps=2", "data.test=null",
     "data.text_column=text",
 ]  # fmt: skip
+
+EMA = "callbacks.ema_weight_averaging={decay: 0.9}"
+DOUBLE = "trainer.precision=64-true"
 
 
 def at(epoch, batch, validating=False):
@@ -58,6 +61,8 @@ def cache(tmp_path_factory):
 
 
 def options_of(model, data, cache):
+    if model == "iris":
+        return ["--config", IRIS, "model.dropout=0.1", "trainer.max_epochs=3", "trainer.log_every_n_steps=1"]
     if model == "speed":
         return [*SPEED, f"data.root={data}"]
     texts = [f"data.train={data}/text/train.tsv", f"data.cache={cache}"]
@@ -76,6 +81,12 @@ VARIANTS = [
     ("cnn", ["trainer.max_epochs=null", "trainer.max_steps=20"], [(0, 0), (1, 0)]),
     ("bert", [], [(1, 3)]),
     ("bert", [], [(2, 0, True)]),
+    ("iris", [DOUBLE], [(1, 2)]),
+    ("iris", [DOUBLE], [(0, 0, True), (2, 1)]),
+    ("iris", [DOUBLE, EMA, "optimizer={name: sgd, lr: 0.1, momentum: 0.9}"], [(1, 1)]),
+    ("iris", [DOUBLE, EMA, "model.normalization=batch"], [(2, 0, True)]),
+    ("iris", [DOUBLE, "trainer.accumulate_grad_batches=2", "callbacks.early_stopping={monitor: val/loss}"], [(1, 2)]),
+    ("iris", [EMA, "trainer.accumulate_grad_batches=2", "trainer.val_check_interval=1"], [(1, 2)]),
 ]
 # other options that change the loop, left out of a plain `pytest`
 MORE_VARIANTS = [
@@ -87,6 +98,9 @@ MORE_VARIANTS = [
     ("cnn", ["callbacks.early_stopping={monitor: val/loss, patience: 1, min_delta: 10.0}"], [(0, 0, True)]),
     ("cnn", ["optimizer={name: sgd, lr: 0.1, momentum: 0.9}", "schedule={name: one_cycle}"], [(2, 7)]),
     ("cnn", ["trainer.precision=bf16-mixed"], [(1, 3)]),
+    ("cnn", ["trainer.precision=bf16-true"], [(1, 3)]),
+    ("cnn", [DOUBLE], [(1, 3)]),
+    ("bert", [DOUBLE, EMA], [(1, 3)]),
     ("cnn", ["trainer.max_epochs=null", "trainer.max_steps=20"], [(2, 1)]),
     ("cnn", ["trainer.max_epochs=null", "trainer.max_steps=18"], [(1, 0, True)]),
     ("cnn", ["trainer.check_val_every_n_epoch=null", "trainer.val_check_interval=4"], [(1, 0, True), (2, 3)]),
