@@ -57,7 +57,8 @@ def run_folder(config: Config) -> Iterator[Path]:
             if not (folder / "config.yaml").exists():
                 raise ConfigError(COMMAND_LINE, "--resume", f"{folder} was deleted")
         for unfinished in folder.glob("checkpoints/*.part"):  # of a process that was killed while it wrote
-            unfinished.unlink()
+            if unfinished.is_file():  # not a folder of the user
+                unfinished.unlink()
         os.environ[VARIABLE] = str(folder.resolve())
         print_line(f"{'run folder:' if config.resumed_folder is None else 'resuming'} {folder}")
     before = _file_identity(folder / "environment.json")

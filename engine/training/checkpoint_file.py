@@ -75,7 +75,7 @@ def _replacing(path: Path, keep_as: Path | None = None) -> Iterator[BinaryIO]:
         os.replace(part, path)
         _sync_folder(path.parent)
     except (IsADirectoryError, NotADirectoryError, FileExistsError) as error:
-        raise BrokenCheckpointError(f"{error.filename}: {error.strerror}; move it elsewhere") from None
+        raise BrokenCheckpointError(f"{error.filename2 or error.filename}: {error.strerror}; move it elsewhere") from None
     finally:
         with suppress(OSError):  # a folder has this name
             part.unlink()

@@ -6,11 +6,13 @@ import math
 import os
 import pickle
 import resource
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,8 +27,9 @@ from engine.config.signatures import PROJECT
 from engine.runs.run_folder import VARIABLE
 from engine.training import checkpoint_file, signals
 from engine.training.checkpoint_file import BrokenCheckpointError
-from engine.training.checkpoints import Checkpoints
+from engine.training.checkpoints import Checkpoints, VerifiedCheckpoints
 from engine.training.exits import Stopped
+from engine.training.loggers import event_files
 from lit_models.classifier import LitClassifier
 from lit_models.mlp import LitMLP
 from tests.exactness import differences, different, signalled, start
@@ -39,13 +42,20 @@ def at_step(step: int):
     return lambda trainer: trainer.training and trainer.global_step == step
 
 
-@pytest.fixture
-def stopped(tmp_path, monkeypatch) -> Path:
+@pytest.fixture(scope="module")
+def original(tmp_path_factory) -> Path:
     """A run of Iris that was stopped after ten steps, in its fourth epoch."""
-    with signalled(monkeypatch, at_step(10)):
-        code, folder = start(tmp_path / "runs", *SHORT, "run.name=stopped")
+    os.chdir(PROJECT)
+    with pytest.MonkeyPatch.context() as patch, signalled(patch, at_step(10)):
+        code, folder = start(tmp_path_factory.mktemp("original"), *SHORT, "run.name=stopped")
     assert code == 143
     return folder
+
+
+@pytest.fixture
+def stopped(original, tmp_path) -> Path:
+    """A copy of the stopped run."""
+    return shutil.copytree(original, tmp_path / "runs/iris_mlp/stopped")
 
 
 @pytest.fixture(scope="module")
@@ -461,6 +471,291 @@ def test_a_foreign_checkpoint(content, stopped, whole, tmp_path, capsys):
     torch.save(content, path)
     assert train.main([*SHORT, f"run.root={tmp_path / 'runs'}", "--resume", "auto"]) == 0
     assert differences(whole, stopped) == []
+
+
+WRONG_VALUES = [7, 0.5, "a word", [1], {}, None, torch.zeros(2)]
+TOP_LEVEL = (
+    "epoch", "global_step", "pytorch-lightning_version", "state_dict", "loops", "callbacks", "optimizer_states",
+    "lr_schedulers", "hparams_name", "hyper_parameters", "position", "content_sha256",
+)  # fmt: skip
+
+
+def odd_copies(value: Any, place: str = "") -> Iterator[tuple[str, Any]]:
+    """Copies of nested data, in each of which an entry is missing, has another type, or is a number that differs."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield f"{place}.{key} is missing", {name: other for name, other in value.items() if name != key}
+            for name, odd in odd_copies(item, f"{place}.{key}"):
+                yield name, {**value, key: odd}
+    elif isinstance(value, list | tuple) and 0 < len(value) < 100:
+        yield f"{place} is cut", value[:-1]
+        for i, item in enumerate(value):
+            for name, odd in odd_copies(item, f"{place}[{i}]"):
+                yield name, type(value)((*value[:i], odd, *value[i + 1 :]))
+    if place:
+        for wrong in WRONG_VALUES:
+            if type(wrong) is not type(value) or isinstance(wrong, torch.Tensor) or wrong != value:
+                yield f"{place} is {wrong!r}", wrong
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory) -> dict[str, Any]:
+    """The content of a checkpoint of a run, written while a validation was due."""
+    os.chdir(PROJECT)
+    options = [*SHORT, "callbacks.early_stopping={monitor: val/loss}", "callbacks.ema_weight_averaging={}"]
+    return checkpoint_file.read(start(tmp_path_factory.mktemp("saved"), *options)[1] / "checkpoints/best.ckpt")
+
+
+def test_no_change_of_a_checkpoint_is_overlooked(saved, tmp_path, monkeypatch):
+    """Whichever entry at any depth is missing or has another type, the checkpoint is refused."""
+    path, copies = tmp_path / "best.ckpt", 0
+    checkpoint_file.write(saved, path)
+    assert VerifiedCheckpoints().load_checkpoint(path).keys() == saved.keys() - {"content_sha256"}
+    for name, odd in odd_copies(saved):
+        monkeypatch.setattr(checkpoint_file, "read", lambda *_, odd=odd: dict(odd))
+        try:
+            VerifiedCheckpoints().load_checkpoint(path)
+        except BrokenCheckpointError:
+            copies += 1
+        else:
+            pytest.fail(name)
+    assert copies > 2000
+
+
+@pytest.mark.faults("a checkpoint is complete, but was changed", "one line, exit code 2; nothing is changed")
+@pytest.mark.parametrize(
+    ("key", "wrong"),
+    [
+        ("position", [1]), ("callbacks", "a text"), ("callbacks", None), ("global_step", "ten"), ("loops", None),
+        ("optimizer_states", []), ("state_dict", 3), ("pytorch-lightning_version", "0.5"), ("processes", []),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_changed_checkpoint(key, wrong, stopped, capsys):
+    path = stopped / "checkpoints/last.ckpt"
+    odd = checkpoint_file.read(path)
+    (odd["position"] if key == "processes" else odd)[key] = wrong
+    checkpoint_file.write(odd, path)
+    before = {path: path.read_bytes() for path in stopped.rglob("*.*") if path.is_file()}
+    assert train.main(["--resume", str(path)]) == 2
+    assert capsys.readouterr().err == f"error: {path} was changed after its run wrote it\n"
+    assert {path: path.read_bytes() for path in before} == before
+
+
+@pytest.mark.parametrize("key", TOP_LEVEL)
+def test_a_checkpoint_without_an_entry(key, stopped, capsys):
+    path = stopped / "checkpoints/last.ckpt"
+    odd = checkpoint_file.read(path)
+    del odd[key]
+    checkpoint_file.write(odd, path)
+    assert train.main(["--resume", str(stopped)]) == 2
+    printed = capsys.readouterr().err
+    assert printed.startswith(f"error: {path} ")
+    assert printed.count("\n") == 1
+
+
+def test_a_changed_best_checkpoint_is_not_tested(stopped, monkeypatch, capsys):
+    """It is read when the training has ended."""
+    path = stopped / "checkpoints/best.ckpt"
+    with signalled(monkeypatch, lambda trainer: trainer.testing):
+        assert train.main(["--resume", str(stopped)]) == 143
+    checkpoint_file.write(checkpoint_file.read(path) | {"callbacks": None}, path)
+    assert train.main(["--resume", str(stopped)]) == 2
+    assert capsys.readouterr().err.endswith(f"error: {path} was changed after its run wrote it\n")
+    assert not (stopped / "metrics.json").exists()
+
+
+@pytest.mark.parametrize(
+    "value", [{3, 1, 2}, {"b", "a"}, (1, [2, (3,)]), {"x": {1: None}}, float("nan"), b"bytes"], ids=str
+)
+def test_a_state_of_any_plain_type_can_be_saved(value, tmp_path):
+    path = tmp_path / "last.ckpt"
+    io = VerifiedCheckpoints()
+    io.save_checkpoint({"state": value, "sizes": torch.Size([2, 3])}, path)
+    assert list(different(io.load_checkpoint(path)["state"], value, "")) == []
+
+
+# Rewound, and resumed from the checkpoint before the last one
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: nothing is saved after it."""
+
+
+def killed(*argv: str) -> None:
+    with pytest.raises(Killed):
+        train.main([*argv])
+
+
+def kill_at_call(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, number: int = 1) -> None:
+    """Kill the run in place of a call, or in place of a later call of the same function."""
+    original, calls = getattr(owner, name), []
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        calls.append(1)
+        if len(calls) >= number:
+            raise Killed
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(owner, name, call)
+
+
+MOMENTS = {
+    "the environment is written": (os, "replace", 1),
+    "the checkpoint is copied": (shutil, "copyfileobj", 1),
+    "the copy is synced": (os, "fsync", 2),
+    "the copy is renamed": (os, "replace", 2),
+    "the first curve is cut": (os, "truncate", 1),
+    "the second curve is cut": (os, "truncate", 2),
+    "the training starts": (Checkpoints, "on_train_start", 1),
+    "a step is trained": (LitClassifier, "training_step", 1),
+    "a checkpoint is written": (torch, "save", 1),
+}
+
+
+@pytest.mark.faults("killed while or after a run goes back to best.ckpt", "bitwise identical, and no curve is cut")
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_killed_while_going_back(moment, stopped, whole, monkeypatch, capsys):
+    best, last = (stopped / f"checkpoints/{name}.ckpt" for name in ("best", "last"))
+    content, before = best.read_bytes(), last.read_bytes()
+    curves = {path: path.stat().st_size for path in event_files(stopped)}
+    with monkeypatch.context() as patch:
+        kill_at_call(patch, *MOMENTS[moment])
+        killed("--resume", str(best))
+    has_gone_back = last.read_bytes() == content
+    assert has_gone_back or last.read_bytes() == before
+    if not has_gone_back:
+        assert {path: path.stat().st_size for path in curves} == curves
+    assert has_gone_back == (moment not in list(MOMENTS)[:4])
+    capsys.readouterr()
+    assert train.main(["--resume", str(stopped)]) == 0
+    place = "epoch 3, before its validation" if has_gone_back else "epoch 4, after 1 of 3 batches"
+    assert f"resuming in {place}" in capsys.readouterr().out
+    assert differences(whole, stopped) == []
+
+
+def test_going_back_twice(stopped, whole, tmp_path, monkeypatch):
+    copied = stopped / "checkpoints/kept.ckpt"
+    shutil.copy(stopped / "checkpoints/best.ckpt", copied)
+    for _ in range(2):
+        with monkeypatch.context() as patch, signalled(patch, at_step(11)):
+            assert train.main(["--resume", str(copied)]) == 143
+    assert train.main(["--resume", str(stopped)]) == 0
+    assert differences(whole, stopped) == []
+
+
+INEXACT = {
+    "averaged weights": ["callbacks.ema_weight_averaging={decay: 0.9}"],
+    "a validation inside an accumulation window": ["trainer.accumulate_grad_batches=3", "trainer.val_check_interval=2"],
+    "no step left": ["trainer.max_epochs=null", "trainer.max_steps=12"],
+}
+
+
+@pytest.mark.faults(
+    "a checkpoint is cut off, flipped, empty or text",
+    "one line, exit code 2; `auto` resumes from the previous one, bitwise identical",
+)
+@pytest.mark.parametrize("options", INEXACT.values(), ids=INEXACT)
+def test_a_damaged_checkpoint_whose_best_cannot_be_resumed_from(options, tmp_path, monkeypatch, capsys):
+    options = [*SHORT, *options, "run.checkpoint_every_steps=2"]
+    reference = start(tmp_path / "whole", *options)[1]
+    last_epoch = "no step left" if "trainer.max_steps=12" in options else ""
+    with signalled(monkeypatch, lambda trainer: trainer.testing if last_epoch else trainer.current_epoch == 3):
+        folder = start(tmp_path / "runs", *options)[1]
+    last, previous, best = (folder / f"checkpoints/{name}.ckpt" for name in ("last", "previous", "best"))
+    assert not checkpoint_file.read(best)["position"]["exact"] or last_epoch
+    last.write_bytes(_flipped(last.read_bytes()))
+    assert train.main(["--resume", str(folder)]) == 2
+    assert f"resume from it with --resume {previous}" in capsys.readouterr().err
+    assert train.main([*options, f"run.root={tmp_path / 'runs'}", "--resume", "auto"]) == 0
+    assert (
+        f"{last} is damaged: its content does not match its checksum: resuming from {previous}"
+        in capsys.readouterr().out
+    )
+    assert differences(reference, folder) == []
+
+
+def test_the_only_checkpoint_is_damaged(tmp_path, monkeypatch, whole, capsys):
+    """It was written before the first step, so the run loses nothing if it starts again."""
+    with signalled(monkeypatch, at_step(1)):
+        _, folder = start(tmp_path / "runs", *SHORT)
+    capsys.readouterr()
+    last, previous = (folder / f"checkpoints/{name}.ckpt" for name in ("last", "previous"))
+    previous.unlink()
+    last.write_bytes(b"")
+    assert train.main(["--resume", str(folder)]) == 2
+    assert capsys.readouterr().err == f"error: {last} is empty\n"
+    assert train.main([*SHORT, f"run.root={tmp_path / 'runs'}", "--resume", "auto"]) == 0
+    assert f"{last} is empty: resuming from the beginning" in capsys.readouterr().out
+    assert differences(whole, folder) == []
+
+
+def test_all_checkpoints_are_damaged(stopped, tmp_path, capsys):
+    """The run is not started again, because the files may be restored."""
+    for path in stopped.glob("checkpoints/*"):
+        path.write_bytes(b"")
+    for argv in (["--resume", str(stopped)], [*SHORT, f"run.root={tmp_path / 'runs'}", "--resume", "auto"]):
+        assert train.main(argv) == 2
+        assert capsys.readouterr().err == f"error: {stopped}/checkpoints/last.ckpt is empty\n"
+
+
+def test_killed_between_the_renamings_of_two_checkpoints(tmp_path, monkeypatch, whole):
+    """For a moment there is a previous.ckpt, but no last.ckpt."""
+    rename = os.replace
+
+    def replace(source: Path, target: Path) -> None:
+        rename(source, target)
+        if Path(target).name == "previous.ckpt":
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", replace)
+        killed(*SHORT, f"run.root={tmp_path}", "run.checkpoint_every_steps=4")
+    (folder,) = tmp_path.glob("*/*")
+    assert {path.name for path in folder.glob("checkpoints/*")} == {"best.ckpt", "previous.ckpt"}
+    assert train.main(["--resume", str(folder)]) == 0
+    assert differences(whole, folder) == []
+
+
+@pytest.mark.parametrize("damaged_again", ["last", "previous"])
+def test_damaged_twice(damaged_again, stopped, whole, tmp_path, monkeypatch):
+    """The checkpoint before the last one survives a resumption from it."""
+    auto = [*SHORT, f"run.root={tmp_path / 'runs'}", "--resume", "auto"]
+    (stopped / "checkpoints/best.ckpt").unlink()
+    (stopped / "checkpoints/last.ckpt").write_bytes(b"")
+    with monkeypatch.context() as patch:
+        kill_at_call(patch, LitClassifier, "training_step")
+        killed(*auto)
+    (stopped / f"checkpoints/{damaged_again}.ckpt").write_bytes(b"")
+    assert train.main(auto) == 0
+    assert differences(whole, stopped) == []
+
+
+def test_a_best_checkpoint_without_its_curves_is_not_resumed_from(stopped, whole, tmp_path, monkeypatch):
+    """The run went back to an earlier checkpoint. So the points before its best checkpoint are gone."""
+    last, previous = (stopped / f"checkpoints/{name}.ckpt" for name in ("last", "previous"))
+    with monkeypatch.context() as patch:
+        kill_at_call(patch, LitClassifier, "training_step")
+        killed("--resume", str(previous))
+    last.write_bytes(b"")
+    assert train.main([*SHORT, f"run.root={tmp_path / 'runs'}", "--resume", "auto"]) == 0
+    assert differences(whole, stopped) == []
+
+
+@pytest.mark.parametrize("name", ["last.ckpt", "best.ckpt", "previous.ckpt", "last.part", "best.part", "x.part"])
+def test_a_folder_in_the_place_of_a_file(name, stopped, capsys):
+    path = stopped / "checkpoints" / name
+    path.unlink(missing_ok=True)
+    path.mkdir()
+    (path / "mine").write_text("")
+    code = train.main(["--resume", str(stopped)])
+    printed = capsys.readouterr().err
+    if name == "x.part":
+        assert (code, printed) == (0, "")
+    else:
+        assert (code, printed.count("\n")) == (2, 1)
+        assert f"error: {path}" in printed
+    assert (path / "mine").exists()
 
 
 def test_a_signal_while_a_checkpoint_is_written(tmp_path, monkeypatch):
