@@ -15,7 +15,8 @@ class PrivateName(NamedTuple):
     """A private name of another package.
 
     Attributes:
-        path: Names in a module, or attributes of a `trainer`, a `module` or a `metric`. ``()`` creates an instance.
+        path: Names in a module, or attributes of a `trainer`, a `module`, a `metric` or `events` (an
+            EventFileWriter of tensorboard). ``()`` creates an instance.
         reason: Why it is used.
         replacement: What to use if it is gone.
     """
@@ -98,6 +99,16 @@ PRIVATE_NAMES = (
         "metric._update_count",
         "restored with the state of a metric, because the public update_count is read-only",
         "states of metrics that are persistent",
+    ),
+    PrivateName(
+        "events._file_name",
+        "the name of an event file, which decides the order in which TensorBoard reads the files",
+        "nothing, so that curves are in the wrong order if the clock was set back",
+    ),
+    PrivateName(
+        "events._general_file_writer",
+        "its file is renamed if the clock was set back",
+        "nothing, so that curves are in the wrong order if the clock was set back",
     ),
     PrivateName(
         "torch._foreach_norm",

@@ -3,7 +3,8 @@
 The process imports everything once and forks for each run, so that a run takes one second instead of six. Each trial starts
 a run, kills it with SIGKILL after a random time, resumes it, and compares the result with a run that was not killed. Every
 fourth trial kills the resumed run, too. The last trials kill at moments that are rarely hit at random: right after each of
-the first files was renamed, and between the test and the writing of its metrics.
+the first files was renamed, between the test and the writing of its metrics, and while a run goes back to its best
+checkpoint.
 """
 
 import contextlib
@@ -70,6 +71,7 @@ def main(count: int, seed: int, root: Path) -> None:
         name = list(OPTIONS)[trial % 3]
         trials.append((name, [draw.uniform(0.02, 1.0) * whole[name][1] for _ in range(2 if trial % 4 == 0 else 1)]))
     trials += [("iris_mlp", [f"file {number}"]) for number in range(1, 9)] + [("iris_mlp", ["figures"])]
+    trials += [("text_bert", ["file 12", f"best, file {number}"]) for number in range(1, 5)]
     for i, (name, moments) in enumerate(trials):
         argv, _, reference = whole[name]
         runs = root / f"trial{i}"
@@ -84,7 +86,9 @@ def main(count: int, seed: int, root: Path) -> None:
                 codes.append(run([*argv, f"run.root={runs}"], None))
                 found = list(runs.glob("*/*/config.yaml"))
             elif not (found[0].parent / "metrics.json").exists():
-                codes.append(run(["--resume", str(found[0].parent)], moment))
+                goes_back = isinstance(moment, str) and moment.startswith("best, ")
+                checkpoint = found[0].parent / ("checkpoints/best.ckpt" if goes_back else "")
+                codes.append(run(["--resume", str(checkpoint)], moment.removeprefix("best, ") if goes_back else moment))
         result = {"trial": i, "config": name, "killed": moments, "codes": codes}
         print(json.dumps(result | {"different": differences(reference, found[0].parent)}), flush=True)
 

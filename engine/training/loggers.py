@@ -8,6 +8,7 @@ runs of their own in subfolders (``NAME``, ``NAME/val``, ``NAME/test``), and `va
 
 import csv
 import os
+import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ SECTIONS = {
     "memory_gigabytes": "speed", "padding_share": "speed", "peak_share": "speed", "samples_per_second": "speed",
 }  # fmt: skip
 EVENT_FILES = ("events.out.tfevents.*", "*/events.out.tfevents.*")
+EVENT_FILE = re.compile(r"(events\.out\.tfevents)\.(\d+)(\..*)")  # with the time in seconds
 CSV_FILE = "csv/metrics.csv"
 # the charts of CUSTOM SCALARS
 LAYOUT = {
@@ -64,6 +66,7 @@ class RunLogger(TensorBoardLogger):
         name = STAGES[stage]
         if name not in self._writers:
             self._writers[name] = SummaryWriter(str(self.folder / name)) if name else self.experiment
+            _rename_after_others(self._writers[name])
         return self._writers[name]
 
     @rank_zero_only
@@ -120,6 +123,24 @@ class RunLogger(TensorBoardLogger):
         for summary in (experiment, *session):
             file_writer.add_summary(summary)
         self.save()
+
+
+def _rename_after_others(writer: Any) -> None:
+    """Rename the file of a writer so that its name follows the names of the other event files in its folder.
+
+    TensorBoard reads the files in this order. The names begin with the time, and the clock may have been set back.
+    """
+    events = writer.file_writer.event_writer
+    path = Path(events._file_name)
+    later = [
+        match for file in path.parent.iterdir() if file.name > path.name and (match := EVENT_FILE.fullmatch(file.name))
+    ]
+    if later:
+        seconds = max(int(match[2]) for match in later) + 1
+        renamed = path.with_name(EVENT_FILE.sub(rf"\g<1>.{seconds:010d}\g<3>", path.name))
+        events.flush()
+        path.rename(renamed)
+        events._file_name, events._general_file_writer.filename = str(renamed), os.fsencode(renamed)
 
 
 class CsvLogger(Logger):

@@ -7,10 +7,12 @@ import sys
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
 from lightning.pytorch import LightningModule, Trainer
+from tensorboard.summary.writer.event_file_writer import EventFileWriter
 from torchmetrics import MeanMetric
 
 from engine.config.signatures import PROJECT
@@ -23,7 +25,17 @@ MODULES = [
     for path in SOURCES
     if path.name != "__init__.py" and not path.is_relative_to(PROJECT / "benchmarks")  # they import other packages
 ]
+
+
+def closed_events() -> EventFileWriter:
+    with TemporaryDirectory() as folder:
+        writer = EventFileWriter(folder)
+        writer.close()
+        return writer
+
+
 ROOTS = {
+    "events": closed_events,
     "trainer": lambda: Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False),
     "module": LightningModule,
     "metric": MeanMetric,

@@ -1,14 +1,18 @@
 """A run that was stopped and resumed is bitwise identical to a run that was not stopped."""
 
+import os
 import signal
+import time
 from itertools import count
 from types import SimpleNamespace
 
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.summary.writer import event_file_writer
 
 import train
 from tests import files
-from tests.exactness import differences, signalled, start
+from tests.exactness import CLOCK, differences, signalled, start
 from tests.runs import IRIS, WITHOUT_PICTURES
 
 CNN = [
@@ -149,3 +153,37 @@ def test_stopped_by_a_signal_and_resumed(model, changes, stops, written_data, ca
         first = False
     assert train.main(["--resume", str(folder)]) == 0
     assert differences(finished(options), folder) == []
+
+
+def read_curves(folder):
+    """The curves as TensorBoard reads them: the files of a folder in the order of their names."""
+    curves = {}
+    for stage in ("", "val"):
+        events = EventAccumulator(str(folder / stage), size_guidance={"scalars": 0}).Reload()
+        curves |= {
+            (stage, tag): [(point.step, point.value) for point in events.Scalars(tag)]
+            for tag in sorted({*events.Tags()["scalars"]} - CLOCK)
+        }
+    return curves
+
+
+@pytest.mark.parametrize("shifts", [[-86400], [0], [-86400, -172800], [86400, 0]], ids=str)
+def test_curves_are_in_order_when_the_clock_was_set_back(shifts, finished, tmp_path, monkeypatch):
+    """TensorBoard reads files in the order of their names, which begin with a time and a process id (here 9, 10, 11)."""
+    options = [*options_of("iris", None, None), *WITHOUT_PICTURES]
+    now, folder = time.time(), tmp_path
+    for i, shift in enumerate([0, *shifts]):
+        monkeypatch.setattr(event_file_writer, "time", SimpleNamespace(time=lambda shift=shift: now + shift))
+        system = SimpleNamespace(path=os.path, getpid=lambda i=i: 9 + i)
+        monkeypatch.setattr(event_file_writer, "os", system)
+        if i == len(shifts):
+            assert train.main(["--resume", str(folder)]) == 0
+        else:
+            with signalled(monkeypatch, at(i, 2)):
+                if i == 0:
+                    _, folder = start(tmp_path / "runs", *options)
+                else:
+                    assert train.main(["--resume", str(folder)]) == 143
+    curves = read_curves(folder)
+    assert curves == read_curves(finished(options))
+    assert len(curves["", "metrics/loss"]) == 3
