@@ -3,6 +3,7 @@
 import argparse
 import logging
 import os
+import shlex
 import sys
 import warnings
 from typing import Any, NoReturn
@@ -49,6 +50,11 @@ def print_line(text: str, end: str = "\n") -> None:
         print(start + "\n".join(map(escape, lines)), end=end, flush=True)
     except OSError:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+
+
+def shell_word(path: object) -> str:
+    """Return a path as a word of a shell command, so that a printed command can be pasted."""
+    return shlex.quote(f"./{path}" if str(path).startswith("-") else str(path))
 
 
 def count_of(number: int, name: str) -> str:

@@ -1,6 +1,5 @@
 """``--resume RUN`` and ``--resume auto``: finds the run to resume and checks that the experiment has not changed."""
 
-import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,8 +7,10 @@ from typing import Any
 from engine.config.config import Config, load_config
 from engine.contracts import COMMAND_LINE, ConfigError
 from engine.runs.run_folder import experiment_folder
+from engine.terminal import shell_word
 
 AUTO = "auto"
+EXAMPLE = Path("runs/CONFIG/NAME")
 # Keys that may change when a run is resumed, because they do not affect its result.
 FREE_KEYS = {
     "run.name", "run.root", "run.checkpoint_every_steps", "run.checkpoint_every_minutes", "run.timeout_minutes",
@@ -35,8 +36,8 @@ def find_run(text: str, path: Path | None, overrides: list[str]) -> Config:
     folder = given.parent.parent if is_checkpoint else given
     if not text or not (folder / "config.yaml").is_file():
         configs = [config for depth in ("*", "*/*") for config in given.glob(f"{depth}/config.yaml")] if text else []
-        example = max((config.parent for config in configs), key=_last_written, default="runs/CONFIG/NAME")
-        hint = f"give the folder of a run, such as {example}, or a checkpoint in it"
+        example = max((config.parent for config in configs), key=_last_written, default=EXAMPLE)
+        hint = f"give the folder of a run, such as {shell_word(example)}, or a checkpoint in it"
         problem = f"{text!r} is not the folder of a run (it has no config.yaml)"
         raise ConfigError(COMMAND_LINE, "--resume", problem, hint)
     if is_checkpoint and not given.is_file():
@@ -74,11 +75,12 @@ def first_difference(old: Config, new: Config) -> tuple[str, Any, Any] | None:
 
 def _find_newest(path: Path | None, overrides: list[str]) -> Config:
     if path is None:
-        hint = "python train.py --config FILE --resume auto, or --resume runs/CONFIG/NAME"
+        hint = f"python train.py --config FILE --resume auto, or --resume {EXAMPLE}"
         raise ConfigError(COMMAND_LINE, "--resume", f"{AUTO} needs a config", hint)
     config = load_config(path, overrides)
     root, name = experiment_folder(config), config["run.name"]
-    folders = [file.parent for file in root.glob(f"{name or '*'}/config.yaml") if not is_finished(file.parent)]
+    folders = [file.parent for file in root.glob("*/config.yaml") if name in (None, "", file.parent.name)]
+    folders = [folder for folder in folders if (folder / "config.yaml").is_file() and not is_finished(folder)]
     problem, hint = f"{root} has no unfinished run" + (f" {name}" if name else ""), "start a run without --resume"
     if folders:
         newest = max(folders, key=_last_written)
@@ -87,9 +89,10 @@ def _find_newest(path: Path | None, overrides: list[str]) -> Config:
             return replace(config, resumed_folder=newest, may_fall_back=True)
         key, old, new = changed
         problem = f"in the newest unfinished run, {newest}, {key} is {old}, and {new} here"
-        hint = f"give --resume {newest}, or start a run without --resume"
+        hint = f"give --resume {shell_word(newest)}, or start a run without --resume"
     raise ConfigError(COMMAND_LINE, "--resume", f"nothing to resume: {problem}", hint)
 
 
 def _last_written(folder: Path) -> float:
-    return max(os.stat(path).st_mtime for path in (folder / "config.yaml", *folder.glob("checkpoints/*.ckpt")))
+    files = (folder / "config.yaml", *folder.glob("checkpoints/*.ckpt"))
+    return max((file.stat().st_mtime for file in files if file.is_file()), default=0.0)

@@ -15,7 +15,7 @@ from engine.config.config import Config
 from engine.config.signatures import PROJECT
 from engine.contracts import COMMAND_LINE, ConfigError, UserError
 from engine.runs.run_lock import delete_locked_folder, lock_run
-from engine.terminal import print_line
+from engine.terminal import print_line, shell_word
 
 if TYPE_CHECKING:
     from filelock import FileLock
@@ -147,7 +147,7 @@ def _create_folder(config: Config, folder: Path) -> "FileLock | None":
         # without the name, so that the run can be repeated
         _write_text(folder / "config.yaml", config.to_yaml(name=None))
     except FileExistsError:
-        hint = f"choose another name, or resume it: --resume {folder}"
+        hint = f"choose another name, or resume it: --resume {shell_word(folder)}"
         raise config.error("run.name", f"{folder} exists", hint) from None
     except OSError as error:
         shutil.rmtree(folder, ignore_errors=True)

@@ -1,6 +1,6 @@
 """Records a run: its environment and metrics as files, and summaries at its start and end on the terminal."""
 
-import json
+import hashlib
 import os
 import platform
 import shlex
@@ -8,7 +8,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import suppress
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -17,9 +16,12 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from engine.config.components import FOLDERS
 from engine.config.signatures import PROJECT
+from engine.contracts import listed
 from engine.runs.run_folder import write_json
-from engine.terminal import count_of, print_line
+from engine.runs.run_index import read_mapping
+from engine.terminal import count_of, print_line, shell_word
 from engine.training.clock import Clock
 from engine.training.exits import REFUSED, RunEnded
 from engine.training.loggers import log_everywhere, missing_displays, tensorboard_of
@@ -33,7 +35,7 @@ MUST_MATCH = {
     "precision": "this device computes in another precision; use the earlier device, or start a new run",
 }
 # Facts whose changes are recorded when a run is resumed, because results may differ slightly.
-MAY_DIFFER = ("git_commit", "git_dirty", "python", "packages", "device", "pretrained")
+MAY_DIFFER = ("code", "git_commit", "git_dirty", "python", "packages", "device", "pretrained")
 TITLE_WIDTH = 13  # of the first column of the summaries
 
 
@@ -69,11 +71,10 @@ class RunRecord(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.is_resumed:
             path = self.folder / "environment.json"
-            try:
-                old = dict(json.loads(path.read_text(encoding="utf-8")))
-            except (OSError, ValueError, TypeError):
+            old = read_mapping(path) or {}
+            if not isinstance(old.get("code"), dict) or not isinstance(old.get("resumed", []), list):
                 problem = f"{path} is missing or broken, so this environment cannot be compared with that of the run"
-                raise RunEnded(f"error: --resume: {problem}", REFUSED) from None
+                raise RunEnded(f"error: --resume: {problem}", REFUSED)
             facts = self._compare(trainer, old, self._facts(trainer))
             if trainer.is_global_zero:
                 self._write_start(facts)
@@ -147,6 +148,7 @@ class RunRecord(Callback):
         for each in trainer.loggers:
             each.save()
         write_json(self.folder / "metrics.json", self.metrics)  # the last file, because it marks the run as finished
+        (self.folder / "checkpoints/previous.ckpt").unlink(missing_ok=True)  # a finished run is not resumed
         since = "since it was resumed: " if self.is_resumed else ""
         times = [f"{since}{line}" for line in self.clock.summary()]
         monitor = self.hyperparameters["run.monitor"]
@@ -154,10 +156,8 @@ class RunRecord(Callback):
 
     def earlier_threads(self) -> int | None:
         """Return the number of threads with which a resumed run began; None for a new run."""
-        with suppress(OSError, ValueError, KeyError, TypeError):  # `on_fit_start` reports a broken file
-            if self.is_resumed:
-                return int(json.loads((self.folder / "environment.json").read_text(encoding="utf-8"))["threads"])
-        return None
+        threads = (read_mapping(self.folder / "environment.json") or {}).get("threads") if self.is_resumed else None
+        return threads if type(threads) is int else None  # `on_fit_start` reports a broken file
 
     def _facts(self, trainer: Trainer) -> dict[str, Any]:
         """Return the facts that affect a result besides the config."""
@@ -165,6 +165,7 @@ class RunRecord(Callback):
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name()
         return {
             "command": shlex.join([Path(sys.executable).name, *sys.argv]),
+            "code": code_digests(),
             "git_commit": commit,
             "git_dirty": commit and bool(_git("status", "--porcelain")),  # with new files, because a model may be new
             "python": platform.python_version(),
@@ -186,7 +187,9 @@ class RunRecord(Callback):
 
     def _texts(self, facts: Mapping[str, Any]) -> dict[str, str]:
         """Return config, command and environment in Markdown, for TensorBoard."""
-        rows = "\n".join(f"| {name} | {_cell(value)} |" for name, value in facts.items() if name != "command")
+        rows = "\n".join(
+            f"| {name} | {_cell(value)} |" for name, value in facts.items() if name not in ("command", "code")
+        )
         return {
             "run/config": f"```yaml\n{self.config_yaml}\n```",
             "run/command": f"```\n{facts['command']}\n```",
@@ -207,10 +210,24 @@ class RunRecord(Callback):
                 raise RunEnded(f"error: --resume: {problem}", REFUSED)
         changed = [name for name in MAY_DIFFER if old.get(name) != new.get(name)]
         if changed and trainer.is_global_zero:
-            print_line(f"resuming may not be exact: {', '.join(changed)} changed (environment.json)")
+            files = sorted(file for file, _ in old["code"].items() ^ new["code"].items())
+            shown = [f"code ({listed(list(dict.fromkeys(files)))})" if name == "code" else name for name in changed]
+            print_line(f"resuming may not be exact: {', '.join(shown)} changed (environment.json)")
         note = {"at": datetime.now(UTC).isoformat(timespec="seconds"), "after_seconds": round(self._earlier_seconds, 3)}
         note |= {"command": new["command"], **{name: new[name] for name in changed}}
         return {**old, "resumed": [*old.get("resumed", []), note]}
+
+
+def code_digests() -> dict[str, str]:
+    """Return the beginning of the SHA-256 of every Python file that a run may execute."""
+    folders = ("engine", *(folder for folder, _ in FOLDERS.values()))
+    files = (PROJECT / "train.py", *(file for folder in folders for file in (PROJECT / folder).rglob("*.py")))
+    names = {str(file.relative_to(PROJECT)): file for file in files if file.is_file()}
+    return {
+        name: hashlib.sha256(file.read_bytes()).hexdigest()[:12]
+        for name, file in sorted(names.items())
+        if not any(part.startswith(".") for part in Path(name).parts)
+    }
 
 
 def start_summary(trainer: Trainer, facts: Mapping[str, Any], hyperparameters: Mapping[str, Any]) -> str:
@@ -246,7 +263,7 @@ def end_summary(metrics: Mapping[str, Any], monitor: str, times: list[str], fold
     rows += [("time", line) for line in times]
     rows += [("run folder", str(folder))]
     if has_tensorboard:
-        rows += [("TensorBoard", f"tensorboard --logdir {folder.parent.parent}")]
+        rows += [("TensorBoard", f"tensorboard --logdir {shell_word(folder.parent.parent)}")]
     return "\n".join(f"{title:<{TITLE_WIDTH}}{text}" for title, text in rows)
 
 

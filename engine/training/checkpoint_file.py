@@ -9,7 +9,6 @@ Torch is imported only where it is needed, because `train.py` verifies a checkpo
 
 import hashlib
 import os
-import shlex
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -19,7 +18,7 @@ from typing import Any, BinaryIO
 from zipfile import BadZipFile, ZipFile
 
 from engine.contracts import BrokenCheckpointError
-from engine.terminal import print_line
+from engine.terminal import print_line, shell_word
 
 _MARK = b"sha256:"
 _COMMENT_SIZE = len(_MARK) + 64  # bytes at the end of the file: the mark and the hexadecimal digest
@@ -75,7 +74,9 @@ def _replacing(path: Path, keep_as: Path | None = None) -> Iterator[BinaryIO]:
         os.replace(part, path)
         _sync_folder(path.parent)
     except (IsADirectoryError, NotADirectoryError, FileExistsError) as error:
-        raise BrokenCheckpointError(f"{error.filename2 or error.filename}: {error.strerror}; move it elsewhere") from None
+        raise BrokenCheckpointError(
+            f"{error.filename2 or error.filename}: {error.strerror}; move it elsewhere"
+        ) from None
     finally:
         with suppress(OSError):  # a folder has this name
             part.unlink()
@@ -214,7 +215,7 @@ def newest(folder: Path, fall_back: bool) -> Path | None:
             steps[path] = checkpoint["global_step"]
     found = max(steps, key=lambda path: steps[path], default=None)
     if problems and not fall_back:
-        hint = f"; {found} is undamaged: resume from it with --resume {shlex.quote(str(found))}" if found else ""
+        hint = f"; {found} is undamaged: resume from it with --resume {shell_word(found)}" if found else ""
         raise BrokenCheckpointError(f"{problems[0]}{hint}")
     if found is None and len(problems) > 1:
         raise problems[0]

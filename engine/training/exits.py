@@ -14,6 +14,7 @@ from pathlib import Path
 from engine.config.components import FOLDERS, lightning_folder
 from engine.config.signatures import PROJECT, short_path
 from engine.contracts import UserError, one_line
+from engine.terminal import shell_word
 
 TERMINATED, INTERRUPTED = 128 + signal.SIGTERM, 128 + signal.SIGINT  # the exit codes that a shell shows
 DIVERGED, REFUSED, FAILED = 3, 2, 1
@@ -131,7 +132,9 @@ def report_exit(end: RunEnded | UserError, folder: Path | None, rank: int) -> in
     parts = [str(end)]
     if folder is not None and end.exit_code != REFUSED and (folder / "checkpoints/last.ckpt").is_file():
         before = f"{folder}/checkpoints is from before; a run resumed from there diverges again"
-        parts.append(before if end.exit_code == DIVERGED else f"resume with: python train.py --resume {folder}")
+        parts.append(
+            before if end.exit_code == DIVERGED else f"resume with: python train.py --resume {shell_word(folder)}"
+        )
     if isinstance(end, Stopped) and (note := requeue(end.signum)):
         parts.append(note)
     with suppress(OSError):

@@ -1,0 +1,134 @@
+"""``--resume`` finds the run, also if its name has special characters. Printed commands can be pasted into a shell."""
+
+import os
+import shlex
+import signal
+from pathlib import Path
+
+import pytest
+
+import train
+from engine.config.config import load_config
+from engine.contracts import BrokenCheckpointError, ConfigError
+from engine.runs.resume import find_run
+from engine.runs.run_folder import run_folder
+from engine.training.checkpoint_file import newest
+from engine.training.exits import Stopped, report_exit
+from tests.runs import IRIS
+
+NAMES = [
+    "lr[0.1]",
+    "[!a]",
+    "*",
+    "a?",
+    "**",
+    "two words",
+    "it's",
+    '"$HOME"',
+    "-x",
+    "a;b",
+    "#1",
+    "é",
+    "~",
+    "{a,b}",
+    "a\\b",
+]
+
+
+def make_run(root: Path, name: str, changed: float = 0.0) -> Path:
+    """A run that has not started to train; `changed` is its age."""
+    folder = root / "iris_mlp" / name
+    folder.mkdir(parents=True)
+    config = folder / "config.yaml"
+    config.write_text(load_config(Path(IRIS), [f"run.root={root}"]).to_yaml(name=None), encoding="utf-8")
+    os.utime(config, (10**9 + changed, 10**9 + changed))
+    return folder
+
+
+def auto(root: Path, name: str | None = None) -> Path | None:
+    given = [] if name is None else ["run.name=" + "'" + name.replace("'", "''") + "'"]
+    return find_run("auto", Path(IRIS), [f"run.root={root}", *given]).resumed_folder
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_auto_finds_a_name_with_special_characters(name, tmp_path):
+    folder = make_run(tmp_path, name)
+    make_run(tmp_path, "other", changed=10)
+    assert auto(tmp_path, name) == folder
+
+
+@pytest.mark.parametrize("name", ["*", "?ther", "[o]ther", "**", "other*", "OTHER", ".", "..", "", "../iris_mlp/other"])
+def test_auto_does_not_take_a_name_for_a_pattern_or_a_path(name, tmp_path):
+    make_run(tmp_path, "other")
+    if name == "":
+        assert auto(tmp_path, name) == tmp_path / "iris_mlp/other"
+    else:
+        with pytest.raises(ConfigError, match="has no unfinished run"):
+            auto(tmp_path, name)
+
+
+@pytest.mark.parametrize("root", ["[runs]", "a*", "two words"])
+def test_auto_finds_runs_in_a_root_with_special_characters(root, tmp_path):
+    make_run(tmp_path / root, "older")
+    newer = make_run(tmp_path / root, "lr[0.1]", changed=10)
+    assert auto(tmp_path / root) == newer
+
+
+def test_files_that_vanish_or_lead_nowhere(tmp_path):
+    folder = make_run(tmp_path, "x")
+    (folder / "checkpoints").mkdir()
+    (folder / "checkpoints/last.ckpt").symlink_to(tmp_path / "gone")
+    (folder.parent / "broken").symlink_to(tmp_path / "gone")
+    (folder.parent / "folder/config.yaml").mkdir(parents=True)
+    assert auto(tmp_path) == folder
+
+
+def commands(text: str) -> list[str]:
+    """The folder after each ``--resume`` in a message, as a shell reads it."""
+    return [shlex.split(part.partition("\n")[0])[0].rstrip(",") for part in text.split("--resume ")[1:]]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_printed_command_can_be_pasted(name, tmp_path, monkeypatch, capsys):
+    folder = make_run(tmp_path, name)
+    checkpoints = folder / "checkpoints"
+    checkpoints.mkdir()
+    (checkpoints / "last.ckpt").write_bytes(b"")
+    report_exit(Stopped(signal.SIGINT, "epoch 1"), folder, 0)
+    printed = capsys.readouterr().err
+    with pytest.raises(ConfigError) as changed:
+        find_run("auto", Path(IRIS), [f"run.root={tmp_path}", "optimizer.lr=0.5"])
+    with (
+        pytest.raises(ConfigError) as exists,
+        run_folder(
+            load_config(Path(IRIS), [f"run.root={tmp_path}", f"run.name='{name.replace(chr(39), 2 * chr(39))}'"])
+        ),
+    ):
+        pass
+    for text in (printed, str(changed.value), str(exists.value)):
+        assert commands(text) == [str(folder)], text
+    monkeypatch.setattr(
+        "engine.training.checkpoint_file.read_sealed",
+        lambda path: {"position": {"exact": True, "log_sizes": {}}, "global_step": 3},
+    )
+    monkeypatch.setattr("engine.training.checkpoint_file.verify", lambda path, ours: _refuse(path))
+    (checkpoints / "best.ckpt").write_bytes(b"")
+    with pytest.raises(BrokenCheckpointError) as broken:
+        newest(folder, fall_back=False)
+    assert commands(str(broken.value)) == [str(checkpoints / "best.ckpt")]
+    monkeypatch.chdir(folder.parent)
+    report_exit(Stopped(signal.SIGINT, "epoch 1"), Path(name), 0)
+    (relative,) = commands(capsys.readouterr().err)
+    assert Path(relative).resolve() == folder
+    assert not relative.startswith("-")
+
+
+def _refuse(path: Path) -> None:
+    if path.name == "last.ckpt":
+        raise BrokenCheckpointError(f"{path.name} is empty")
+
+
+def test_the_example_of_a_folder_is_quoted(tmp_path, capsys):
+    folder = make_run(tmp_path, "two words")
+    assert train.main(["--resume", str(tmp_path)]) == 2
+    assert f"such as '{folder}'" in capsys.readouterr().err
