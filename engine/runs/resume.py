@@ -1,5 +1,6 @@
 """``--resume RUN`` and ``--resume auto``: finds the run to resume and checks that the experiment has not changed."""
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ def find_run(text: str, path: Path | None, overrides: list[str]) -> Config:
         return _find_newest(path, overrides)
     given = Path(text)
     is_checkpoint = given.suffix == ".ckpt"
-    folder = given.parent.parent if is_checkpoint else given
+    folder = Path(os.path.normpath(given / "../..")) if is_checkpoint else given
     if not text or not (folder / "config.yaml").is_file():
         configs = [config for depth in ("*", "*/*") for config in given.glob(f"{depth}/config.yaml")] if text else []
         example = max((config.parent for config in configs), key=_last_written, default=EXAMPLE)

@@ -19,6 +19,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from engine.config.components import FOLDERS
 from engine.config.signatures import PROJECT
 from engine.contracts import listed
+from engine.runs.resume import FREE_KEYS
 from engine.runs.run_folder import write_json
 from engine.runs.run_index import read_mapping
 from engine.terminal import count_of, print_line, shell_word
@@ -113,13 +114,24 @@ class RunRecord(Callback):
             self.clock.test_start()
 
     def state_dict(self) -> dict[str, Any]:
-        progress = {"metrics": self.metrics, "seconds": self._all_seconds()}
+        progress = {"metrics": self.metrics, "seconds": self._all_seconds(), "config": self._fixed_config()}
         return {"validation": self.validation, "epoch": self.epoch, **progress}
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        there, here = checkpoint["callbacks"][self.state_key]["config"], self._fixed_config()
+        for key in sorted(there.keys() | here.keys()):
+            if (old := there.get(key)) != (new := here.get(key)):
+                problem = f"{trainer.ckpt_path} is of another run: {key} is {old} there, and {new} here"
+                raise RunEnded(f"error: {problem}", REFUSED)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.validation, self.epoch = state_dict["validation"], state_dict["epoch"]
         if not self.metrics:  # loading the best checkpoint for the test must not replace them
             self.metrics, self._earlier_seconds = state_dict["metrics"], state_dict["seconds"]
+
+    def _fixed_config(self) -> dict[str, Any]:
+        """Return the keys of the config that cannot change when the run is resumed."""
+        return {key: value for key, value in self.hyperparameters.items() if key not in FREE_KEYS}
 
     def finish(self, trainer: Trainer, tested: Path | None) -> None:
         """Write ``metrics.json`` and the entry under HPARAMS, and print a summary, in the first process only.

@@ -220,7 +220,7 @@ def newest(folder: Path, fall_back: bool) -> Path | None:
     if found is None and len(problems) > 1:
         raise problems[0]
     if problems:
-        print_line(f"{problems[0]}: resuming from {found or 'the beginning'}")
+        print_line(f"{problems[0]}, so it is not used" + (f"; resuming from {found}" if found else ""))
     return found
 
 

@@ -119,6 +119,8 @@ class Checkpoints(Callback):
         if self._restored is None:
             self._truncate_logs(trainer, {}, 0)
             return
+        if trainer.strategy.restore_checkpoint_after_setup:
+            self.on_fit_start(trainer, pl_module)  # the checkpoint was loaded later
         if trainer.is_global_zero:
             print_line(f"resuming in {_place(trainer, trainer.fit_loop.batch_idx + 1)}")
         loop.resume_state = self._restored["processes"][trainer.global_rank]

@@ -83,6 +83,17 @@ def test_files_that_vanish_or_lead_nowhere(tmp_path):
     assert auto(tmp_path) == folder
 
 
+def test_a_checkpoint_in_the_current_folder(tmp_path, monkeypatch):
+    folder = make_run(tmp_path, "x")
+    (folder / "checkpoints").mkdir()
+    (folder / "checkpoints/best.ckpt").touch()
+    for place, given in ((folder / "checkpoints", "best.ckpt"), (folder, "checkpoints/best.ckpt")):
+        monkeypatch.chdir(place)
+        found = find_run(given, None, [])
+        assert found.resumed_folder.resolve() == folder
+        assert found.checkpoint.resolve() == folder / "checkpoints/best.ckpt"
+
+
 def commands(text: str) -> list[str]:
     """The folder after each ``--resume`` in a message, as a shell reads it."""
     return [shlex.split(part.partition("\n")[0])[0].rstrip(",") for part in text.split("--resume ")[1:]]

@@ -20,6 +20,7 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch.strategies import SingleDeviceStrategy
 
 import train
 from callbacks.finite_steps import FiniteSteps
@@ -634,6 +635,30 @@ def test_killed_while_going_back(moment, stopped, whole, monkeypatch, capsys):
     assert differences(whole, stopped) == []
 
 
+@pytest.mark.parametrize("name", ["last", "best"])
+def test_a_checkpoint_of_another_run(name, tmp_path, monkeypatch, capsys):
+    """Its weights fit, but the seed differs. It is neither resumed from nor tested."""
+    with signalled(monkeypatch, lambda trainer: trainer.testing):
+        _, folder = start(tmp_path / "runs", *SHORT)
+    _, other = start(tmp_path / "other", *SHORT, "seed=1", "data.split_seed=0")
+    path = folder / f"checkpoints/{name}.ckpt"
+    shutil.copy(other / f"checkpoints/{name}.ckpt", path)
+    capsys.readouterr()
+    assert train.main(["--resume", str(folder)]) == 2
+    assert capsys.readouterr().err == f"error: {path} is of another run: seed is 1 there, and 0 here\n"
+    assert not (folder / "metrics.json").exists()
+
+
+def test_strategies_that_load_a_checkpoint_late(stopped, whole, monkeypatch):
+    """FSDP and DeepSpeed load it after `on_fit_start`."""
+    monkeypatch.setattr(SingleDeviceStrategy, "restore_checkpoint_after_setup", True)
+    for path in event_files(stopped):
+        with path.open("ab") as file:
+            file.write(path.read_bytes())
+    assert train.main(["--resume", str(stopped)]) == 0
+    assert differences(whole, stopped) == []
+
+
 def test_going_back_twice(stopped, whole, tmp_path, monkeypatch):
     copied = stopped / "checkpoints/kept.ckpt"
     shutil.copy(stopped / "checkpoints/best.ckpt", copied)
@@ -668,10 +693,7 @@ def test_a_damaged_checkpoint_whose_best_cannot_be_resumed_from(options, tmp_pat
     assert train.main(["--resume", str(folder)]) == 2
     assert f"resume from it with --resume {previous}" in capsys.readouterr().err
     assert train.main([*options, f"run.root={tmp_path / 'runs'}", "--resume", "auto"]) == 0
-    assert (
-        f"{last} is damaged: its content does not match its checksum: resuming from {previous}"
-        in capsys.readouterr().out
-    )
+    assert f"does not match its checksum, so it is not used; resuming from {previous}" in capsys.readouterr().out
     assert differences(reference, folder) == []
 
 
@@ -686,7 +708,8 @@ def test_the_only_checkpoint_is_damaged(tmp_path, monkeypatch, whole, capsys):
     assert train.main(["--resume", str(folder)]) == 2
     assert capsys.readouterr().err == f"error: {last} is empty\n"
     assert train.main([*SHORT, f"run.root={tmp_path / 'runs'}", "--resume", "auto"]) == 0
-    assert f"{last} is empty: resuming from the beginning" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert f"{last} is empty, so it is not used\nthe run has no checkpoint yet: starting from its beginning" in printed
     assert differences(whole, folder) == []
 
 
