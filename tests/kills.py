@@ -76,7 +76,7 @@ def main(count: int, seed: int, root: Path) -> None:
         argv, _, reference = whole[name]
         runs = root / f"trial{i}"
         codes = [run([*argv, f"run.root={runs}"], moments[0])]
-        while codes[0] != -signal.SIGKILL:  # the run ended before
+        while codes[0] != -signal.SIGKILL or any(runs.glob("*/*/metrics.json")):  # the run ended before
             shutil.rmtree(runs)
             moments[0] *= 0.8  # type: ignore[operator]
             codes = [run([*argv, f"run.root={runs}"], moments[0])]

@@ -435,7 +435,7 @@ def test_no_room_from_the_start(tmp_path):
     assert "epoch 1" not in done.stdout
 
 
-@pytest.mark.faults("the disk has no room for three checkpoints", "reported before training, exit code 2")
+@pytest.mark.faults("the disk has no room for four checkpoints", "reported before training, exit code 2")
 def test_too_little_room(tmp_path, monkeypatch, capsys):
     import shutil
 
