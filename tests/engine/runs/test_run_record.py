@@ -57,11 +57,10 @@ def test_unchanged_code_is_not_mentioned(stopped, capsys):
     [
         ({"lit_models/mlp.py": "0"}, "code (lit_models/mlp.py)"),
         ({"datamodules/iris.py": "0", "callbacks/gallery.py": "0"}, "code (callbacks/gallery.py, datamodules/iris.py)"),
-        ({"lit_models/deleted.py": "0"}, "code (lit_models/deleted.py)"),
-        ({"lit_models/mlp.py": None}, "code (lit_models/mlp.py)"),  # a new file
+        ({"lit_models/deleted.py": "0", "lit_models/mlp.py": None}, "code (lit_models/deleted.py, lit_models/mlp.py)"),
         ({f"lit_models/m{i}.py": "0" for i in range(7)}, "lit_models/m4.py and 2 more)"),
     ],
-    ids=["changed", "two", "deleted", "new", "many"],
+    ids=["changed", "two", "deleted and new", "many"],
 )  # fmt: skip
 def test_changed_code_is_one_line(changes, shown, stopped, capsys):
     code = {name: digest for name, digest in (code_digests() | changes).items() if digest is not None}
@@ -89,11 +88,8 @@ def test_a_file_that_is_not_executed_does_not_count(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "content",
-    ["{}", "[" * 10**5, '{"code": 3}', b"\xff", None] + [{"code": value} for value in (None, "x", [1])]
-    + [{"resumed": value} for value in (3, "x", {}, None)],
-    ids=lambda content: repr(content)[:20],
-)  # fmt: skip
+    "content", ["{}", "[" * 10**5, None, {"code": "x"}, {"resumed": 3}], ids=lambda content: repr(content)[:20]
+)
 def test_a_broken_environment_is_one_line(content, stopped, capsys):
     path = stopped / "environment.json"
     if isinstance(content, dict):
@@ -102,7 +98,7 @@ def test_a_broken_environment_is_one_line(content, stopped, capsys):
         path.unlink()
         path.mkdir()
     else:
-        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+        path.write_text(content)
     assert train.main(["--resume", str(stopped)]) == 2
     printed = capsys.readouterr().err
     assert printed.startswith(f"error: --resume: {path} is missing or broken")

@@ -474,11 +474,7 @@ def test_a_foreign_checkpoint(content, stopped, whole, tmp_path, capsys):
     assert differences(whole, stopped) == []
 
 
-WRONG_VALUES = [7, 0.5, "a word", [1], {}, None, torch.zeros(2)]
-TOP_LEVEL = (
-    "epoch", "global_step", "pytorch-lightning_version", "state_dict", "loops", "callbacks", "optimizer_states",
-    "lr_schedulers", "hparams_name", "hyper_parameters", "position", "content_sha256",
-)  # fmt: skip
+WRONG_VALUES = [7, "a word", None]
 
 
 def odd_copies(value: Any, place: str = "") -> Iterator[tuple[str, Any]]:
@@ -520,15 +516,14 @@ def test_no_change_of_a_checkpoint_is_overlooked(saved, tmp_path, monkeypatch):
             copies += 1
         else:
             pytest.fail(name)
-    assert copies > 2000
+    assert copies > 1000
 
 
 @pytest.mark.faults("a checkpoint is complete, but was changed", "one line, exit code 2; nothing is changed")
 @pytest.mark.parametrize(
     ("key", "wrong"),
     [
-        ("position", [1]), ("callbacks", "a text"), ("callbacks", None), ("global_step", "ten"), ("loops", None),
-        ("optimizer_states", []), ("state_dict", 3), ("pytorch-lightning_version", "0.5"), ("processes", []),
+        ("position", [1]), ("callbacks", "a text"), ("global_step", "ten"), ("processes", []), ("state_dict", 3),
     ],
     ids=str,
 )  # fmt: skip
@@ -543,7 +538,7 @@ def test_a_changed_checkpoint(key, wrong, stopped, capsys):
     assert {path: path.read_bytes() for path in before} == before
 
 
-@pytest.mark.parametrize("key", TOP_LEVEL)
+@pytest.mark.parametrize("key", ["callbacks", "pytorch-lightning_version", "content_sha256"])
 def test_a_checkpoint_without_an_entry(key, stopped, capsys):
     path = stopped / "checkpoints/last.ckpt"
     odd = checkpoint_file.read(path)
@@ -615,7 +610,9 @@ MOMENTS = {
 
 
 @pytest.mark.faults("killed while or after a run goes back to best.ckpt", "bitwise identical, and no curve is cut")
-@pytest.mark.parametrize("moment", MOMENTS)
+@pytest.mark.parametrize(
+    "moment", [moment if i % 2 else pytest.param(moment, marks=pytest.mark.slow) for i, moment in enumerate(MOMENTS)]
+)
 def test_killed_while_going_back(moment, stopped, whole, monkeypatch, capsys):
     best, last = (stopped / f"checkpoints/{name}.ckpt" for name in ("best", "last"))
     content, before = best.read_bytes(), last.read_bytes()
@@ -635,7 +632,7 @@ def test_killed_while_going_back(moment, stopped, whole, monkeypatch, capsys):
     assert differences(whole, stopped) == []
 
 
-@pytest.mark.parametrize("name", ["last", "best"])
+@pytest.mark.parametrize("name", ["best", pytest.param("last", marks=pytest.mark.slow)])
 def test_a_checkpoint_of_another_run(name, tmp_path, monkeypatch, capsys):
     """Its weights fit, but the seed differs. It is neither resumed from nor tested."""
     with signalled(monkeypatch, lambda trainer: trainer.testing):
@@ -659,6 +656,7 @@ def test_strategies_that_load_a_checkpoint_late(stopped, whole, monkeypatch):
     assert differences(whole, stopped) == []
 
 
+@pytest.mark.slow
 def test_going_back_twice(stopped, whole, tmp_path, monkeypatch):
     copied = stopped / "checkpoints/kept.ckpt"
     shutil.copy(stopped / "checkpoints/best.ckpt", copied)
@@ -669,26 +667,27 @@ def test_going_back_twice(stopped, whole, tmp_path, monkeypatch):
     assert differences(whole, stopped) == []
 
 
-INEXACT = {
-    "averaged weights": ["callbacks.ema_weight_averaging={decay: 0.9}"],
-    "a validation inside an accumulation window": ["trainer.accumulate_grad_batches=3", "trainer.val_check_interval=2"],
-    "no step left": ["trainer.max_epochs=null", "trainer.max_steps=12"],
-}
+INEXACT = [
+    (["callbacks.ema_weight_averaging={decay: 0.9}"], lambda trainer: trainer.testing),
+    (["trainer.accumulate_grad_batches=3", "trainer.val_check_interval=2"], lambda trainer: trainer.current_epoch == 3),
+    pytest.param(
+        ["trainer.max_epochs=null", "trainer.max_steps=12"], lambda trainer: trainer.testing, marks=pytest.mark.slow
+    ),
+]
 
 
 @pytest.mark.faults(
     "a checkpoint is cut off, flipped, empty or text",
     "one line, exit code 2; `auto` resumes from the previous one, bitwise identical",
 )
-@pytest.mark.parametrize("options", INEXACT.values(), ids=INEXACT)
-def test_a_damaged_checkpoint_whose_best_cannot_be_resumed_from(options, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(("options", "when"), INEXACT, ids=["averaged weights", "half a step", "no step left"])
+def test_a_damaged_checkpoint_whose_best_cannot_be_resumed_from(options, when, tmp_path, monkeypatch, capsys):
     options = [*SHORT, *options, "run.checkpoint_every_steps=2"]
     reference = start(tmp_path / "whole", *options)[1]
-    last_epoch = "no step left" if "trainer.max_steps=12" in options else ""
-    with signalled(monkeypatch, lambda trainer: trainer.testing if last_epoch else trainer.current_epoch == 3):
+    with signalled(monkeypatch, when):
         folder = start(tmp_path / "runs", *options)[1]
     last, previous, best = (folder / f"checkpoints/{name}.ckpt" for name in ("last", "previous", "best"))
-    assert not checkpoint_file.read(best)["position"]["exact"] or last_epoch
+    assert not checkpoint_file.read(best)["position"]["exact"]
     last.write_bytes(_flipped(last.read_bytes()))
     assert train.main(["--resume", str(folder)]) == 2
     assert f"resume from it with --resume {previous}" in capsys.readouterr().err
@@ -740,7 +739,7 @@ def test_killed_between_the_renamings_of_two_checkpoints(tmp_path, monkeypatch, 
     assert differences(whole, folder) == []
 
 
-@pytest.mark.parametrize("damaged_again", ["last", "previous"])
+@pytest.mark.parametrize("damaged_again", ["last", pytest.param("previous", marks=pytest.mark.slow)])
 def test_damaged_twice(damaged_again, stopped, whole, tmp_path, monkeypatch):
     """The checkpoint before the last one survives a resumption from it."""
     auto = [*SHORT, f"run.root={tmp_path / 'runs'}", "--resume", "auto"]
@@ -754,6 +753,7 @@ def test_damaged_twice(damaged_again, stopped, whole, tmp_path, monkeypatch):
     assert differences(whole, stopped) == []
 
 
+@pytest.mark.slow
 def test_a_best_checkpoint_without_its_curves_is_not_resumed_from(stopped, whole, tmp_path, monkeypatch):
     """The run went back to an earlier checkpoint. So the points before its best checkpoint are gone."""
     last, previous = (stopped / f"checkpoints/{name}.ckpt" for name in ("last", "previous"))
@@ -765,7 +765,12 @@ def test_a_best_checkpoint_without_its_curves_is_not_resumed_from(stopped, whole
     assert differences(whole, stopped) == []
 
 
-@pytest.mark.parametrize("name", ["last.ckpt", "best.ckpt", "previous.ckpt", "last.part", "best.part", "x.part"])
+FOLDERS = ("best.ckpt", "previous.ckpt", "best.part")
+
+
+@pytest.mark.parametrize(
+    "name", ["last.ckpt", "last.part", "x.part", *(pytest.param(name, marks=pytest.mark.slow) for name in FOLDERS)]
+)
 def test_a_folder_in_the_place_of_a_file(name, stopped, capsys):
     path = stopped / "checkpoints" / name
     path.unlink(missing_ok=True)

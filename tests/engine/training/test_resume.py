@@ -86,11 +86,7 @@ VARIANTS = [
     ("bert", [], [(1, 3)]),
     ("bert", [], [(2, 0, True)]),
     ("iris", [DOUBLE], [(1, 2)]),
-    ("iris", [DOUBLE], [(0, 0, True), (2, 1)]),
     ("iris", [DOUBLE, EMA, "optimizer={name: sgd, lr: 0.1, momentum: 0.9}"], [(1, 1)]),
-    ("iris", [DOUBLE, EMA, "model.normalization=batch"], [(2, 0, True)]),
-    ("iris", [DOUBLE, "trainer.accumulate_grad_batches=2", "callbacks.early_stopping={monitor: val/loss}"], [(1, 2)]),
-    ("iris", [EMA, "trainer.accumulate_grad_batches=2", "trainer.val_check_interval=1"], [(1, 2)]),
 ]
 # other options that change the loop, left out of a plain `pytest`
 MORE_VARIANTS = [
@@ -102,6 +98,10 @@ MORE_VARIANTS = [
     ("cnn", ["callbacks.early_stopping={monitor: val/loss, patience: 1, min_delta: 10.0}"], [(0, 0, True)]),
     ("cnn", ["optimizer={name: sgd, lr: 0.1, momentum: 0.9}", "schedule={name: one_cycle}"], [(2, 7)]),
     ("cnn", ["trainer.precision=bf16-mixed"], [(1, 3)]),
+    ("iris", [DOUBLE], [(0, 0, True), (2, 1)]),
+    ("iris", [DOUBLE, EMA, "model.normalization=batch"], [(2, 0, True)]),
+    ("iris", [DOUBLE, "trainer.accumulate_grad_batches=2", "callbacks.early_stopping={monitor: val/loss}"], [(1, 2)]),
+    ("iris", [EMA, "trainer.accumulate_grad_batches=2", "trainer.val_check_interval=1"], [(1, 2)]),
     ("cnn", ["trainer.precision=bf16-true"], [(1, 3)]),
     ("cnn", [DOUBLE], [(1, 3)]),
     ("bert", [DOUBLE, EMA], [(1, 3)]),
@@ -167,7 +167,7 @@ def read_curves(folder):
     return curves
 
 
-@pytest.mark.parametrize("shifts", [[-86400], [0], [-86400, -172800], [86400, 0]], ids=str)
+@pytest.mark.parametrize("shifts", [[-86400], [0], pytest.param([-86400, -172800], marks=pytest.mark.slow)], ids=str)
 def test_curves_are_in_order_when_the_clock_was_set_back(shifts, finished, tmp_path, monkeypatch):
     """TensorBoard reads files in the order of their names, which begin with a time and a process id (here 9, 10, 11)."""
     options = [*options_of("iris", None, None), *WITHOUT_PICTURES]
