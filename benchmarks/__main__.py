@@ -19,6 +19,8 @@ import argparse
 import importlib
 import sys
 
+from engine.contracts import UserError
+
 NAMES = ("start", "loader", "step", "mnist", "cifar", "bert", "checkpoint", "pictures", "ddp")
 
 
@@ -40,7 +42,6 @@ def main() -> None:
     import torch
 
     from benchmarks.measure import BenchmarkError, describe_hardware, print_table, save_results
-    from engine.contracts import UserError
     from engine.terminal import quiet_lightning
 
     quiet_lightning()

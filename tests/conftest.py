@@ -4,14 +4,15 @@ import os
 import shutil
 import signal
 import socket
+import sys
 from pathlib import Path
 
 import pytest
 
+WAS_TORCH_IMPORTED = "torch" in sys.modules  # then the variables have no effect
 # One: models so small gain nothing by a second, and two that wait for each other are slow where cores are shared.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MKL_NUM_THREADS", os.environ["OMP_NUM_THREADS"])
-os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it, and tests need it
 
 from engine.config.signatures import PROJECT

@@ -9,6 +9,7 @@ import struct
 import subprocess
 import sys
 import termios
+from collections.abc import Iterable
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,6 +20,7 @@ import torch
 from callbacks import progress_line
 from callbacks.progress_line import ProgressLine, complete_fraction
 from engine.terminal import duration
+from engine.training.clock import Clock
 from tests.runs import IRIS, run
 
 COLUMNS = 72
@@ -108,7 +110,7 @@ def make_trainer(batches: int, *, max_epochs: int = 4, max_steps: int = -1) -> S
     loop = SimpleNamespace(total_batch_idx=batches)
     return SimpleNamespace(
         max_steps=max_steps, max_epochs=max_epochs, num_training_batches=100, global_step=batches, fit_loop=loop,
-        is_global_zero=True, current_epoch=batches // 100, callback_metrics={},
+        is_global_zero=True, current_epoch=batches // 100, callback_metrics={}, callbacks=[],
     )  # fmt: skip
 
 
@@ -124,10 +126,72 @@ def test_duration_is_estimated_once(capsys, monkeypatch):
     monkeypatch.setattr(progress_line, "time", SimpleNamespace(monotonic=lambda: now))
     line = ProgressLine(live=False)
     line.on_train_start(make_trainer(100), None)  # type: ignore[arg-type]
+    line.on_train_batch_end(make_trainer(100), None, None, None, 0)  # type: ignore[arg-type]
     now += 10
     line.on_train_batch_end(make_trainer(200), None, None, None, 99)  # type: ignore[arg-type]
     line.on_train_batch_end(make_trainer(201), None, None, None, 100)  # type: ignore[arg-type]
     assert capsys.readouterr().out == "expected     about 30 s of training\n"
+
+
+def simulate(monkeypatch, seconds: Iterable[float], *, live: bool = False, clock: Clock | None = None) -> None:
+    """Train with these seconds per step. An epoch has 100 steps, and there are 4 epochs unless there are more steps."""
+    steps = list(seconds)
+    now = [1000.0]
+    monkeypatch.setattr(progress_line, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    epochs = max(4, len(steps) // 100)
+    line = ProgressLine(live)
+    line.on_train_start(make_trainer(0, max_epochs=epochs), None)  # type: ignore[arg-type]
+    line._clock = clock or line._clock
+    for i, step in enumerate(steps, 1):
+        now[0] += step
+        line.on_train_batch_end(make_trainer(i, max_epochs=epochs), None, None, None, i)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "expected"),
+    [
+        ([0.1] * 400, ["about 40 s"]),
+        ([0.007] * 400, []),  # shorter than the time before the first estimate
+        ([10.0, *[0.1] * 399], ["about 50 s"]),  # such as a compilation in the first step
+        ([2.0, 0.5, *[0.1] * 398], ["about 1 min 9 s", "now about 45 s"]),
+        # other programs end, and start
+        ([*[2.0] * 5, *[0.1] * 395], ["about 13 min 20 s", "now about 1 min 20 s", "now about 51 s"]),
+        (
+            [*[0.1] * 100, *[2.0] * 300],
+            ["about 40 s", "now about 1 min 9 s", "now about 3 min 43 s", "now about 10 min 10 s"],
+        ),
+        ([*[0.1] * 200, *[0.13] * 200], ["about 40 s"]),  # not wrong enough
+        ([*[0.1, 0.5] * 200], ["about 2 min"]),
+        ([400.0, *[0.1] * 399], ["about 7 min 20 s"]),
+        ([0.0] * 400, []),
+    ],
+)
+def test_expected_duration_is_that_of_recent_steps(seconds, expected, monkeypatch, capsys):
+    simulate(monkeypatch, seconds)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.removeprefix("expected").removesuffix("of training").strip() for line in lines] == expected
+
+
+def test_a_speed_that_changes_all_the_time_is_not_reported_all_the_time(monkeypatch, capsys):
+    simulate(monkeypatch, [0.05 if i // 50 % 2 else 5.0 for i in range(2000)])
+    assert 1 < capsys.readouterr().out.count("expected") < 15
+
+
+def test_corrected_duration_replaces_the_line_in_a_terminal(monkeypatch, capsys):
+    simulate(monkeypatch, [*[2.0] * 5, *[0.1] * 395], live=True)
+    lines = capsys.readouterr().out.split("\n")
+    corrected = [line.rpartition("\r")[2].rstrip() for line in lines if "now about" in line]
+    assert corrected[0] == "expected     now about 1 min 20 s of training"
+
+
+def test_a_run_that_waits_for_a_core_says_so_once(monkeypatch, capsys):
+    clock = Clock()
+    monkeypatch.setattr(clock, "waiting_advice", iter([None, "stop the other", *[None] * 100]).__next__)
+    simulate(monkeypatch, [0.5] * 20, clock=clock)
+    assert capsys.readouterr().out.splitlines() == [
+        "slow         stop the other",
+        "expected     about 3 min 20 s of training",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,12 @@
 """The measurement of where the time of a run goes."""
 
 import time
+from types import SimpleNamespace
 
 import pytest
 
-from engine.training.clock import TRAINING, Clock, process_seconds
+from engine.training import clock as module
+from engine.training.clock import TRAINING, Clock, core_waiting_seconds, process_seconds
 from tests.runs import IRIS, figures, run
 
 
@@ -59,3 +61,85 @@ def test_a_run_with_only_the_test_left_has_no_training():
     clock.test_end()
     (line,) = clock.summary()
     assert line.startswith("start 0.0 s, training 0.0 s, test")
+
+
+@pytest.fixture
+def machine(monkeypatch) -> SimpleNamespace:
+    """The time, and how long the main thread has waited for a core; a test sets both."""
+    now = SimpleNamespace(seconds=1000.0, waited=7.0)
+    monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: now.seconds))
+    monkeypatch.setattr(module, "process_seconds", lambda: 3.0)
+    monkeypatch.setattr(module, "core_waiting_seconds", lambda: now.waited)
+    return now
+
+
+def spend(machine: SimpleNamespace, seconds: float, waiting: float) -> None:
+    machine.seconds += seconds
+    machine.waited += waiting
+
+
+@pytest.mark.parametrize(
+    ("seconds", "waiting", "advice"),
+    [
+        (10.0, 0.2, None),  # alone
+        (10.0, 1.9, None),
+        (10.0, 4.0, "the run waits 40% of the time for a CPU core: stop other programs"),
+        (600.0, 550.0, "the run waits 92% of the time for a CPU core: stop other programs"),
+        (9.9, 9.0, None),  # too short
+        (3600.0, 3.0, None),  # another program that ended after seconds
+        (10.0, -5.0, None),
+    ],
+)
+def test_waiting_for_a_core(seconds, waiting, advice, machine):
+    clock = Clock()
+    spend(machine, 100.0, 90.0)  # before the training, which does not count
+    clock.train_start()
+    spend(machine, seconds, waiting)
+    found = clock.waiting_advice()
+    assert found is None if advice is None else str(found).startswith(advice)
+    assert clock.waiting_advice() is None
+
+
+def test_waiting_is_reported_when_it_begins_and_only_once(machine):
+    clock = Clock()
+    clock.train_start()
+    spend(machine, 3600.0, 10.0)
+    assert clock.waiting_advice() is None
+    for _ in range(9):
+        spend(machine, 1.0, 0.5)
+        assert clock.waiting_advice() is None
+    spend(machine, 1.0, 0.5)
+    assert clock.waiting_advice() is not None
+    spend(machine, 1000.0, 900.0)
+    assert clock.waiting_advice() is None
+    clock.train_end()
+    assert not any("core" in line for line in clock.summary())
+
+
+def test_waiting_is_in_the_summary_of_a_run_without_a_progress_line(machine):
+    clock = Clock()
+    clock.train_start()
+    spend(machine, 100.0, 45.0)
+    clock.train_end()
+    clock.test_end()
+    assert clock.summary()[1:] == [f"the run waits 45% of the time for a CPU core: {module.WAITING_HINT}"]
+
+
+def test_a_system_that_does_not_tell_how_long_a_thread_waits(machine, monkeypatch):
+    monkeypatch.setattr(module, "core_waiting_seconds", lambda: None)
+    clock = Clock()
+    clock.train_start()
+    machine.seconds += 100.0
+    assert clock.waiting_advice() is None
+    clock.train_end()
+    assert len(clock.summary()) == 1
+
+
+@pytest.mark.parametrize("content", [None, "", "12", "1 x 3", "0 0 0\n", "12 3000000000 5\n"])
+def test_waiting_time_of_the_kernel(content, tmp_path, monkeypatch):
+    file = tmp_path / "schedstat"
+    if content is not None:
+        file.write_text(content)
+    monkeypatch.setattr(module, "Path", lambda _: file)
+    expected = {"0 0 0\n": 0.0, "12 3000000000 5\n": 3.0}
+    assert core_waiting_seconds() == expected.get(str(content))
