@@ -219,6 +219,8 @@ def newest(folder: Path, fall_back: bool) -> Path | None:
         raise BrokenCheckpointError(f"{problems[0]}{hint}")
     if found is None and len(problems) > 1:
         raise problems[0]
+    if found is None and not problems and os.path.lexists(others[-1]):
+        raise BrokenCheckpointError(f"a run cannot be resumed from {others[-1]}, and there is no last.ckpt")
     if problems:
         print_line(f"{problems[0]}, so it is not used" + (f"; resuming from {found}" if found else ""))
     return found

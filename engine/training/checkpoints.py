@@ -1,9 +1,9 @@
 """The checkpoints of a run: when they are written, and how a run resumes from a checkpoint.
 
 A resumed run is bitwise identical to a run without a stop. `best.ckpt` is the checkpoint with the best validation, and
-`last.ckpt` is the one to resume from. `previous.ckpt` was `last.ckpt` before, and is there in case that `last.ckpt` is
-damaged: a run cannot always be resumed from `best.ckpt`. Lightning's ModelCheckpoint can choose a model whose metric is NaN
-as the best, and its `last` is not always the last.
+`last.ckpt` is the one to resume from. `previous.ckpt` was `last.ckpt` before. It is used if `last.ckpt` is
+damaged, because a run cannot always be resumed from `best.ckpt`. Lightning's ModelCheckpoint can choose a model whose metric
+is NaN as the best, and its `last` is not always the last.
 """
 
 import errno

@@ -656,6 +656,20 @@ def test_strategies_that_load_a_checkpoint_late(stopped, whole, monkeypatch):
     assert differences(whole, stopped) == []
 
 
+def test_a_run_whose_last_checkpoint_was_deleted_is_not_started_again(tmp_path, monkeypatch, capsys):
+    """A run with averaged weights cannot be resumed from its best checkpoint, which a new start would replace."""
+    options = [*SHORT, "callbacks.ema_weight_averaging={}"]
+    with signalled(monkeypatch, at_step(10)):
+        _, folder = start(tmp_path, *options)
+    for name in ("last", "previous"):
+        (folder / f"checkpoints/{name}.ckpt").unlink()
+    capsys.readouterr()
+    for argv in (["--resume", str(folder)], [*options, f"run.root={tmp_path}", "--resume", "auto"]):
+        assert train.main(argv) == 2
+        best = folder / "checkpoints/best.ckpt"
+        assert capsys.readouterr().err == f"error: a run cannot be resumed from {best}, and there is no last.ckpt\n"
+
+
 @pytest.mark.slow
 def test_going_back_twice(stopped, whole, tmp_path, monkeypatch):
     copied = stopped / "checkpoints/kept.ckpt"
