@@ -4,7 +4,9 @@ examples:
   python runs.py                               list all runs, the newest first
   python runs.py list mnist_cnn --status failed
   python runs.py compare A B                   show the differences between two runs
+  python runs.py compare 'iris_mlp/*'          show a row for each run, and the keys that differ
   python runs.py best val/accuracy iris_mlp    list finished runs, the best first
+  python runs.py tensorboard iris_mlp          show the curves of all runs of a config
   python runs.py prune --older-than 7          delete failed and interrupted runs
 """
 
@@ -14,11 +16,13 @@ if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # until all modules are imported: Ctrl-C shows no traceback
 
 import argparse
+import itertools
 import math
 import os
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -33,31 +37,36 @@ from engine.runs.run_index import (
     find_single_run,
     folder_size,
     is_number,
+    is_own,
     metric_values,
 )
 from engine.runs.tables import print_json, print_table
-from engine.terminal import CommandLineParser, count_of
+from engine.terminal import CommandLineParser, count_of, print_line
 
-COMMANDS = ("list", "compare", "best", "prune")
+COMMANDS = ("list", "compare", "best", "prune", "tensorboard")
 COLUMNS = {"accuracy": "test/accuracy", "f1": "test/f1", "loss": "test/loss", "val acc": "val/accuracy"}
 TITLES = ["run", "status", *COLUMNS, "trained", "began", "reason"]
 NAMES = "CONFIG, CONFIG/NAME or the folder of a run; * stands for any text (default: all runs)"
 NUMBER = "show N runs; 0 for all (default: %(default)s)"
-PART_OF_NAME = "folder of a run, CONFIG/NAME, or a part of the name that only one run has"
+MAX_COLUMNS = 4  # of runs side by side; a comparison of more runs has one row per run
+FIRST_RUN = "start one with: python train.py --config configs/iris_mlp.yaml"
+PART_OF_NAME = "folder of a run, CONFIG/NAME, a part of the name that only one run has, or a pattern with *"
 
 
 def main(argv: list[str]) -> int:
     """Run the command line `argv` and return the exit code."""
     try:
-        _, rest = common_options().parse_known_args(argv)
+        common, rest = common_options().parse_known_args(argv)
         if not rest or rest[0] not in (*COMMANDS, "-h", "--help"):
-            argv = ["list", *argv]
-        arguments = make_parser().parse_args(argv)
-        arguments.run_command(arguments)
+            rest = ["list", *rest]
+        if rest[0] == "tensorboard" and not {"-h", "--help"}.intersection(rest):
+            names = list(itertools.takewhile(lambda word: not word.startswith("-"), rest))
+            rest, common.options = names, rest[len(names) :]  # the other words are for TensorBoard
+        arguments = make_parser().parse_args(rest, common)
+        return arguments.run_command(arguments) or 0
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    return 0
 
 
 def common_options() -> CommandLineParser:
@@ -107,6 +116,11 @@ def make_parser() -> CommandLineParser:
     add_status(command, "failed and interrupted")
     command.add_argument("--older-than", type=days, default=0.0, metavar="DAYS", help="only runs older than DAYS days")
     command.add_argument("--yes", action="store_true", help="delete without asking")
+
+    command = add_command("tensorboard", show_curves, "start TensorBoard with all runs selected, until Ctrl-C")
+    command.usage = "python runs.py tensorboard [--root FOLDER] [RUN ...] [OPTION ...]"
+    command.add_argument("runs", nargs="*", metavar="RUN", help=NAMES)
+    command.epilog = "Every OPTION is passed to TensorBoard, such as --port 6007 or --bind_all."
     return parser
 
 
@@ -127,7 +141,7 @@ def list_runs(arguments: argparse.Namespace) -> None:
     elif find_runs(arguments.root):
         print(f"no runs with status {' or '.join(arguments.status)}")
     else:
-        print(f"no runs below {arguments.root}; start one with: python train.py --config configs/iris_mlp.yaml")
+        print(f"no runs below {arguments.root}; {FIRST_RUN}")
 
 
 def chosen_runs(arguments: argparse.Namespace, statuses: Sequence[str] = STATUSES) -> list[Run]:
@@ -149,9 +163,9 @@ def format_time(seconds: float) -> str:
 
 
 def compare_runs(arguments: argparse.Namespace) -> None:
-    if len(arguments.runs) < 2:
+    found = [run for text in arguments.runs for run in named_runs(arguments.root, text)]
+    if len(found) < 2:
         raise ConfigError(COMMAND_LINE, "compare", "needs at least two runs", "python runs.py shows all")
-    found = [find_single_run(arguments.root, text) for text in arguments.runs]
     sections = {
         "config": list(compare_configs(found)),
         "environment": list(compare_environments(found)),
@@ -162,6 +176,11 @@ def compare_runs(arguments: argparse.Namespace) -> None:
         return
     names = [run.folder.name for run in found]
     names = names if len({*names}) == len(names) else [run.name for run in found]
+    if len(found) > MAX_COLUMNS:
+        rows = sections["config"] + [(key, values) for key, values in sections["metrics"] if key in COLUMNS.values()]
+        columns = [[format_value(value, "") for value in values] for _, values in rows]
+        print_table(["run", *(key for key, _ in rows)], list(map(list, zip(names, *columns, strict=True))))
+        return
     for title, rows in sections.items():
         missing = "null" if title == "config" else ""
         if rows:
@@ -171,6 +190,11 @@ def compare_runs(arguments: argparse.Namespace) -> None:
         else:
             print(f"{title}: no differences" if title != "metrics" else "metrics: no run is finished")
         print()
+
+
+def named_runs(root: Path, text: str) -> list[Run]:
+    """Return the run that `text` names, or all runs of a pattern with ``*``, the oldest first."""
+    return find_runs(root, [text])[::-1] if "*" in text else [find_single_run(root, text)]
 
 
 def format_value(value: Any, missing: str) -> str:
@@ -207,8 +231,18 @@ def rank_runs(arguments: argparse.Namespace) -> None:
     elif arguments.json:
         print_json([run.to_dict() for run, _ in found])
     else:
-        rows = [[f"{value:.6g}", str(run.folder)] for run, value in found[: arguments.last or None]]
-        print_table([metric, "run"], rows, shorten=False)  # so that a folder can be copied
+        shown = found[: arguments.last or None]
+        differences: list[tuple[str, list[Any]]] = []
+        with suppress(ConfigError):  # a config that cannot be read
+            differences = [
+                (key, values) for key, values in compare_configs([run for run, _ in shown]) if key != "run.name"
+            ]
+        columns = [[f"{value:.6g}" for _, value in shown], [str(run.folder) for run, _ in shown]]
+        columns += [[format_value(value, "null") for value in values] for _, values in differences]
+        titles = [metric, "run", *(key for key, _ in differences)]
+        print_table(
+            titles, list(map(list, zip(*columns, strict=True))), shorten=False
+        )  # so that a folder can be copied
         if metric.startswith("test") and len(found) > 1:
             print("a run that is chosen by a test metric looks better than it is; choose by a metric of the validation")
 
@@ -219,9 +253,13 @@ def prune_runs(arguments: argparse.Namespace) -> None:
     latest = time.time() - 86400 * arguments.older_than
     found = chosen_runs(arguments, arguments.status or ("failed", "interrupted"))
     found = [run for run in found if run.began <= latest and run.status != "running"]
+    foreign = [run for run in found if not is_own(run)]
+    found = [run for run in found if run not in foreign]
     if arguments.json:
         print_json([run.to_dict() for run in found])
         return
+    for run in foreign:
+        print_line(f"not deleted: {run.folder}, because its config.yaml was not written by train.py")
     if not found:
         print("no runs to delete")
         return
@@ -233,6 +271,15 @@ def prune_runs(arguments: argparse.Namespace) -> None:
     kept = [run for run in found if not delete_run(run)]
     changed = f"; kept {count_of(len(kept), 'run')} that changed meanwhile" if kept else ""
     print(f"deleted {count_of(len(found) - len(kept), 'run')}{changed}")
+
+
+def show_curves(arguments: argparse.Namespace) -> int:
+    found = chosen_runs(arguments)
+    if not found:
+        raise ConfigError(COMMAND_LINE, "tensorboard", f"there are no runs below {arguments.root}", FIRST_RUN)
+    from engine.runs.tensorboard_page import start_tensorboard
+
+    return start_tensorboard(arguments.root, found if arguments.runs else [], arguments.options)
 
 
 def confirm(question: str) -> bool:

@@ -18,6 +18,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from engine.config.signatures import PROJECT
+
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 OPTIONS = (
     "--headless", "--no-sandbox", "--remote-debugging-pipe", "--no-first-run", "--disable-background-networking",
@@ -149,13 +151,20 @@ def _place_descriptors(read: int, write: int) -> Callable[[], None]:
 
 
 @contextmanager
-def tensorboard(logdir: Path) -> Iterator[str]:
-    """The address of a TensorBoard that reads `logdir`, on a free port of this machine."""
+def tensorboard(logdir: Path, selects_all: bool = False) -> Iterator[str]:
+    """The address of a TensorBoard that reads `logdir`, on a free port of this machine.
+
+    Args:
+        logdir: Folder of all runs.
+        selects_all: Start it with ``python runs.py tensorboard``.
+    """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    options = ["--logdir", logdir.name, "--host", "127.0.0.1", "--port", str(port), "--load_fast=false"]
-    command = [sys.executable, "-m", "tensorboard.main", *options]
+    options = ["--host", "127.0.0.1", "--port", str(port), "--load_fast=false"]
+    command = [sys.executable, "-m", "tensorboard.main", "--logdir", logdir.name, *options]
+    if selects_all:
+        command = [sys.executable, str(PROJECT / "runs.py"), "--root", logdir.name, "tensorboard", *options]
     # started in the folder above, because the page shows the path as it is given
     process = subprocess.Popen(command, cwd=logdir.parent, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:

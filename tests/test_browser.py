@@ -1,6 +1,7 @@
 """Every tab of TensorBoard in headless Chromium, for real runs: the page must show the logged values."""
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -104,3 +105,25 @@ def test_histograms(page):
 def test_projector(page):
     text = visible_text(page, "projector", "features:", "Points:", "images/mnist_cnn/one/test", "x128")
     assert "Error" not in text
+
+
+def test_two_hundred_runs_are_selected(tmp_path):
+    """TensorBoard itself selects none of more than 40 entries, and a run has three."""
+    first = run(tmp_path / "runs", "--config", "configs/iris_mlp.yaml", "trainer.max_epochs=2", "run.name=r000")
+    for i in range(1, 200):
+        folder = first.parent / f"r{i:03}"
+        folder.mkdir()
+        shutil.copy(first / "config.yaml", folder)
+        for path in first.rglob("events.out.tfevents.*"):
+            target = folder / path.relative_to(first)
+            target.parent.mkdir(exist_ok=True)
+            shutil.copy(path, target)
+    ticked = """(() => { let found = 0; const look = node => {
+        if (node.tagName === 'PAPER-CHECKBOX' && node.checked && node.closest && node.id !== '') found += 1;
+        if (node.shadowRoot) node.shadowRoot.childNodes.forEach(look);
+        node.childNodes.forEach(look); };
+        look(document.body); return found; })()"""
+    with tensorboard(tmp_path / "runs", selects_all=True) as address, browser() as page:
+        page.open(f"{address}/#scalars", width=1600, height=3000)
+        page.wait("metrics/accuracy", "iris_mlp/r000/val", "iris_mlp/r199/val")
+        assert page.evaluate(ticked) >= 600
