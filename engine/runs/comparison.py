@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.contracts import ConfigError
-from engine.runs.run_index import Run, metric_names, read_mapping
+from engine.runs.run_index import Run, metric_names, read_file, read_mapping
 
 Rows = Iterator[tuple[str, list[Any]]]  # a key, and its value in each run
 
@@ -37,7 +37,7 @@ def _read_config(path: Path) -> dict[str, Any]:
     import yaml
 
     try:
-        content = yaml.load(path.read_bytes(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        content = yaml.load(read_file(path), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     except (OSError, ValueError, RecursionError, yaml.YAMLError):
         content = None
     if not isinstance(content, dict):

@@ -56,8 +56,8 @@ def run_folder(config: Config) -> Iterator[Path]:
             lock = lock_run(folder)
             if not (folder / "config.yaml").exists():
                 raise ConfigError(COMMAND_LINE, "--resume", f"{folder} was deleted")
-        for unfinished in folder.glob("checkpoints/*.part"):  # of a process that was killed while it wrote
-            if unfinished.is_file():  # not a folder of the user
+        for name in ("last", "best", "previous"):  # of a process that was killed while it wrote
+            if (unfinished := folder / f"checkpoints/{name}.part").is_file():  # not a folder of the user
                 unfinished.unlink()
         os.environ[VARIABLE] = str(folder.resolve())
         print_line(f"{'run folder:' if config.resumed_folder is None else 'resuming'} {folder}")

@@ -20,6 +20,9 @@ from engine.runs.run_lock import delete_locked_folder, is_running, lock_run
 
 Status = Literal["running", "finished", "failed", "interrupted"]
 STATUSES: tuple[Status, ...] = get_args(Status)
+# keys at the top level of the config.yaml that a run writes, in this order
+TOP_LEVEL = ["seed", "data", "model", "optimizer", "schedule", "trainer", "callbacks", "run"]
+MAX_BYTES = 64_000_000  # of a JSON file that is read
 
 
 @dataclass(frozen=True)
@@ -165,16 +168,33 @@ def similar_names(text: str, names: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(choices[match] for match in get_close_matches(text, choices)))
 
 
+def is_own(run: Run) -> bool:
+    """Return whether this project has written the config of a run. Other tools have files with the same name."""
+    try:
+        config = read_file(run.folder / "config.yaml")
+    except OSError:
+        return False
+    return re.findall(rb"^(\w+):", config, re.MULTILINE) == [key.encode() for key in TOP_LEVEL]
+
+
 def read_mapping(path: Path) -> dict[str, Any] | None:
     """Read a JSON object. Returns an empty dict if the file is broken, and None if it does not exist."""
     try:
-        with open(path, "rb") as file:
-            content = json.loads(file.read())
+        content = json.loads(read_file(path))
     except FileNotFoundError:
         return None
     except (OSError, ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}
+
+
+def read_file(path: Path) -> bytes:
+    """Return the content of a file. A pipe, a device or a huge file raises an OSError, because reading might not end."""
+    with open(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)), "rb") as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_BYTES:
+            raise OSError(f"{path} is not a file of at most {MAX_BYTES:,} bytes")
+        return file.read()
 
 
 def is_number(value: Any) -> bool:
@@ -205,9 +225,10 @@ def _subfolders(folder: str | Path) -> list["os.DirEntry[str]"]:
 def _creation_time(name: str, modified: float) -> float:
     """Return the time in the name of a run, because copied files have other times; `modified` if the name has no time."""
     try:
-        return datetime.strptime(name[:15], "%Y%m%d-%H%M%S").replace(tzinfo=UTC).timestamp()
+        seconds = datetime.strptime(name[:15], "%Y%m%d-%H%M%S").replace(tzinfo=UTC).timestamp()
     except ValueError:
         return modified
+    return seconds if 0 < seconds < 2**32 else modified
 
 
 def _name_below(root: Path, text: str) -> str:

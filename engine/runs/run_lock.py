@@ -28,7 +28,7 @@ def lock_run(folder: Path) -> "FileLock | None":
         The lock; None if the folder is not writable or its file system has no locks.
 
     Raises:
-        ConfigError: if another process trains there.
+        ConfigError: if another process trains there, or has deleted the folder.
     """
     from filelock import FileLock, Timeout
 
@@ -39,6 +39,9 @@ def lock_run(folder: Path) -> "FileLock | None":
         raise ConfigError(COMMAND_LINE, "--resume", f"{folder} is running", "wait for it, or stop it first") from None
     except OSError:
         return None
+    if not is_running(folder):  # the locked file was deleted or replaced while this process waited
+        lock.release()
+        raise ConfigError(COMMAND_LINE, "--resume", f"{folder} was deleted or replaced", "look at it, then try again")
     return lock
 
 

@@ -20,16 +20,29 @@ import train
 from engine.config.signatures import PROJECT
 from engine.runs import run_index
 from tests.exactness import signalled, start
-from tests.runs import IRIS, run
+from tests.runs import IRIS, WITHOUT_PICTURES, run
 
 SECONDS, COUNT = 2.0, 10_000
+
+
+CONFIG = """\
+seed: 0
+data: {name: mnist}
+model: {widths: [1, 2]}
+optimizer:
+  lr: 0.1
+schedule: {}
+trainer: {}
+callbacks: {}
+run: {}
+"""
 
 
 def made(root: Path, name: str, began: float = 1e9, end: dict | None = None, **metrics) -> Path:
     """A run's folder, with the files that the command reads."""
     folder = root / name
     folder.mkdir(parents=True)
-    (folder / "config.yaml").write_text("optimizer:\n  lr: 0.1\nmodel: {widths: [1, 2]}\n", encoding="utf-8")
+    (folder / "config.yaml").write_text(CONFIG, encoding="utf-8")
     os.utime(folder / "config.yaml", (began, began))
     if metrics:
         (folder / "metrics.json").write_text(json.dumps(metrics), encoding="utf-8")
@@ -297,6 +310,83 @@ def test_two_runs_are_compared(root, capsys):
     assert not [line for line in lines if line and line[0] in ("model.widths", "command", "packages.torch")]
     content = json.loads(output(capsys, "compare", "a", "b", "--root", root, "--json"))
     assert content["config"]["optimizer.lr"] == [0.1, 0.2]
+
+
+def test_many_runs_are_compared_in_one_row_each(tmp_path, capsys):
+    for i in range(20):
+        folder = made(
+            tmp_path, f"mlp/{i:02}", 1e9 + i, **{"val/accuracy": i / 20, "test/f1": 0.5, "train_seconds": 1.0}
+        )
+        (folder / "config.yaml").write_text(CONFIG.replace("lr: 0.1", f"lr: {i + 1}"), encoding="utf-8")
+    lines = output(capsys, "compare", "mlp/*", "--root", tmp_path).splitlines()
+    assert lines[0].split() == ["run", "optimizer.lr", "val/accuracy", "test/f1"]
+    assert [line.split()[:3] for line in lines[1:]] == [[f"{i:02}", str(i + 1), f"{i / 20:g}"] for i in range(20)]
+    pair = output(capsys, "compare", "mlp/0*", "mlp/19", "--root", tmp_path).splitlines()
+    assert [line.split()[0] for line in pair[1:]] == [*(f"{i:02}" for i in range(10)), "19"]
+    assert "needs at least two runs" in error(capsys, "compare", "mlp/07*", "--root", tmp_path)
+
+
+def test_the_best_runs_are_shown_with_the_keys_that_differ(tmp_path, capsys):
+    for i in range(3):
+        folder = made(tmp_path, f"mlp/{i}", **{"val/accuracy": i / 10})
+        (folder / "config.yaml").write_text(CONFIG.replace("lr: 0.1", f"lr: {i + 1}"), encoding="utf-8")
+    lines = output(capsys, "best", "val/accuracy", "--root", tmp_path).splitlines()
+    assert [line.split()[-1] for line in lines] == ["optimizer.lr", "3", "2", "1"]
+    folder.joinpath("config.yaml").write_text("- 1\n", encoding="utf-8")
+    assert "optimizer.lr" not in output(capsys, "best", "val/accuracy", "--root", tmp_path)
+
+
+FOREIGN = [
+    "", "a: 1\n", "# a project\n", "\xff", CONFIG.replace("seed: 0\n", ""), CONFIG.replace("run: {}\n", ""),
+    CONFIG + "more: 1\n",
+    CONFIG.replace("run:", "runs:"), "trainer:\n  max_epochs: 1\nmodel: resnet\ndata: cifar\n", "[seed, data, model]\n",
+    '{"seed": 0, "data": 1}\n', "seed: 0\nrun: {}\n", CONFIG.replace("\n", "\n  "),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("content", FOREIGN)
+def test_a_folder_of_another_tool_is_not_deleted(content, tmp_path, capsys):
+    folder = made(tmp_path, "other_project/experiment")
+    (folder / "config.yaml").write_text(content, encoding="utf-8", errors="surrogateescape")
+    (folder / "weights.bin").write_bytes(b"1" * 1000)
+    printed = output(capsys, "prune", "--yes", "--root", tmp_path)
+    assert printed.startswith(f"not deleted: {folder}, because its config.yaml was not written by train.py\n")
+    assert (folder / "weights.bin").exists()
+
+
+def test_a_run_of_this_project_is_deleted(tmp_path, capsys):
+    folder = run(tmp_path, "--config", "configs/iris_mlp.yaml", "trainer.max_epochs=1", *WITHOUT_PICTURES)
+    assert "deleted 1 run" in output(capsys, "prune", "--yes", "--status", "finished", "--root", tmp_path)
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize("name", ["metrics.json", "status.json", "environment.json", "config.yaml"])
+@pytest.mark.parametrize("kind", ["pipe", "link to a device", "folder", "huge", "loop"])
+def test_files_that_cannot_be_read_do_not_stop_the_list(name, kind, root, capsys):
+    path = root / "mlp/a" / name
+    path.unlink(missing_ok=True)
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    elif kind == "huge":
+        with path.open("wb") as file:
+            file.truncate(10**12)
+    else:
+        path.symlink_to("/dev/zero" if kind == "link to a device" else path)
+    assert "mlp/b" in output(capsys, "--root", root)
+    assert "mlp/b" in output(capsys, "best", "val/accuracy", "--root", root)
+    if name != "config.yaml":
+        assert "mlp" in output(capsys, "compare", "mlp/a", "mlp/b", "--json", "--root", root)
+
+
+@pytest.mark.parametrize(
+    "name", ["00010101-000000", "00010101-000000-abcdef", "99991231-235959", "20260230-000000", "19691231-235959"]
+)
+def test_a_name_like_a_strange_date_does_not_stop_the_list(name, tmp_path, capsys):
+    made(tmp_path, f"mlp/{name}", **{"val/accuracy": 0.5})
+    for argv in ([], ["--json"], ["best", "val/accuracy"], ["prune", "--status", "finished", "--json"]):
+        assert name in output(capsys, *argv, "--root", tmp_path)
 
 
 def test_runs_without_differences(root, capsys):
