@@ -128,7 +128,10 @@ class TrainingTimes(Callback):
 
 
 def train_ours(
-    experiment: Experiment, target_accuracy: float | None = None, sync_steps: Container[int] = ()
+    experiment: Experiment,
+    target_accuracy: float | None = None,
+    sync_steps: Container[int] = (),
+    callbacks: Iterable[Callback] = (),
 ) -> TrainingTimes:
     """Train as `train.py` does."""
     model = experiment.make_model()
@@ -136,7 +139,7 @@ def train_ours(
         record = RunRecord(Path(folder), "", experiment.config.flat())
         times = TrainingTimes(target_accuracy, record.clock, sync_steps)
         trainer = make_trainer(experiment.config, Path(folder), record, Signals())
-        trainer.callbacks.append(times)  # type: ignore[attr-defined]
+        trainer.callbacks.extend([*callbacks, times])  # type: ignore[attr-defined]
         trainer.fit(model, experiment.make_datamodule())
     return times
 

@@ -6,7 +6,7 @@ from argparse import Namespace
 
 import pytest
 
-from benchmarks import bert, checkpoint, cifar, ddp, experiment, loader, measure, mnist, pictures, start, step
+from benchmarks import bert, busy, checkpoint, cifar, ddp, experiment, loader, measure, mnist, pictures, start, step
 from benchmarks.measure import BenchmarkError, Comparison
 from tests.files import MINILM
 
@@ -32,6 +32,14 @@ def test_two_processes_are_measured():
     arguments = ("configs/iris_mlp.yaml", ["trainer.max_epochs=2", "trainer.accelerator=cpu"])
     assert ddp.time_ours(*arguments) > 0
     assert ddp.time_bare(*arguments) > 0
+
+
+@pytest.mark.slow
+def test_training_beside_busy_processes_is_measured(monkeypatch):
+    monkeypatch.setattr(busy, "CONFIGS", {"iris_mlp": []})
+    rows = busy.run(Namespace(data="unused", pairs=1, gpu=False))
+    assert [row.work.rpartition(", ")[2] for row in rows] == ["alone", *["beside 1 busy"] * 2, *["beside 2 busy"] * 2]
+    assert all(row.ours[0] > 0 and row.theirs[0] > 0 for row in rows)
 
 
 @pytest.mark.slow
