@@ -69,6 +69,8 @@ def run_folder(config: Config) -> Iterator[Path]:
         if is_first and has_started and not (folder / "metrics.json").exists():
             with suppress(OSError):  # a full disk may be the reason why the run ends
                 _write_status(folder, error)
+        if isinstance(error, OSError) and not (folder / "config.yaml").exists():
+            raise UserError(f"{folder} was deleted while the run used it") from error
         raise
     finally:
         os.environ.pop(VARIABLE, None)
@@ -143,13 +145,16 @@ def _create_folder(config: Config, folder: Path) -> "FileLock | None":
     """Create the folder of a new run, lock it, and write its config."""
     try:
         folder.mkdir(parents=True)
-        lock = lock_run(folder)  # before the config, because other processes take a folder with a config for a run
-        # without the name, so that the run can be repeated
-        _write_text(folder / "config.yaml", config.to_yaml(name=None))
+        try:
+            lock = lock_run(folder)  # before the config, because other processes take a folder with a config for a run
+            # without the name, so that the run can be repeated
+            _write_text(folder / "config.yaml", config.to_yaml(name=None))
+        except BaseException:  # also a signal
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
     except FileExistsError:
         hint = f"choose another name, or resume it: --resume {shell_word(folder)}"
         raise config.error("run.name", f"{folder} exists", hint) from None
     except OSError as error:
-        shutil.rmtree(folder, ignore_errors=True)
         raise config.error("run.root", f"cannot write to {folder} ({error.strerror})") from None
     return lock

@@ -9,7 +9,8 @@ runs of their own in subfolders (``NAME``, ``NAME/val``, ``NAME/test``), and `va
 import csv
 import os
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -239,12 +240,23 @@ def make_loggers(names: Iterable[str], folder: Path, clock: Clock, options: Mapp
         clock: Measures the time that logging takes.
         options: The flat config, which Weights & Biases shows beside the curves.
     """
+    threading.excepthook = _without_writer_threads(threading.excepthook)
     makers = {
         "tensorboard": lambda: RunLogger(folder, clock),
         "csv": lambda: CsvLogger(folder, clock),
         "wandb": lambda: _wandb_logger(folder, options),
     }
     return [makers[name]() for name in names]
+
+
+def _without_writer_threads(hook: Callable[..., Any]) -> Callable[..., Any]:
+    """A hook that prints nothing for TensorBoard's writer threads, because `RunLogger.save` raises their errors again."""
+
+    def print_others(arguments: threading.ExceptHookArgs) -> None:
+        if not type(arguments.thread).__module__.startswith("tensorboard."):
+            hook(arguments)
+
+    return print_others
 
 
 def _wandb_logger(folder: Path, options: Mapping[str, Any]) -> Logger:

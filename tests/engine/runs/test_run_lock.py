@@ -23,7 +23,7 @@ from engine.runs.resume import find_run
 from engine.runs.run_folder import run_folder
 from engine.runs.run_index import delete_run, find_runs
 from engine.runs.run_lock import is_running, lock_run
-from tests.runs import IRIS, run
+from tests.runs import IRIS, WITHOUT_PICTURES, run
 
 HOLD = "lock = lock_run(Path(sys.argv[1]))"
 FORK_AND_END = f"{HOLD}\nif os.fork() == 0:\n    del lock\n    gc.collect()\n    sys.exit()\nos.wait()"
@@ -194,3 +194,107 @@ def test_a_file_system_without_locks_has_no_soft_lock(folder, monkeypatch):
 
     monkeypatch.setattr(fcntl, "flock", fail)
     assert lock_run(folder) is None
+
+
+def replace_config(folder: Path) -> None:
+    """As an editor or ``sed -i`` does: the new file has another inode."""
+    shutil.copy(folder / "config.yaml", folder / "new")
+    os.replace(folder / "new", folder / "config.yaml")
+
+
+def rewrite_config(folder: Path) -> None:
+    (folder / "config.yaml").write_text((folder / "config.yaml").read_text(encoding="utf-8") + "\n", encoding="utf-8")
+
+
+def move_away_and_back(folder: Path) -> None:
+    folder.rename(folder.with_name("moved"))
+    folder.with_name("moved").rename(folder)
+
+
+def touch_lock(folder: Path) -> None:
+    os.utime(folder / run_lock.NAME, (1.0, 1.0))
+
+
+@pytest.mark.parametrize("change", [replace_config, rewrite_config, move_away_and_back, touch_lock])
+def test_a_run_at_work_stays_locked_when_its_files_change(change, folder):
+    (found,) = find_runs(folder.parent.parent)
+    with other_process(folder):
+        change(folder)
+        assert is_running(folder)
+        assert not delete_run(found)
+        with pytest.raises(ConfigError, match="is running"), run_folder(find_run(str(folder), None, [])):
+            pass
+
+
+def delete_lock(folder: Path) -> None:
+    (folder / run_lock.NAME).unlink()
+
+
+def replace_folder(folder: Path) -> None:
+    shutil.rmtree(folder)
+    folder.mkdir()
+    (folder / run_lock.NAME).touch()
+
+
+@pytest.mark.parametrize("change", [shutil.rmtree, delete_lock, replace_folder])
+def test_a_lock_that_was_deleted_while_a_process_waited_does_not_count(change, folder, monkeypatch):
+    from filelock import FileLock
+
+    acquire = FileLock.acquire
+
+    def acquire_and_change(self, *args, **kwargs):
+        proxy = acquire(self, *args, **kwargs)
+        change(folder)
+        return proxy
+
+    monkeypatch.setattr(FileLock, "acquire", acquire_and_change)
+    with pytest.raises(ConfigError, match="was deleted or replaced; look at it, then try again"):
+        lock_run(folder)
+
+
+@pytest.mark.parametrize("is_link", [False, True])
+def test_a_resumption_deletes_only_its_own_unfinished_files(is_link, folder, tmp_path):
+    target = tmp_path / "elsewhere" if is_link else folder / "checkpoints"
+    target.mkdir()
+    if is_link:
+        (folder / "checkpoints").symlink_to(target)
+    for name in ("last.part", "best.part", "x.part", "download.part", "last.ckpt"):
+        (target / name).touch()
+    with run_folder(find_run(str(folder), None, [])):
+        left = sorted(path.name for path in target.iterdir())
+    assert left == ["download.part", "last.ckpt", "x.part"]
+
+
+def test_a_deleted_folder_is_one_line(tmp_path, monkeypatch, capsys):
+    def delete_and_save(self):
+        shutil.rmtree(self.folder)
+        raise FileNotFoundError(2, "No such file or directory", str(self.folder))
+
+    monkeypatch.setattr("engine.training.loggers.RunLogger.save", delete_and_save)
+    assert train.main(["--config", IRIS, f"run.root={tmp_path}", *WITHOUT_PICTURES]) == 2
+    printed = capsys.readouterr().err
+    assert printed.count("\n") == 1
+    assert "was deleted while the run used it" in printed
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_in_the_thread_of_tensorboard_is_one_line(number, tmp_path, monkeypatch, capsys):
+    def fail(self, data):
+        raise OSError(number, os.strerror(number), "events")
+
+    monkeypatch.setattr("tensorboard.summary.writer.record_writer.RecordWriter.write", fail)
+    assert train.main(["--config", IRIS, f"run.root={tmp_path}", *WITHOUT_PICTURES]) == 2
+    printed = capsys.readouterr().err
+    assert printed.count("\n") == 1
+    assert "error: cannot write events" in printed
+
+
+@pytest.mark.parametrize("moment", ["lock_run", "_write_text"])
+def test_a_signal_while_a_folder_is_created_leaves_no_folder(moment, tmp_path, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run_folder_module, moment, interrupt)
+    with pytest.raises(KeyboardInterrupt), run_folder(load_config(IRIS, [f"run.root={tmp_path}"])):
+        pass
+    assert list(tmp_path.glob("*/*")) == []
