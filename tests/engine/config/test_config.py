@@ -33,7 +33,7 @@ def test_defaults_come_from_the_constructors(good):
     }  # fmt: skip
     assert config["run"] == {
         "root": "runs", "name": None, "monitor": "val/accuracy", "mode": None, "checkpoint_every_minutes": 10.0,
-        "checkpoint_every_steps": None, "timeout_minutes": 10.0,
+        "checkpoint_every_steps": None, "timeout_minutes": 10.0, "threads": None,
     }  # fmt: skip
 
 
