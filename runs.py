@@ -307,13 +307,18 @@ def days(text: str) -> float:
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115  # it is None if the output is closed
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # for terminals that know only ASCII
     try:
         code = main(sys.argv[1:])
         sys.stdout.flush()
-    except BrokenPipeError:  # | head
+    except OSError as error:  # a closed pipe, as of `| head`, or a full disk
+        if error.filename is not None:
+            raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 0
+        code = 0 if isinstance(error, BrokenPipeError) else 1
+        if code:
+            print(f"error: cannot write the output: {error.strerror}", file=sys.stderr)
     except KeyboardInterrupt:
         code = 128 + signal.SIGINT
     sys.exit(code)

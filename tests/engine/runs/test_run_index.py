@@ -4,6 +4,7 @@ import errno
 import fcntl
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -310,6 +311,38 @@ def test_two_runs_are_compared(root, capsys):
     assert not [line for line in lines if line and line[0] in ("model.widths", "command", "packages.torch")]
     content = json.loads(output(capsys, "compare", "a", "b", "--root", root, "--json"))
     assert content["config"]["optimizer.lr"] == [0.1, 0.2]
+
+
+OUTPUTS = {
+    "full": ("> /dev/full", 1, "error: cannot write the output: No space left on device\n"),
+    "closed": (">&-", 0, ""),
+    "closed, as well as errors": (">&- 2>&-", 0, ""),
+    "head": ("| true", 0, ""),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "argv", [[], ["--json"], ["best", "val/accuracy"], ["compare", "mlp/*"], ["compare", "mlp/a", "mlp/b"]]
+)
+@pytest.mark.parametrize("name", OUTPUTS)
+def test_an_output_that_cannot_be_written(name, argv, root):
+    redirection, code, message = OUTPUTS[name]
+    command = shlex.join([sys.executable, "runs.py", "--root", str(root), *argv])
+    done = subprocess.run(f"{command} {redirection}", shell=True, cwd=PROJECT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (code, message)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_a_name_that_the_terminal_does_not_know(encoding, root):
+    made(root, "n\xe4me\u2603/a", **{"val/accuracy": 0.5})
+    environment = {**os.environ, "PYTHONIOENCODING": encoding}
+    command = [sys.executable, "runs.py", "--root", str(root)]
+    done = subprocess.run(command, cwd=PROJECT, capture_output=True, env=environment)
+    assert done.returncode == 0
+    assert b"me" in done.stdout
+    assert done.stderr == b""
 
 
 def test_many_runs_are_compared_in_one_row_each(tmp_path, capsys):
