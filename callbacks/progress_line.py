@@ -121,7 +121,7 @@ class ProgressLine(Callback):
         """Print a line. In a terminal, it replaces the current line."""
         if self.live:
             columns = shutil.get_terminal_size().columns - 1  # a wrapped line cannot be redrawn
-            if len(text) > columns:
+            if len(text) > columns and not end:
                 text = text[: columns + 2].rpartition("  ")[0][:columns] or text[:columns]  # drops whole metrics
             padded, self._width = text.ljust(self._width), len(text) if not end else 0
             text = "\r" + padded  # the padding erases the rest of a longer line

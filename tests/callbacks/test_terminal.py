@@ -194,6 +194,14 @@ def test_a_run_that_waits_for_a_core_says_so_once(monkeypatch, capsys):
     ]
 
 
+def test_advice_is_complete_in_a_narrow_terminal(monkeypatch, capsys):
+    monkeypatch.setattr(progress_line.shutil, "get_terminal_size", lambda: os.terminal_size((40, 24)))
+    clock, advice = Clock(), "stop the other programs, " * 4
+    monkeypatch.setattr(clock, "waiting_advice", iter([None, advice, *[None] * 100]).__next__)
+    simulate(monkeypatch, [0.5] * 20, live=True, clock=clock)
+    assert f"slow         {advice}" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("seconds", "text"),
     [
