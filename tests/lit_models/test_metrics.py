@@ -3,9 +3,9 @@
 import pytest
 import torch
 from lightning.pytorch import Trainer
-from torch.utils.data import DataLoader, TensorDataset
 from torchmetrics.functional.classification import multiclass_accuracy, multiclass_f1_score
 
+from datamodules.parts.batches import EpochOrder, TensorBatches
 from lit_models.mlp import LitMLP
 from lit_models.parts.metrics import ClassMetrics
 
@@ -56,7 +56,7 @@ def test_a_million_classes_need_no_square_matrix():
 )
 def test_a_class_can_have_any_name(name, tmp_path):
     model = LitMLP((4,), 2, [4], class_names=[name, "other"])
-    data = DataLoader(TensorDataset(torch.randn(6, 4), torch.tensor([0, 1] * 3)), 3)
+    data = TensorBatches(torch.randn(6, 4), torch.tensor([0, 1] * 3), EpochOrder(6, 3, shuffle=False))
     trainer = Trainer(
         accelerator="cpu",
         logger=False,

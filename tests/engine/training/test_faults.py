@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -973,7 +974,7 @@ def test_another_version_is_reported_and_recorded(stopped, whole, capsys):
     assert "resuming may not be exact: packages changed" in capsys.readouterr().out
     facts = json.loads((stopped / "environment.json").read_text())
     assert len(facts["resumed"]) == 1
-    assert facts["resumed"][0]["packages"]["torch"] == torch.__version__
+    assert facts["resumed"][0]["packages"]["torch"] == version("torch")
 
 
 @pytest.mark.faults("resumed with other data, threads, devices, precision", "one line, exit code 2, no file is changed")
