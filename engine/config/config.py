@@ -19,7 +19,7 @@ from engine.config.cross_checks import check_model_takes_data, cross_check
 from engine.config.errors import as_written, closest, suggest
 from engine.config.interpolation import resolve_interpolation
 from engine.config.signatures import COMPUTED, REQUIRED, Component, Parameter, in_range
-from engine.config.yaml_reader import Section, Value, ambiguity_error, plain, read_override, read_yaml
+from engine.config.yaml_reader import Section, Value, ambiguity_error, plain, read_override, read_yaml, write_yaml
 from engine.contracts import COMMAND_LINE, ConfigError, DataError, OptionError, UserError, listed
 
 # The options of ``trainer`` about which Lightning complains without naming them.
@@ -95,7 +95,7 @@ class Config:
 
     def to_yaml(self, **run: Any) -> str:
         """Return YAML that `load_config` reads back to the same values. `run` replaces values of the section ``run``."""
-        return OmegaConf.to_yaml(OmegaConf.create({**self.values, "run": {**self["run"], **run}}))
+        return write_yaml({**self.values, "run": {**self["run"], **run}})
 
     def option_error(self, section: str, error: Exception | str, hardware: str = "") -> UserError:
         """Translate an error of a component about its options to an error of the key that caused it.

@@ -1,6 +1,6 @@
 """Resolves ``${section.key}`` in a config: the value of another key that is written in it.
 
-OmegaConf's own resolvers are refused, because they can read environment variables, and the run folder would keep a secret in
+OmegaConf's resolvers are not used, because they can read environment variables, and the run folder would keep a secret in
 plain text.
 """
 
@@ -8,13 +8,10 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-
-from engine.config.yaml_reader import Section, Value, ambiguity_error
+from engine.config.yaml_reader import MAX_BYTES, Section, Value, ambiguity_error
 from engine.contracts import ConfigError
 
-_REFERENCE = re.compile(r"\$\{\.*[A-Za-z_]\w*(\.[A-Za-z_]\w*)*\}")
+_REFERENCE = re.compile(r"\$\{([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*)\}")
 
 
 def resolve_interpolation(tree: Section) -> None:
@@ -24,29 +21,56 @@ def resolve_interpolation(tree: Section) -> None:
         ConfigError: if a reference is not of the form ``${section.key}``, is circular, or names a section or no key at all.
     """
     leaves = dict(_leaves(tree))
-    references = [(key, value) for key, value in leaves.items() if "${" in str(value.data)]
-    for key, value in references:
-        if "${" in _REFERENCE.sub("", str(value.data)):
-            hint = "only references to keys, such as ${data.batch_size}, are allowed"
-            raise ConfigError(value.where, key, f"{value.data} is refused", hint)
-    config = OmegaConf.create(_plain_data(tree)) if references else None
-    for key, value in references:
-        written = value.data
-        for reference in _REFERENCE.finditer(str(written)):
-            target = leaves.get(name := reference.group()[2:-1])
-            if target is not None and target.is_ambiguous:
-                raise ambiguity_error(target, name)
-        try:
-            value.data = OmegaConf.select(config, key)  # type: ignore[arg-type]
-        except (OmegaConfBaseException, RecursionError):
-            hint = "refer to a key that is written in the file or on the command line"
-            raise ConfigError(value.where, key, f"{written} has no value", hint) from None
-        if OmegaConf.is_config(value.data):
-            value.data = OmegaConf.to_container(value.data, resolve=True)
-        if isinstance(value.data, dict):
+    resolved: set[str] = set()
+    for key, value in leaves.items():
+        if "${" in str(value.data):
+            _resolve(key, leaves, resolved, ())
+
+
+def _resolve(key: str, leaves: dict[str, Value], resolved: set[str], pending: tuple[str, ...]) -> Any:
+    """Return the value of `key` without references, and store it.
+
+    Args:
+        key: A dotted key.
+        leaves: The values of all dotted keys.
+        resolved: Keys whose values have no references any more.
+        pending: Keys whose values need the value of `key`.
+    """
+    value, written = leaves[key], leaves[key].data
+    if key in resolved or "${" not in str(written):
+        return written
+
+    def target_of(match: re.Match[str]) -> Any:
+        name = match[1]
+        if any(other.startswith(f"{name}.") for other in leaves):
             raise ConfigError(value.where, key, f"{written} refers to a section", "refer to one of its keys")
-        is_number = isinstance(value.data, int | float) and not isinstance(value.data, bool)
-        value.text = str(value.data) if is_number else None
+        if name not in leaves or name in (*pending, key):
+            hint = "refer to a key that is written in the file or on the command line"
+            raise ConfigError(value.where, key, f"{written} has no value", hint)
+        if leaves[name].is_ambiguous:
+            raise ambiguity_error(leaves[name], name)
+        return _resolve(name, leaves, resolved, (*pending, key))
+
+    def replace(data: Any) -> Any:
+        if isinstance(data, list):
+            return [replace(item) for item in data]
+        if isinstance(data, dict):
+            return {name: replace(item) for name, item in data.items()}
+        if not isinstance(data, str) or "${" not in data:
+            return data
+        if "${" in _REFERENCE.sub("", data) or "\\${" in data:
+            hint = "only references to keys, such as ${data.batch_size}, are allowed"
+            raise ConfigError(value.where, key, f"{data} is refused", hint)
+        whole = _REFERENCE.fullmatch(data)
+        return target_of(whole) if whole else _REFERENCE.sub(lambda match: str(target_of(match)), data)
+
+    value.data = replace(written)
+    if len(str(value.data)) > MAX_BYTES:
+        raise ConfigError(value.where, key, f"its references give more than {MAX_BYTES:,} characters")
+    is_number = isinstance(value.data, int | float) and not isinstance(value.data, bool)
+    value.text = str(value.data) if is_number else None
+    resolved.add(key)
+    return value.data
 
 
 def _leaves(section: Section, prefix: str = "") -> Iterator[tuple[str, Value]]:
@@ -56,7 +80,3 @@ def _leaves(section: Section, prefix: str = "") -> Iterator[tuple[str, Value]]:
             yield from _leaves(node, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", node
-
-
-def _plain_data(node: Section | Value) -> Any:
-    return {name: _plain_data(child) for name, child in node.items.items()} if isinstance(node, Section) else node.data

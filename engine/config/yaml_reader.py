@@ -1,4 +1,4 @@
-"""Reads YAML into a tree that keeps the line of each value.
+"""Reads YAML into a tree that keeps the line of each value, and writes YAML that it reads back to the same values.
 
 PyYAML parses the text, and this module decides what an unquoted scalar means. YAML 1.1 has surprises: ``yes`` is true,
 ``010`` is 8, ``1:30`` is 90 and ``1e-3`` is text. Numbers are read as in JSON. A scalar that YAML 1.1 reads differently is
@@ -16,6 +16,7 @@ import yaml
 from engine.contracts import COMMAND_LINE, ConfigError
 
 MAX_BYTES = 100_000  # a config has a few dozen lines; a larger file is a mistake or an attack
+MAX_DEPTH = 20  # of nested sections and lists
 
 _INTEGER = re.compile(r"[-+]?(0|[1-9][0-9]*)")
 _FLOAT = re.compile(r"[-+]?([0-9]+\.[0-9]*|\.[0-9]+|[0-9]+(?=[eE]))([eE][-+]?[0-9]+)?")
@@ -25,6 +26,7 @@ _YES_OR_NO = re.compile(r"yes|Yes|YES|on|On|ON|no|No|NO|off|Off|OFF")
 _NUMBER_OF_YAML_1_1 = re.compile(
     r"[-+]?(0[0-9_]+|0[bxo][0-9a-fA-F_]+|[0-9][0-9]*_[0-9_]*(\.[0-9_]*)?|[0-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9]*)?)"
 )
+_SAFE_TEXT = re.compile(r"[A-Za-z/_][\w./+-]*", re.ASCII)  # needs no quotes, unless it is a word such as true or null
 
 
 @dataclass
@@ -42,6 +44,10 @@ class Value:
     where: str
     text: str | None = None
     is_ambiguous: bool = False
+
+    def has_other_meaning(self, text: str) -> bool:
+        """Whether `text` without quotes is not this text."""
+        return self.is_ambiguous or self.data != text
 
 
 @dataclass
@@ -88,6 +94,8 @@ def read_override(argument: str) -> tuple[str, Value | Section]:
         raise ConfigError(COMMAND_LINE, key, "unknown option", hint)
     if not equals:
         raise ConfigError(COMMAND_LINE, argument, "is not an override", f"write {argument}=VALUE")
+    if key.count(".") >= MAX_DEPTH:
+        raise ConfigError(COMMAND_LINE, f"{key[:40]}...", f"has {key.count('.') + 1:,} parts", "no key is so long")
     if not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", key):
         raise ConfigError(COMMAND_LINE, key, "is not a key", "keys are names joined by dots, as in optimizer.lr")
     if not text.strip():
@@ -121,10 +129,35 @@ def parse(text: str, source: str, key: str = "") -> Value | Section:
         raise ConfigError(source, key, "is nested too deeply") from None
     if node is None:
         return Value(None, source)
-    return _convert(node, source, key, set())
+    tree = _convert(node, source, key, set())
+    # PyYAML does not tell other tags, such as !!omap or !!str, from the types that it finds itself
+    tags = [token for token in yaml.scan(text, Loader=yaml.SafeLoader) if isinstance(token, yaml.TagToken)]
+    if tags:
+        where = source if source == COMMAND_LINE else f"{source}:{tags[0].start_mark.line + 1}"
+        raise ConfigError(where, key, f"has the YAML tag !!{tags[0].value[1]}", "a config has plain values only")
+    return tree
 
 
-def _convert(node: yaml.Node, source: str, key: str, seen: set[int], where: str = "") -> Value | Section:
+class _Dumper(yaml.SafeDumper):
+    """Puts every text in quotes that could be read as another value."""
+
+    def represent_text(self, text: str) -> yaml.Node:
+        is_safe = _SAFE_TEXT.fullmatch(text) and not _scalar(yaml.ScalarNode("", text), "").has_other_meaning(text)
+        return self.represent_scalar("tag:yaml.org,2002:str", text, style=None if is_safe else '"')
+
+
+_Dumper.add_representer(str, _Dumper.represent_text)
+
+
+def write_yaml(values: Any) -> str:
+    """Return YAML that `parse` reads back to the same values, and that other readers of YAML do not read differently."""
+    text: str = yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=10**6)
+    return text
+
+
+def _convert(
+    node: yaml.Node, source: str, key: str, seen: set[int], where: str = "", depth: int = 0
+) -> Value | Section:
     """Convert a node and its children.
 
     Args:
@@ -133,6 +166,7 @@ def _convert(node: yaml.Node, source: str, key: str, seen: set[int], where: str 
         key: Its dotted key, for errors.
         seen: Identities of the nodes that were converted before.
         where: The line of its key; "" for an item of a list, which has no key.
+        depth: Number of sections and lists around it.
     """
     where = where or _where(node, source)
     if id(node) in seen:  # aliases copy whole branches: six lines of YAML can make a million leaves
@@ -141,6 +175,8 @@ def _convert(node: yaml.Node, source: str, key: str, seen: set[int], where: str 
     seen.add(id(node))
     if node.tag.startswith(("!", "tag:yaml.org,2002:python")):
         raise ConfigError(where, key, f"has the YAML tag {node.tag}", "a config has plain values only")
+    if depth > MAX_DEPTH:
+        raise ConfigError(where, f"{key[:40]}...", "is nested too deeply", f"a config has at most {MAX_DEPTH} levels")
     if isinstance(node, yaml.MappingNode):
         section = Section(where)
         for key_node, value_node in node.value:
@@ -148,17 +184,30 @@ def _convert(node: yaml.Node, source: str, key: str, seen: set[int], where: str 
             if not isinstance(key_node, yaml.ScalarNode):
                 raise ConfigError(line, key, "has a key that is not a name")
             name = str(key_node.value)
+            _check_characters(name, line, key)
             path = f"{key}.{name}" if key else name
             if name in section.items:
                 first = section.items[name].where.rsplit(":", 1)[-1]
                 raise ConfigError(line, path, "is written twice", f"first on line {first}")
-            section.items[name] = _convert(value_node, source, path, seen, line)
+            section.items[name] = _convert(value_node, source, path, seen, line, depth + 1)
         return section
     if isinstance(node, yaml.SequenceNode):
-        items = [_convert(item, source, f"{key}[{i}]", seen) for i, item in enumerate(node.value)]
+        items = [_convert(item, source, f"{key}[{i}]", seen, "", depth + 1) for i, item in enumerate(node.value)]
         return Value([plain(item, f"{key}[{i}]") for i, item in enumerate(items)], where)
     assert isinstance(node, yaml.ScalarNode)
+    _check_characters(str(node.value), where, key)
     return _scalar(node, where)
+
+
+def _check_characters(text: str, where: str, key: str) -> None:
+    """Refuse characters that no file name can have, or that cannot be written as UTF-8."""
+    try:
+        if "\0" not in text:
+            text.encode()
+            return
+    except UnicodeEncodeError:
+        pass
+    raise ConfigError(where, key, "has a character that UTF-8 text cannot have", "write it without this character")
 
 
 def _where(node: yaml.Node, source: str) -> str:

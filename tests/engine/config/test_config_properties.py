@@ -1,5 +1,7 @@
 """Any input gives either a config or an error of one line."""
 
+import json
+import os
 import tempfile
 from pathlib import Path
 
@@ -8,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.config.config import load_config
-from engine.config.yaml_reader import read_override
+from engine.config.yaml_reader import parse, plain, read_override, write_yaml
 from engine.contracts import ConfigError
 from tests.engine.config.test_config_errors import GOOD
 
@@ -28,6 +30,43 @@ VALUES = st.recursive(
     ),
     max_leaves=4,
 )
+
+
+STRANGE = st.sampled_from(
+    """0bad 0:30 00:00:30:00 0__9 0b2f 0o17 0x1F 010 1_000 +1 -0 1e3 1e-05 .5 5. . .. - -- -a ? : , # & * ! | > % @ ` = <<
+    ~ null Null yes No on off true TRUE y n inf .inf -.Inf nan .NaN 2001-01-01 2001-01-01T00:00:00Z 12:30:45.5 1.2.3 {} []
+    {a [a a: a:b "a 'a a# \\${seed} $seed ${ } ~/x /x a.b --- ... [a,b] !!int &a *a 1e400""".split()
+)
+SPACES = st.sampled_from(
+    "|| a|a |a b|a: b|a #b|\t|a\tb|\n|a\nb|a\n|\r|\x85|\u2028|\ufeff|\x1b|\x7f|- a|? a|\u00e4|\u2603|\U0001f600".split(
+        "|"
+    )
+)
+WORDS = st.one_of(
+    STRANGE, SPACES, st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=12)
+)
+NUMBERS = st.one_of(st.integers(-(2**63), 2**63 - 1), st.floats(allow_nan=False), st.booleans(), st.none())
+DATA = st.recursive(
+    st.one_of(WORDS, NUMBERS),
+    lambda inner: st.one_of(st.lists(inner, max_size=4), st.dictionaries(WORDS, inner, max_size=4)),
+    max_leaves=12,
+)
+NUM_EXAMPLES = int(os.environ.get("NUM_EXAMPLES", "100"))
+
+
+@settings(max_examples=NUM_EXAMPLES, deadline=None)
+@given(st.dictionaries(WORDS, DATA, min_size=1, max_size=3))
+def test_what_is_written_is_read_back(values):
+    """`NUM_EXAMPLES=10000` tries more values."""
+    text = write_yaml(values)
+    again = plain(parse(text, "file"), "")
+    assert repr(again) == repr(values)  # also the types, and -0.0
+
+
+@settings(max_examples=NUM_EXAMPLES // 3, deadline=None)
+@given(WORDS, WORDS)
+def test_a_config_with_any_text_is_read_back(name, root):
+    answer(GOOD, [f"run.name={json.dumps(name)}", f"run.root={json.dumps(root)}"])
 
 
 def answer(text: str, overrides: list[str]) -> str | None:
