@@ -41,7 +41,7 @@ from engine.runs.run_index import (
     metric_values,
 )
 from engine.runs.tables import print_json, print_table
-from engine.terminal import CommandLineParser, count_of, print_line
+from engine.terminal import CommandLineParser, count_of, home_path, print_line
 
 COMMANDS = ("list", "compare", "best", "prune", "tensorboard")
 COLUMNS = {"accuracy": "test/accuracy", "f1": "test/f1", "loss": "test/loss", "val acc": "val/accuracy"}
@@ -72,7 +72,7 @@ def main(argv: list[str]) -> int:
 def common_options() -> CommandLineParser:
     """Return a parser of the options that can stand before or after a command. Their defaults are set elsewhere."""
     parser = CommandLineParser(add_help=False, argument_default=argparse.SUPPRESS)
-    parser.add_argument("--root", type=Path, metavar="FOLDER", help="folder of all runs (default: runs)")
+    parser.add_argument("--root", type=home_path, metavar="FOLDER", help="folder of all runs (default: runs)")
     parser.add_argument("--json", action="store_true", help="print JSON")
     return parser
 

@@ -1,7 +1,7 @@
 """Parses the command line of ``train.py``. Options such as ``--help`` print an answer instead of starting a run."""
 
+import os
 from dataclasses import replace
-from pathlib import Path
 
 from engine.config.config import Config, load_config
 from engine.config.cross_checks import check_requirements
@@ -10,7 +10,7 @@ from engine.config.explain import explain, help_text
 from engine.config.yaml_reader import read_override
 from engine.contracts import COMMAND_LINE, ConfigError
 from engine.runs.resume import check_unfinished, find_run
-from engine.terminal import CommandLineParser, print_line
+from engine.terminal import CommandLineParser, StoreOnce, home_path, print_line
 
 OPTIONS = ("--config", "--resume", "--check", "--print-config", "--explain", "--help")
 # Overrides of ``--check``: one process, and only the output of the checks.
@@ -24,16 +24,22 @@ def parse(argv: list[str], description: str) -> Config | None:
     """Return the experiment to train; None if the command line only asks for information, which is then printed."""
     parser = CommandLineParser(prog="python train.py", description=description, add_help=False)
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="change a value: optimizer.lr=0.1")
-    parser.add_argument("--config", metavar="FILE", type=Path, help="experiment to run: configs/iris_mlp.yaml")
+    parser.add_argument(
+        "--config", metavar="FILE", type=home_path, action=StoreOnce, help="experiment to run: configs/iris_mlp.yaml"
+    )
     parser.add_argument(
         "--resume",
         metavar="RUN",
+        type=os.path.expanduser,
+        action=StoreOnce,
         help="continue the run in the folder RUN, or from the checkpoint RUN; with --config and RUN=auto, "
         "the newest unfinished run of the config",
     )
     parser.add_argument("--check", action="store_true", help="check data and model for mistakes, without training")
     parser.add_argument("--print-config", action="store_true", help="print the complete config, without training")
-    parser.add_argument("--explain", metavar="KEY", help="print where the value of a key comes from and what it means")
+    parser.add_argument(
+        "--explain", metavar="KEY", action=StoreOnce, help="print where the value of a key comes from and what it means"
+    )
     parser.add_argument("-h", "--help", action="store_true", help="print this text; with --config, also every key")
     arguments, rest = parser.parse_known_args(argv)
     for option in rest:

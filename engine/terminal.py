@@ -6,6 +6,7 @@ import os
 import shlex
 import sys
 import warnings
+from pathlib import Path
 from typing import Any, NoReturn
 
 from engine.contracts import COMMAND_LINE, ConfigError, escape
@@ -37,6 +38,20 @@ class CommandLineParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise ConfigError(COMMAND_LINE, "", message, f"see {self.prog} --help")
+
+
+class StoreOnce(argparse.Action):
+    """Stores the value of an option, and refuses a second value."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: Any, values: Any, option_string: Any = None) -> None:
+        if getattr(namespace, self.dest) is not None:
+            parser.error(f"{option_string} is given twice")
+        setattr(namespace, self.dest, values)
+
+
+def home_path(text: str) -> Path:
+    """Return a path of the command line. A shell does not expand ``~`` in ``--option=~/folder``."""
+    return Path(text).expanduser()
 
 
 def print_line(text: str, end: str = "\n") -> None:

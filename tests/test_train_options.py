@@ -197,7 +197,7 @@ def test_one_batch_is_overfitted(tmp_path):
         (["trainer.strategy=foo"], "command line: trainer.strategy: You selected an invalid strategy name"),
         (["trainer.profiler=foo"], "command line: trainer.profiler: When passing string value"),
         (["trainer.val_check_interval=100"], "command line: trainer.val_check_interval: `val_check_interval` (100) must be"),
-        (["callbacks.timer={duration: 1h}"], "command line: callbacks.timer.duration: `Timer(duration='1h')`"),
+        (["callbacks.timer={duration: 1h}"], "command line: callbacks.timer.duration: '1h' is not a duration"),
         (["optimizer={name: sgd, nesterov: true}"], "command line: optimizer.nesterov: needs a momentum"),
         (["model.class_weights=[1]"], "command line: model.class_weights: 1 weights for 3 classes"),
         (["data.val_fraction=0.999"], "command line: data.val_fraction: 0.999 of 120 samples leaves sets of 0 and"),

@@ -298,13 +298,35 @@ def _convert(key: str, parameter: Parameter, node: Section | Value) -> Any:
         read = OmegaConf.to_container(OmegaConf.merge(shape, {"value": given}))["value"]  # type: ignore[index, call-overload]
     except (OmegaConfBaseException, TypeError, ValueError):
         read = REQUIRED
-    if not _is_unchanged(given, read):
+    if not _is_unchanged(given, read) or not _has_depth_of(parameter.type, read):
         close = closest(str(given), map(str, kinds)) if get_origin(parameter.type) is Literal else None
         hint = f"did you mean {close}?" if close else f"accepts {parameter.accepts}"
         raise ConfigError(node.where, key, f"{as_written(given)} is not accepted", hint)
     if not in_range(read, parameter.bounds):
         raise ConfigError(node.where, key, f"{as_written(given)} is out of range", f"accepts {parameter.accepts}")
-    return list(read) if isinstance(read, tuple) else read
+    return _expand_home(list(read) if isinstance(read, tuple) else read)
+
+
+def _has_depth_of(kind: Any, value: Any) -> bool:
+    """Return whether lists and dicts are nested as in the type `kind`. OmegaConf takes [[1]] for a list of numbers."""
+    members = get_args(kind)
+    if isinstance(value, list | tuple):
+        return kind is Any or any(
+            _has_depth_of(member, value)
+            if get_origin(kind) is not list
+            else all(_has_depth_of(member, v) for v in value)
+            for member in members
+        )
+    if isinstance(value, dict):
+        return kind is Any or get_origin(kind) is dict or any(_has_depth_of(member, value) for member in members)
+    return get_origin(kind) not in (list, dict)
+
+
+def _expand_home(value: Any) -> Any:
+    """Return the value with the home folder in place of ``~`` or ``~user`` at the start of a path."""
+    if isinstance(value, list):
+        return [_expand_home(item) for item in value]
+    return os.path.expanduser(value) if isinstance(value, str) and re.match(r"~[\w-]*/", value) else value
 
 
 def _is_unchanged(given: Any, read: Any) -> bool:

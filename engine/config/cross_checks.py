@@ -1,6 +1,8 @@
 """Checks values that are valid by themselves but not in combination."""
 
+import math
 import re
+from datetime import timedelta
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +16,8 @@ from engine.contracts import ConfigError
 
 if TYPE_CHECKING:
     from engine.config.config import Config
+
+MAX_DAYS = 100_000  # of a training
 
 
 def cross_check(config: "Config") -> None:
@@ -83,6 +87,8 @@ def _check_loggers(config: "Config") -> None:
     for name in schema.logger_names(config["trainer.logger"]):
         if name not in schema.LOGGERS:
             hint = suggest(name, schema.LOGGERS, "available")
+            if "," in name:
+                hint = f"write a list: '[{', '.join(part.strip() for part in name.split(','))}]'"
             raise config.error("trainer.logger", f"unknown logger {name!r}", hint)
 
 
@@ -94,10 +100,29 @@ def _check_trainer(config: "Config") -> None:
             raise config.error(key, f"{value} is out of range", hint)
     if config["trainer.devices"] in (0, "0", []):
         raise config.error("trainer.devices", "no device is requested", "write 1 or auto")
-    duration = config["trainer.max_time"]
-    if isinstance(duration, str) and not re.fullmatch(r"\d+:\d+:\d+:\d+", duration):
-        hint = "write days, hours, minutes and seconds, as in '00:01:30:00'"
-        raise config.error("trainer.max_time", f"{duration!r} is not a duration", hint)
+    if re.search("notebook|fork", str(config["trainer.strategy"])):
+        problem = f"{config['trainer.strategy']} is for notebooks"
+        raise config.error("trainer.strategy", problem, "write ddp or auto")
+    for key in ("trainer.max_time", "callbacks.timer.duration"):
+        if key in config.parameters and config[key] is not None:
+            _check_duration(config, key, config[key])
+
+
+def _check_duration(config: "Config", key: str, value: str | dict[str, int]) -> None:
+    hint = "write days, hours, minutes and seconds, as in '00:01:30:00'"
+    numbers = {}
+    if isinstance(value, dict) and value.keys() <= {"days", "hours", "minutes", "seconds", "weeks"}:
+        numbers = value
+    elif isinstance(value, str) and re.fullmatch(r"\d{1,9}(:\d{1,9}){3}", value):
+        numbers = dict(zip(("days", "hours", "minutes", "seconds"), map(int, value.split(":")), strict=True))
+    if not numbers:
+        raise config.error(key, f"{value!r} is not a duration", hint)
+    try:
+        days = timedelta(**numbers) / timedelta(days=1)
+    except OverflowError:
+        days = math.inf
+    if not 0 < days <= MAX_DAYS:
+        raise config.error(key, f"{value!r} is out of range", f"it must be above 0 and at most {MAX_DAYS:,} days")
 
 
 def _check_precision(config: "Config") -> None:

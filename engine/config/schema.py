@@ -111,9 +111,9 @@ class Run:
     name: str | None = None
     monitor: str = "val/accuracy"
     mode: Literal["min", "max"] | None = None
-    checkpoint_every_minutes: Annotated[float, "> 0"] | None = 10.0
+    checkpoint_every_minutes: Annotated[float, "> 0, <= 1e6"] | None = 10.0
     checkpoint_every_steps: Annotated[int, ">= 1"] | None = None
-    timeout_minutes: Annotated[float, "> 0"] = 10.0
+    timeout_minutes: Annotated[float, "> 0, <= 1e6"] = 10.0
     threads: Annotated[int, ">= 1, <= 1024"] | None = None
 
 

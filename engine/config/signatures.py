@@ -276,10 +276,11 @@ def describe_type(annotation: Any) -> str:
 
 
 def in_range(value: Any, bounds: str) -> bool:
-    """Return whether `value`, or every number in a list, is finite and within `bounds`."""
+    """Return whether `value`, or every number in a list, is finite, has at most 64 bits, and is within `bounds`."""
     if isinstance(value, list | tuple):
         return all(in_range(item, bounds) for item in value)
     if isinstance(value, bool) or not isinstance(value, int | float):
         return True
     limits = _BOUND.findall(bounds)
-    return math.isfinite(value) and all(_COMPARISONS[symbol](value, float(limit)) for symbol, limit in limits)
+    fits = math.isfinite(value) if isinstance(value, float) else abs(value) < 2**63
+    return fits and all(_COMPARISONS[symbol](value, float(limit)) for symbol, limit in limits)
