@@ -65,8 +65,10 @@ def _resolve(key: str, leaves: dict[str, Value], resolved: set[str], pending: tu
         return target_of(whole) if whole else _REFERENCE.sub(lambda match: str(target_of(match)), data)
 
     value.data = replace(written)
-    if len(str(value.data)) > MAX_BYTES:
+    if len(text := str(value.data)) > MAX_BYTES:
         raise ConfigError(value.where, key, f"its references give more than {MAX_BYTES:,} characters")
+    if "${" in text:  # joined from parts: the run's config.yaml would be read differently
+        raise ConfigError(value.where, key, f"{written} gives another reference", "refer to the key itself")
     is_number = isinstance(value.data, int | float) and not isinstance(value.data, bool)
     value.text = str(value.data) if is_number else None
     resolved.add(key)

@@ -17,6 +17,7 @@ from engine.contracts import COMMAND_LINE, ConfigError
 
 MAX_BYTES = 100_000  # a config has a few dozen lines; a larger file is a mistake or an attack
 MAX_DEPTH = 20  # of nested sections and lists
+MAX_KEY = 200  # characters of a dotted key
 
 _INTEGER = re.compile(r"[-+]?(0|[1-9][0-9]*)")
 _FLOAT = re.compile(r"[-+]?([0-9]+\.[0-9]*|\.[0-9]+|[0-9]+(?=[eE]))([eE][-+]?[0-9]+)?")
@@ -66,6 +67,9 @@ def read_yaml(path: Path) -> Section:
     """
     source = str(path)
     try:
+        if path.exists() and not path.is_file() and not path.is_dir():
+            # it can be read only once, but the processes of a run read their config themselves
+            raise ConfigError(source, "", "is not a regular file", "write the config to a file first")
         content = path.read_bytes()
     except FileNotFoundError:
         raise ConfigError(source, "", "file not found", _available(path)) from None
@@ -94,8 +98,8 @@ def read_override(argument: str) -> tuple[str, Value | Section]:
         raise ConfigError(COMMAND_LINE, key, "unknown option", hint)
     if not equals:
         raise ConfigError(COMMAND_LINE, argument, "is not an override", f"write {argument}=VALUE")
-    if key.count(".") >= MAX_DEPTH:
-        raise ConfigError(COMMAND_LINE, f"{key[:40]}...", f"has {key.count('.') + 1:,} parts", "no key is so long")
+    if key.count(".") >= MAX_DEPTH or len(key) > MAX_KEY:
+        raise ConfigError(COMMAND_LINE, f"{key[:40]}...", "is too long for a key", "--help lists the keys")
     if not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", key):
         raise ConfigError(COMMAND_LINE, key, "is not a key", "keys are names joined by dots, as in optimizer.lr")
     if not text.strip():
@@ -134,7 +138,8 @@ def parse(text: str, source: str, key: str = "") -> Value | Section:
     tags = [token for token in yaml.scan(text, Loader=yaml.SafeLoader) if isinstance(token, yaml.TagToken)]
     if tags:
         where = source if source == COMMAND_LINE else f"{source}:{tags[0].start_mark.line + 1}"
-        raise ConfigError(where, key, f"has the YAML tag !!{tags[0].value[1]}", "a config has plain values only")
+        tag = "".join(filter(None, tags[0].value))
+        raise ConfigError(where, key, f"has the YAML tag {tag}", "a config has plain values only")
     return tree
 
 

@@ -1,12 +1,12 @@
 """Any input gives either a config or an error of one line."""
 
 import json
-import os
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from engine.config.config import load_config
@@ -45,28 +45,58 @@ SPACES = st.sampled_from(
 WORDS = st.one_of(
     STRANGE, SPACES, st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=12)
 )
-NUMBERS = st.one_of(st.integers(-(2**63), 2**63 - 1), st.floats(allow_nan=False), st.booleans(), st.none())
+NUMBERS = st.one_of(st.integers(-(2**63), 2**63 - 1), st.floats(), st.booleans(), st.none())
 DATA = st.recursive(
     st.one_of(WORDS, NUMBERS),
     lambda inner: st.one_of(st.lists(inner, max_size=4), st.dictionaries(WORDS, inner, max_size=4)),
     max_leaves=12,
 )
-NUM_EXAMPLES = int(os.environ.get("NUM_EXAMPLES", "100"))
+TREES = st.dictionaries(WORDS, DATA, min_size=1, max_size=3)
+TRICKY = {
+    "": [[], {}, [{}], -0.0, 1e-7, 1e22, 5e-324, float("nan"), float("-inf")],
+    "x" * 200: "y " * 3000,
+    "a": {"b" * 130: None},
+}
 
 
-@settings(max_examples=NUM_EXAMPLES, deadline=None)
-@given(st.dictionaries(WORDS, DATA, min_size=1, max_size=3))
+def round_trip(values: dict[str, Any]) -> None:
+    again = plain(parse(write_yaml(values), "file"), "")
+    assert repr(again) == repr(values)  # also the types, NaN and -0.0
+
+
+@settings(max_examples=200, deadline=None)
+@example(TRICKY)
+@given(TREES)
 def test_what_is_written_is_read_back(values):
-    """`NUM_EXAMPLES=10000` tries more values."""
-    text = write_yaml(values)
-    again = plain(parse(text, "file"), "")
-    assert repr(again) == repr(values)  # also the types, and -0.0
+    round_trip(values)
 
 
-@settings(max_examples=NUM_EXAMPLES // 3, deadline=None)
+@pytest.mark.slow
+@settings(max_examples=10_000, deadline=None)
+@given(TREES)
+def test_what_is_written_is_read_back_ten_thousand_times(values):
+    round_trip(values)
+
+
+@pytest.mark.parametrize("digits", [29, 30, 400])
+def test_a_huge_integer_is_read_as_a_float_and_stays_it(digits):
+    (once,) = plain(parse(f"[{10 ** (digits - 1)}]", "file"), "")
+    assert type(once) is (int if digits < 30 else float)
+    round_trip({"a": once})
+
+
+@settings(max_examples=30, deadline=None)
 @given(WORDS, WORDS)
 def test_a_config_with_any_text_is_read_back(name, root):
     answer(GOOD, [f"run.name={json.dumps(name)}", f"run.root={json.dumps(root)}"])
+
+
+@pytest.mark.parametrize("text", ["\0", "\ud800", "a\udc80b"])
+def test_characters_that_no_file_has_are_refused(text):
+    for document in (f"a: {text}", f"{text}: 1", write_yaml({"a": text}), write_yaml({text: 1})):
+        with pytest.raises(ConfigError) as caught:
+            parse(document, "some.yaml")
+        assert len(str(caught.value).splitlines()) == 1
 
 
 def answer(text: str, overrides: list[str]) -> str | None:
