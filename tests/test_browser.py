@@ -12,6 +12,7 @@ from tests.browser import CHROMIUM, Browser, browser, tensorboard
 from tests.runs import run
 
 pytestmark = [
+    pytest.mark.needs("bert", "text"),
     pytest.mark.browser,
     pytest.mark.slow,
     pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed"),

@@ -6,11 +6,10 @@ from torch import Tensor, nn
 
 from callbacks.gallery import _sample
 from callbacks.parts.integrated_gradients import integrated_gradients
-from lit_models.bert import LitBERT
 from lit_models.classifier import LitClassifier
 from lit_models.cnn import LitCNN
 from lit_models.mlp import LitMLP
-from tests.files import MINILM
+from tests import files
 
 
 class Linear(LitClassifier):
@@ -23,17 +22,10 @@ class Linear(LitClassifier):
         self.network = nn.Linear(input_shape[0], num_classes)
 
 
-class BagOfWords(LitBERT):
-    """The logits are a sum over words, so the contribution of each word is known."""
+def bert(*arguments, **options) -> LitClassifier:
+    from lit_models.bert import LitBERT
 
-    def attribution_inputs(self, inputs):
-        words = self.network.encoder.get_input_embeddings()
-        ids = inputs["input_ids"]
-        return (
-            words(ids),
-            torch.zeros(1, ids.shape[1], words.embedding_dim),
-            lambda given: self.network.head(given.sum(1)),
-        )
+    return LitBERT(*arguments, **options)
 
 
 def test_linear_model_has_attributions_of_weight_times_difference():
@@ -49,8 +41,17 @@ def test_linear_model_has_attributions_of_weight_times_difference():
     assert torch.allclose(attributions, known.detach(), atol=1e-5)
 
 
-def test_sum_over_words_has_attributions_of_each_term():
-    model = BagOfWords((), 2, vocab_size=20, max_length=8, hidden_size=32).eval()
+@pytest.mark.needs("bert")
+def test_sum_over_words_has_attributions_of_each_term(monkeypatch):
+    """The logits are a sum over words, so the contribution of each word is known."""
+    model = bert((), 2, vocab_size=20, max_length=8, hidden_size=32).eval()
+
+    def attribution_inputs(inputs):
+        words, ids = model.network.encoder.get_input_embeddings(), inputs["input_ids"]
+        zeros = torch.zeros(1, ids.shape[1], words.embedding_dim)
+        return words(ids), zeros, lambda given: model.network.head(given.sum(1))
+
+    monkeypatch.setattr(model, "attribution_inputs", attribution_inputs)
     ids = torch.tensor([[3, 7, 11, 2]])
     vectors = model.network.encoder.get_input_embeddings()(ids)[0]  # (T, E)
     first, second = model.network.head(vectors.sum(0)).topk(2).indices.tolist()
@@ -69,9 +70,9 @@ def test_attributions_add_up_to_the_explained_value(kind):
     elif kind == "cnn":
         model = LitCNN((1, 28, 28), 10)
     elif kind == "bert on images":
-        model = LitBERT((1, 28, 28), 10, patch_size=7, hidden_size=32)
+        model = bert((1, 28, 28), 10, patch_size=7, hidden_size=32)
     else:
-        model = LitBERT((), 2, vocab_size=30, max_length=16, hidden_size=32)
+        model = bert((), 2, vocab_size=30, max_length=16, hidden_size=32)
         inputs = {"input_ids": torch.randint(1, 30, (1, 9))}
     model.eval()
     if isinstance(inputs, Tensor):
@@ -101,13 +102,13 @@ TOKENIZED = {
 def tokenizer():
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(MINILM)
+    return AutoTokenizer.from_pretrained(files.minilm())
 
 
 @pytest.mark.parametrize("kind", TOKENIZED)
 @pytest.mark.parametrize("extra", [{}, {"text": ["a nice film"], "row": 3, "weight": torch.ones(1), "none": None}])
 def test_what_a_model_takes_from_a_tokenizer_can_be_explained(kind, extra, tokenizer):
-    model = LitBERT((), 2, vocab_size=len(tokenizer), max_length=16, hidden_size=32, num_layers=1).eval()
+    model = bert((), 2, vocab_size=len(tokenizer), max_length=16, hidden_size=32, num_layers=1).eval()
     inputs = {**tokenizer("a nice film", **TOKENIZED[kind]), **extra}
     with torch.inference_mode():
         assert model(inputs).shape == (1, 2)
@@ -126,7 +127,7 @@ def test_a_sample_has_no_padding_on_either_side(side, tokenizer):
 
 
 def test_features_are_the_input_of_the_last_layer():
-    for model in (LitMLP((4,), 3, [8]), LitBERT((4,), 3, hidden_size=32)):
+    for model in (LitMLP((4,), 3, [8]), bert((4,), 3, hidden_size=32)):
         model.eval()
         inputs = torch.randn(5, 4)
         head = [layer for layer in model.network.modules() if isinstance(layer, nn.Linear)][-1]

@@ -12,7 +12,6 @@ from callbacks import confusion_matrix, first_filters, projector, reliability_di
 from callbacks.gallery import GAP, INNER_GAP, SIDE, Example, Gallery, draw_examples, escape, format_examples
 from callbacks.parts.drawing import BLUE, ORANGE, VERMILION, Canvas, replace_undrawable, shorten
 from callbacks.pr_curves import PRCurves
-from lit_models.bert import LitBERT
 from lit_models.cnn import LitCNN
 from lit_models.mlp import LitMLP
 
@@ -203,11 +202,15 @@ def test_long_name_ends_with_an_ellipsis():
     [
         (LitCNN([3, 32, 32], 10), (32, 3, 3, 3)),
         (LitMLP([1, 28, 28], 10, [16]), (16, 1, 28, 28)),
-        (LitBERT([3, 32, 32], 10, patch_size=8, hidden_size=32), (32, 3, 8, 8)),
+        pytest.param(None, (32, 3, 8, 8), id="bert"),
         (LitMLP([4], 3), None),
     ],
 )
 def test_first_filters_are_the_weights_of_the_layer_that_sees_the_image(model, shape):
+    if model is None:
+        from lit_models.bert import LitBERT
+
+        model = LitBERT([3, 32, 32], 10, patch_size=8, hidden_size=32)
     filters = first_filters.first_filters(model.eval())
     assert (None if filters is None else tuple(filters.shape)) == shape
     if filters is not None:

@@ -100,6 +100,7 @@ def test_log_file_gets_complete_lines(tmp_path, capsys):
     assert re.search(r"^epoch 3/3  ", output, re.M)
 
 
+@pytest.mark.needs("bert")
 def test_frozen_parameters_are_counted_separately(tmp_path, capsys):
     run(tmp_path, "--config", "configs/iris_bert.yaml", "model.freeze_layers=1", "trainer.max_epochs=1")
     assert re.search(r"^model        bert: [\d,]+ parameters, [\d,]+ of them trained$", capsys.readouterr().out, re.M)

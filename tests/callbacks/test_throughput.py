@@ -6,7 +6,6 @@ import torch
 import train
 from callbacks import throughput
 from callbacks.throughput import flops_per_unit, matmul_flops, num_units
-from lit_models.bert import LitBERT
 from lit_models.cnn import LitCNN
 from lit_models.mlp import LitMLP
 from tests.exactness import points, signalled, start
@@ -32,7 +31,10 @@ def test_flops_of_a_convolution_equal_those_counted_by_hand():
     assert flops_per_unit(model, torch.zeros(5, 1, 8, 8, dtype=torch.uint8)) == 2 * (2 * conv + 3 * head)
 
 
+@pytest.mark.needs("bert")
 def test_units_of_text_are_tokens_with_their_padding():
+    from lit_models.bert import LitBERT
+
     model = LitBERT((), 2, vocab_size=50, max_length=16, hidden_size=16, num_layers=1, num_heads=2)
     short, long = ({"input_ids": torch.ones(4, length, dtype=torch.int64)} for length in (4, 16))
     assert num_units(short) == 16

@@ -20,7 +20,7 @@ from datamodules.text import Text
 from engine.checks.data_checks import check_data
 from engine.config.signatures import PROJECT
 from engine.contracts import DataError
-from tests.files import MINILM, texts, write_texts
+from tests.files import minilm, texts, write_texts
 
 # --- rows and batches
 
@@ -185,7 +185,7 @@ def test_truncated_texts_and_unknown_tokens_are_reported(folder, capsys):
     make(folder, max_length=6)
     assert "216 of 243 training texts have data.max_length=6 tokens or were truncated to it" in capsys.readouterr().out
     (folder / "zh.tsv").write_text("text\tlabel\n" + "很好的电影\tgood\n很坏的电影\tbad\n" * 20, encoding="utf-8")
-    make(folder, train=str(folder / "zh.tsv"), tokenizer=str(MINILM))
+    make(folder, train=str(folder / "zh.tsv"), tokenizer=str(minilm()))
     assert "% of all tokens are unknown to the tokenizer; is it for another language?" in capsys.readouterr().out
 
 
@@ -253,7 +253,7 @@ def test_chinese_characters_are_words_and_accents_are_kept():
     assert tokenizer.decode(tokenizer("vu")["input_ids"], skip_special_tokens=True) == "vu"
 
 
-@pytest.mark.parametrize("tokenizer", [None, str(MINILM)])
+@pytest.mark.parametrize("tokenizer", [None, str(minilm())])
 @pytest.mark.parametrize("character", ["\u200b", "\0", "\u2060", "\ufffd", "\ue000", "\x7f"])
 def test_texts_without_a_visible_character(character, tokenizer, tmp_path):
     lines = [f"{character * (i + 1)}\t{i % 2}" for i in range(40)]
@@ -452,7 +452,7 @@ def test_pairs_and_single_texts_have_different_cache_entries(tmp_path):
     for name, lines in (("pairs", pairs), ("singles", singles)):
         (tmp_path / f"{name}.csv").write_text("\n".join(lines), encoding="utf-8")
         column = "second" if name == "pairs" else None
-        same = {"tokenizer": str(MINILM), "text_pair_column": column}
+        same = {"tokenizer": str(minilm()), "text_pair_column": column}
         rows, _ = make(tmp_path, train=str(tmp_path / f"{name}.csv"), **same).splits()["train"]
         assert (rows.second_starts is not None) == (name == "pairs")
 

@@ -23,7 +23,7 @@ from engine.contracts import ConfigError, DataError
 from lit_models.bert import LitBERT
 from lit_models.optimizers import adamw
 from tests import hub
-from tests.files import MINILM, write_bert, write_texts
+from tests.files import minilm, write_bert, write_texts
 from tests.runs import curve, figures, run
 
 TOKENS = {"input_shape": [], "num_classes": 3, "vocab_size": 60, "max_length": 16}
@@ -37,15 +37,15 @@ def model(**options) -> LitBERT:
 
 def sentences() -> dict[str, torch.Tensor]:
     texts = ["a gripping film", "no", "it is not as good as the other one , and far too long"]
-    return dict(AutoTokenizer.from_pretrained(MINILM)(texts, padding=True, return_tensors="pt"))
+    return dict(AutoTokenizer.from_pretrained(minilm())(texts, padding=True, return_tensors="pt"))
 
 
 # --- the same as transformers
 
 
 def test_pretrained_gives_the_logits_of_transformers():
-    ours = LitBERT([], 2, vocab_size=30522, max_length=64, pretrained=str(MINILM)).eval()
-    theirs = BertForSequenceClassification.from_pretrained(MINILM, num_labels=2).eval()
+    ours = LitBERT([], 2, vocab_size=30522, max_length=64, pretrained=str(minilm())).eval()
+    theirs = BertForSequenceClassification.from_pretrained(minilm(), num_labels=2).eval()
     ours.network.head.load_state_dict(theirs.classifier.state_dict())
     with torch.inference_mode():
         torch.testing.assert_close(ours(sentences()), theirs(**sentences()).logits, rtol=1e-4, atol=1e-4)
@@ -62,7 +62,7 @@ def test_padding_changes_nothing(pooling):
 
 
 def test_pretrained_trains_with_dropout_although_it_comes_in_evaluation_mode():
-    ours = LitBERT([], 2, vocab_size=30522, max_length=64, pretrained=str(MINILM))
+    ours = LitBERT([], 2, vocab_size=30522, max_length=64, pretrained=str(minilm()))
     assert all(module.training for module in ours.modules())
     assert not torch.equal(ours(sentences()), ours(sentences()))
 
@@ -71,7 +71,7 @@ def test_pretrained_trains_with_dropout_although_it_comes_in_evaluation_mode():
 
 
 def test_a_checkpoint_loads_without_the_pretrained_model(tmp_path):
-    folder = shutil.copytree(MINILM, tmp_path / "model")
+    folder = shutil.copytree(minilm(), tmp_path / "model")
     ours = LitBERT([], 2, vocab_size=30522, max_length=64, pretrained=str(folder)).eval()
     torch.save({"state_dict": ours.state_dict(), "hyper_parameters": dict(ours.hparams)}, tmp_path / "a.ckpt")
     shutil.rmtree(folder)
@@ -150,10 +150,10 @@ def test_gradient_checkpointing_changes_no_gradient(dropout):
         ({"hidden_size": 30, "num_heads": 4}, "model.num_heads: 4 does not divide model.hidden_size 30"),
         ({"num_layers": 2, "freeze_layers": 3}, "model.freeze_layers: 3 is more than the 2 layers of the encoder"),
         ({"vocab_size": None}, "model: tokens (input_shape=()) need vocab_size and max_length"),
-        ({"pretrained": str(MINILM), "num_layers": 2}, f"model.num_layers: {MINILM} sets it; leave it out"),
-        ({"pretrained": str(MINILM), "max_length": 600}, "but the data has 600; set a smaller data.max_length"),
-        ({"pretrained": str(MINILM), "vocab_size": 40_000}, "has 30522 tokens, but the tokenizer has 40000; set"),
-        ({"pretrained": str(MINILM), "input_shape": [1, 64, 64], "patch_size": 2}, "1025; set a larger model.patch_size"),
+        ({"pretrained": str(minilm()), "num_layers": 2}, f"model.num_layers: {minilm()} sets it; leave it out"),
+        ({"pretrained": str(minilm()), "max_length": 600}, "but the data has 600; set a smaller data.max_length"),
+        ({"pretrained": str(minilm()), "vocab_size": 40_000}, "has 30522 tokens, but the tokenizer has 40000; set"),
+        ({"pretrained": str(minilm()), "input_shape": [1, 64, 64], "patch_size": 2}, "1025; set a larger model.patch_size"),
         ({"pretrained": "/no/such"}, "model.pretrained: /no/such is neither a folder nor the name of a model on the hub"),
     ],
 )  # fmt: skip
@@ -484,7 +484,7 @@ def test_sst2_with_a_pretrained_model_learns_in_a_few_steps(real_data, tmp_path)
         *files,
         "data.dataset=null",
         f"data.cache={tmp_path}/cache",
-        f"model.pretrained={MINILM}",
+        f"model.pretrained={minilm()}",
         "optimizer.lr=0.0002",
     ]
     short = ["trainer.max_steps=120", "trainer.limit_train_batches=120", "optimizer.lr=0.0002"]

@@ -7,7 +7,6 @@ from torch import nn
 from datamodules.parts.augment import alternating_flip
 from datamodules.parts.batches import AugmentContext
 from lit_models import cnn, optimizers
-from lit_models.bert import LitBERT
 from lit_models.cnn import CNN, LitCNN, Whitening
 from lit_models.parts.muon import orthogonalize
 
@@ -75,7 +74,10 @@ def test_everything_that_is_trained_has_one_rate():
     assert {rate for name, rate in trained.items() if name.endswith("bias")} == {0.1}
 
 
+@pytest.mark.needs("bert")
 def test_layers_of_a_pretrained_network_keep_their_shares_of_the_rates():
+    from lit_models.bert import LitBERT
+
     model = LitBERT((), 2, vocab_size=50, max_length=16, hidden_size=16, num_layers=2, num_heads=2, layer_decay=0.5)
     optimizer = optimizers.muon(model.network, lr=0.3, head_lr=0.2, vector_lr=0.1)
     rates = {id(one): group["lr"] for group in optimizer.param_groups for one in group["params"]}

@@ -5,6 +5,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -13,11 +14,9 @@ from torch import nn
 import train
 from datamodules.iris import Iris
 from datamodules.mnist import MNIST
-from datamodules.parts.tokens import TokenRows
 from engine.checks import data_checks, model_checks, preflight
 from engine.checks.model_checks import check_gradients, check_initial_loss, check_model, check_overfitting
 from engine.checks.preflight import _num_batches, _num_validations
-from lit_models.bert import LitBERT
 from lit_models.mlp import LitMLP
 from tests import files
 from tests.exactness import signalled
@@ -25,6 +24,12 @@ from tests.runs import IRIS
 
 Results = dict[str, list[tuple[str, str]]]  # title -> level and text
 SHORT = ["--config", IRIS, "trainer.max_epochs=2"]
+
+
+def token_rows(*tensors: torch.Tensor) -> Any:
+    from datamodules.parts.tokens import TokenRows
+
+    return TokenRows(*tensors)
 
 
 @pytest.fixture(autouse=True)
@@ -104,7 +109,7 @@ def test_other_models_and_data_have_no_problems(name, check, small_data, tmp_pat
     if "bert" in name:
         more += ["data.dataset=null", "data.test=null", "data.text_column=text", "data.val_fraction=0.1"]
     if name == "sst2_bert":
-        more += [f"model.pretrained={files.MINILM}", "model.freeze_embeddings=true", "model.freeze_layers=5"]
+        more += [f"model.pretrained={files.minilm()}", "model.freeze_embeddings=true", "model.freeze_layers=5"]
         more += ["data.batch_size=8"]
     results = check(
         "--config", f"configs/{name}.yaml", *more, *(f"data.{key}={value}" for key, value in options.items())
@@ -131,7 +136,7 @@ def test_labels_of_other_rows(seed, check, monkeypatch, small_data):
         assert "in the same order" in text
 
 
-@pytest.mark.parametrize("kind", ["features", "tokens"])
+@pytest.mark.parametrize("kind", ["features", pytest.param("tokens", marks=pytest.mark.needs("text"))])
 @pytest.mark.parametrize("fraction", [0.5, 0.95])
 def test_labels_of_other_rows_are_distinguished_from_correct_labels(kind, fraction, tmp_path):
     """Also if one class has nearly all rows, so that predicting only this class is right for most rows."""
@@ -143,7 +148,7 @@ def test_labels_of_other_rows_are_distinguished_from_correct_labels(kind, fracti
         inputs = noise + 0.5 * labels[:, None]
         if kind == "tokens":
             ids = (10 * inputs).int().flatten()  # eight tokens a row
-            inputs = TokenRows(ids, torch.arange(2000) * 8, torch.full((2000,), 8))
+            inputs = token_rows(ids, torch.arange(2000) * 8, torch.full((2000,), 8))
         true.append(data_checks.check_labels(inputs, labels)[0])
         shuffled.append(data_checks.check_labels(inputs, labels[torch.randperm(2000, generator=generator)])[0])
     assert set(true) == {"ok"}
@@ -163,12 +168,13 @@ def test_labels_that_are_hard_to_predict_are_not_wrong(rows, slope, fraction):
         assert data_checks.check_labels(inputs, (slope * inputs[:, 0] > threshold).long())[0] != "WRONG"
 
 
+@pytest.mark.needs("text")
 def test_labels_that_depend_on_both_texts_of_a_pair_are_not_wrong():
     first = torch.randint(0, 50, (2000, 4), generator=torch.Generator().manual_seed(0))
     labels = torch.arange(2000) % 2
     second = torch.where(labels[:, None] == 1, first, first.roll(1, 0))  # from the same row or from another one
     ids, starts = torch.cat([first, second], 1).int().flatten(), torch.arange(2000) * 8
-    rows = TokenRows(ids, starts, torch.full((2000,), 8), torch.full((2000,), 4))
+    rows = token_rows(ids, starts, torch.full((2000,), 8), torch.full((2000,), 4))
     level, _, text = data_checks.check_labels(rows, labels)
     assert level == "note"
     assert "does not compare the two texts of a pair" in text
@@ -253,10 +259,11 @@ def test_few_shared_rows_and_other_labels_are_noted():
     assert [result.level for result in data_checks.check_duplicates(crowded)] == ["warning", "WRONG", "note"]
 
 
+@pytest.mark.needs("text")
 def test_token_rows_are_equal_only_if_all_tokens_and_the_second_start_are_equal():
     def rows(ids, second):
         starts, lengths = torch.tensor([0, 2]), torch.tensor([2, 2])
-        return TokenRows(torch.tensor(ids, dtype=torch.int32), starts, lengths, torch.tensor(second))
+        return token_rows(torch.tensor(ids, dtype=torch.int32), starts, lengths, torch.tensor(second))
 
     labels = torch.tensor([0, 1])
     splits = {
@@ -438,7 +445,7 @@ def test_a_frozen_network_is_not_wrong():
 
 
 def test_the_checks_do_not_change_the_model():
-    model = LitBERT((4,), 3, hidden_size=8, num_layers=1, num_heads=2)
+    model = LitMLP((4,), 3, [8], normalization="batch", dropout=0.1)
     optimizer = torch.optim.Adam(model.parameters(), 0.1)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     batch = torch.randn(32, 4), torch.arange(32) % 3
