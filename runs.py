@@ -41,7 +41,7 @@ from engine.runs.run_index import (
     metric_values,
 )
 from engine.runs.tables import print_json, print_table
-from engine.terminal import CommandLineParser, count_of, home_path, print_line
+from engine.terminal import CommandLineParser, count_of, home_path, prepare_output, print_line
 
 COMMANDS = ("list", "compare", "best", "prune", "tensorboard")
 COLUMNS = {"accuracy": "test/accuracy", "f1": "test/f1", "loss": "test/loss", "val acc": "val/accuracy"}
@@ -307,8 +307,7 @@ def days(text: str) -> float:
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115  # it is None if the output is closed
-    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # for terminals that know only ASCII
+    prepare_output()
     try:
         code = main(sys.argv[1:])
         sys.stdout.flush()

@@ -19,7 +19,7 @@ from engine.config.config import Config
 from engine.config.signatures import PROJECT, read_component
 from engine.contracts import DataError, DataSpec, UserError, is_lower_better
 from engine.runs.run_folder import rank, run_folder
-from engine.terminal import print_line, quiet_lightning
+from engine.terminal import prepare_output, print_line, quiet_lightning
 from engine.training.checkpoint_file import newest
 from engine.training.exits import RunEnded, end_children, explain_error, is_refusal, report_bug, report_exit
 from engine.training.signals import Signals
@@ -33,9 +33,10 @@ if TYPE_CHECKING:
 
 def main(argv: list[str]) -> int:
     """Run the command line `argv` and return the exit code."""
-    folder = None
+    folder, number = None, 0
     with Signals() as signals:
         try:
+            number = rank()
             if (config := parse(argv, description=__doc__.splitlines()[0])) is None:
                 return 0
             with run_folder(config) as folder:
@@ -44,7 +45,7 @@ def main(argv: list[str]) -> int:
             end = error
         except Exception as error:
             return report_bug(error)
-    return report_exit(end, folder, rank())
+    return report_exit(end, folder, number)
 
 
 def train(config: Config, folder: Path, signals: Signals) -> int:
@@ -77,6 +78,7 @@ def train(config: Config, folder: Path, signals: Signals) -> int:
         best = folder / "checkpoints/best.ckpt"  # on the disk of the first process, if there are several nodes
         tested = trainer.strategy.broadcast(best if best.is_file() else None)
         trainer.test(model, datamodule, ckpt_path=tested, weights_only=True, verbose=False)
+        record.finish(trainer, tested)
     except UserError as error:
         raise config.option_error("data" if isinstance(error, DataError) else "trainer", error) from error
     except Exception as error:
@@ -92,7 +94,6 @@ def train(config: Config, folder: Path, signals: Signals) -> int:
     finally:
         if trainer is not None and not trainer.state.finished:
             end_children(signals.children())
-    record.finish(trainer, tested)
     return 0
 
 
@@ -185,4 +186,5 @@ def make_trainer(config: Config, folder: Path, record: "RunRecord", signals: Sig
 
 
 if __name__ == "__main__":
+    prepare_output()
     sys.exit(main(sys.argv[1:]))

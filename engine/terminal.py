@@ -54,6 +54,12 @@ def home_path(text: str) -> Path:
     return Path(text).expanduser()
 
 
+def prepare_output() -> None:
+    """Make printing safe: a closed output is None, and the encoding of a terminal may be ASCII."""
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115
+    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+
+
 def print_line(text: str, end: str = "\n") -> None:
     """Print a text without its control characters, except line breaks and a leading carriage return.
 

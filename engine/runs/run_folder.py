@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -21,13 +22,27 @@ if TYPE_CHECKING:
     from filelock import FileLock
 
 INTERRUPTED = (130, 143)  # exit codes of Ctrl-C and SIGTERM
+LAUNCHER_VARIABLES = (
+    "RANK", "WORLD_SIZE", "LOCAL_RANK", "NODE_RANK", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID",
+)  # fmt: skip
+LAUNCHER_HINT = "unset it, or start the processes with torchrun or srun"
 VARIABLE = "LIT_RUN_FOLDER"  # passes the run's folder to the processes that Lightning starts for more devices
 
 
 def rank() -> int:
-    """Return the rank of this process under torchrun, srun or Lightning's own launcher; 0 for a single process."""
+    """Return the rank of this process under torchrun, srun or Lightning's own launcher; 0 for a single process.
+
+    Raises:
+        UserError: if a variable of a launcher is not a whole number, or if there is no such process.
+    """
     environ = os.environ
+    for name in LAUNCHER_VARIABLES:
+        if not re.fullmatch(r"[0-9]{1,9}", environ.get(name, "0")):
+            raise UserError(f"environment: {name}={environ[name]} is not a whole number; {LAUNCHER_HINT}")
     if "RANK" in environ:
+        if int(environ["RANK"]) >= int(environ.get("WORLD_SIZE", "0")):
+            size = environ.get("WORLD_SIZE", "missing")
+            raise UserError(f"environment: RANK={environ['RANK']} needs a larger WORLD_SIZE ({size}); {LAUNCHER_HINT}")
         return int(environ["RANK"])
     if int(environ.get("SLURM_NTASKS", "1")) > 1 and "LOCAL_RANK" not in environ:
         return int(environ.get("SLURM_PROCID", "0"))

@@ -21,6 +21,7 @@ DIVERGED, REFUSED, FAILED = 3, 2, 1
 CHILD_SECONDS = 10  # time for child processes to end by themselves
 # parts of messages of torch.distributed that mean that another process has ended
 LOST = ("connection closed by peer", "connection reset by peer", "timed out", "nccl", "broken pipe")
+NO_MEMORY = ("can't allocate memory", "Storage size calculation overflowed", "numel: integer multiplication overflow")
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 OWNERS_FOLDERS = tuple(PROJECT / folder for folder, _ in FOLDERS.values())
 
@@ -72,10 +73,17 @@ def explain_error(error: Exception, batch_size: int | None, num_devices: int) ->
         num_devices: Number of devices of the run.
     """
     text = " ".join(str(error).split())
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in text:
+    if (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or any(part in text for part in NO_MEMORY)
+    ):
         size = "the batch size (" if batch_size is None else f"data.batch_size (now {batch_size}; "
         hint = f"lower {size}trainer.accumulate_grad_batches compensates) or the size of the model"
         return RunEnded(f"error: out of memory; {hint}", FAILED)
+    if "Expected more than 1 value per channel when training" in text:
+        hint = "raise data.batch_size, also for the last batch of an epoch, or choose another model.normalization"
+        return RunEnded(f"error: batch normalization needs at least two samples in each batch; {hint}", REFUSED)
     if isinstance(error, OSError) and error.errno in NO_ROOM:
         where = f" {error.filename}" if error.filename else ""
         return RunEnded(f"error: cannot write{where}: {error.strerror}; files written before are still good", REFUSED)
