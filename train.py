@@ -19,7 +19,7 @@ from engine.config.config import Config
 from engine.config.signatures import PROJECT, read_component
 from engine.contracts import DataError, DataSpec, UserError, is_lower_better
 from engine.runs.run_folder import rank, run_folder
-from engine.terminal import prepare_output, print_line, quiet_lightning
+from engine.terminal import duration, prepare_output, print_line, quiet_lightning
 from engine.training.checkpoint_file import newest
 from engine.training.exits import RunEnded, end_children, explain_error, is_refusal, report_bug, report_exit
 from engine.training.signals import Signals
@@ -178,6 +178,12 @@ def make_trainer(config: Config, folder: Path, record: "RunRecord", signals: Sig
         install_loop(trainer, run["timeout_minutes"], record.clock)
         check_processes(trainer.accelerator, trainer.num_devices, trainer.world_size)
         set_threads(config["run.threads"], trainer.num_devices, record.earlier_threads())
+        if trainer.num_nodes > 1 and trainer.is_global_zero:
+            cluster = trainer.strategy.cluster_environment  # type: ignore[attr-defined]
+            address, most = f"{cluster.main_address}:{cluster.main_port}", duration(60 * run["timeout_minutes"])
+            print_line(
+                f"waiting for {trainer.world_size} processes on {trainer.num_nodes} nodes at {address}, at most {most}"
+            )
     except Exception as error:
         if isinstance(error, UserError) or is_refusal(error):
             raise config.option_error("trainer", error, describe_hardware()) from error

@@ -100,8 +100,8 @@ def _check_trainer(config: "Config") -> None:
             raise config.error(key, f"{value} is out of range", hint)
     if config["trainer.devices"] in (0, "0", []):
         raise config.error("trainer.devices", "no device is requested", "write 1 or auto")
-    if re.search("notebook|fork", str(config["trainer.strategy"])):
-        problem = f"{config['trainer.strategy']} is for notebooks"
+    if re.search("notebook|fork|spawn", str(config["trainer.strategy"])):
+        problem = f"{config['trainer.strategy']} is for notebooks: its processes do not return the results of the run"
         raise config.error("trainer.strategy", problem, "write ddp or auto")
     for key in ("trainer.max_time", "callbacks.timer.duration"):
         if key in config.parameters and config[key] is not None:

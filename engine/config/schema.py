@@ -154,7 +154,7 @@ class Trainer:
     min_epochs: Annotated[int, ">= 0"] | None = None
     max_steps: Annotated[int, ">= 1"] | None = None
     min_steps: Annotated[int, ">= 0"] | None = None
-    num_nodes: Annotated[int, ">= 1"] = 1
+    num_nodes: Annotated[int, ">= 1, <= 100000"] = 1
     limit_train_batches: Annotated[int | float, "> 0"] | None = None
     limit_val_batches: Annotated[int | float, ">= 0"] | None = None
     limit_test_batches: Annotated[int | float, ">= 0"] | None = None

@@ -151,7 +151,7 @@ def _find_folder(config: Config) -> Path:
         by_lightning = "LOCAL_RANK" in os.environ and "RANK" not in os.environ
         return Path(os.environ[VARIABLE]) if by_lightning and VARIABLE in os.environ else experiment_folder(config)
     name = config["run.name"] or f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
-    if Path(name).name != name:
+    if Path(name).name != name or name == "..":
         raise config.error("run.name", f"{name!r} is not the name of a folder", "leave out slashes")
     return experiment_folder(config) / name
 
