@@ -8,7 +8,7 @@ import os
 import re
 from dataclasses import dataclass, field, make_dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, Literal, Union, get_args, get_origin
 
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -309,17 +309,12 @@ def _convert(key: str, parameter: Parameter, node: Section | Value) -> Any:
 
 def _has_depth_of(kind: Any, value: Any) -> bool:
     """Return whether lists and dicts are nested as in the type `kind`. OmegaConf takes [[1]] for a list of numbers."""
-    members = get_args(kind)
-    if isinstance(value, list | tuple):
-        return kind is Any or any(
-            _has_depth_of(member, value)
-            if get_origin(kind) is not list
-            else all(_has_depth_of(member, v) for v in value)
-            for member in members
-        )
-    if isinstance(value, dict):
-        return kind is Any or get_origin(kind) is dict or any(_has_depth_of(member, value) for member in members)
-    return get_origin(kind) not in (list, dict)
+    origin, members = get_origin(kind), get_args(kind)
+    if kind is Any or origin is Union:
+        return kind is Any or any(_has_depth_of(member, value) for member in members)
+    if origin in (list, dict) and isinstance(value, dict if origin is dict else list | tuple):
+        return all(_has_depth_of(members[-1], item) for item in (value.values() if isinstance(value, dict) else value))
+    return origin not in (list, dict) and not isinstance(value, list | tuple | dict)
 
 
 def _expand_home(value: Any) -> Any:

@@ -1,5 +1,6 @@
 """A mistake in a config is reported in one line with its place and how to fix it."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import runs
 from engine.command_line import parse
 from engine.config import components, schema, signatures
 from engine.config.components import component_names, find_component
@@ -149,6 +151,47 @@ OVERRIDES = [
     ("a..b=3", "a..b: is not a key"),
     ("seed=[1", "quote the whole argument for the shell"),
     ("run.name=!!python/name:os.system x", "has the YAML tag"),
+    ("model.hidden_sizes=!!omap [a: 1]", "model.hidden_sizes: has the YAML tag !!omap; a config has plain values only"),
+    ("seed=!!int '3'", "seed: has the YAML tag !!int"),
+    ("seed=!mine 3", "seed: has the YAML tag !mine"),
+    ("model.hidden_sizes=[[64]]", "model.hidden_sizes: [[64]] is not accepted; accepts list[int], >= 1"),
+    ("model.hidden_sizes=[{a: 1}]", "model.hidden_sizes: [{'a': 1}] is not accepted"),
+    ("model.hidden_sizes=[[]]", "model.hidden_sizes: [[]] is not accepted"),
+    ("optimizer={name: adam, betas: [[0.9], [0.999]]}", "optimizer.betas: [[0.9], [0.999]] is not accepted"),
+    ("model.class_weights=[[1], [1], [1]]", "model.class_weights: [[1], [1], [1]] is not accepted"),
+    ("trainer.devices=[[0]]", "trainer.devices: [[0]] is not accepted"),
+    ("trainer.logger=[[csv]]", "trainer.logger: [['csv']] is not accepted"),
+    ("trainer.max_time={days: [1]}", "trainer.max_time: {'days': [1]} is not accepted"),
+    ('run.name="a\\0b"', "run.name: has a character that UTF-8 text cannot have"),
+    ('run.root="/tmp/a\\0b"', "run.root: has a character that UTF-8 text cannot have"),
+    ("run.name=\udc80", "run.name: is not valid YAML"),
+    ("a" + ".b" * 10_000 + "=1", "is too long for a key"),
+    ("a" * 10_000 + "=1", "is too long for a key"),
+    *((f"model.hidden_sizes={'[' * depth}{']' * depth}", "is nested too deeply") for depth in (60, 300, 3000)),
+    *((f"model.hidden_sizes={'{a: ' * depth}1{'}' * depth}", "is nested too deeply") for depth in (60, 300)),
+    ("run.timeout_minutes=1e300", "run.timeout_minutes: 1e+300 is out of range"),
+    ("run.checkpoint_every_minutes=1e300", "run.checkpoint_every_minutes: 1e+300 is out of range"),
+    ("model.hidden_sizes=[9223372036854775808]", "model.hidden_sizes: [9223372036854775808] is out of range"),
+    ("trainer.max_epochs=9223372036854775808", "trainer.max_epochs: 9223372036854775808 is out of range"),
+    ("trainer.num_nodes=1000000", "trainer.num_nodes: 1000000 is out of range"),
+    ("trainer.strategy=ddp_notebook", "trainer.strategy: ddp_notebook is for notebooks"),
+    ("trainer.strategy=ddp_spawn", "trainer.strategy: ddp_spawn is for notebooks"),
+    ("trainer.logger=tensorboard,csv", "unknown logger 'tensorboard,csv'; write a list: '[tensorboard, csv]'"),
+    *(
+        (f"{key}={value}", f"{key}: {said}")
+        for key in ("trainer.max_time", "callbacks.timer.duration")
+        for value, said in [
+            ("00:00:00:00", "00:00:00:00 is read differently"),
+            ("'00:00:00:00'", "'00:00:00:00' is out of range; it must be above 0"),
+            ("'1000000000:00:00:00'", "'1000000000:00:00:00' is not a duration"),
+            ("'999999999:00:00:00'", "'999999999:00:00:00' is out of range"),
+            ("{days: 1000000000}", "{'days': 1000000000} is out of range"),
+            ("{days: -1}", "{'days': -1} is out of range"),
+            ("{days: 0}", "{'days': 0} is out of range"),
+            ("{hour: 1}", "{'hour': 1} is not a duration"),
+            ("{}", "{} is not a duration"),
+        ]
+    ),
 ]  # fmt: skip
 
 
@@ -187,6 +230,16 @@ TOGETHER = [
     ),
     (["callbacks.early_stopping={monitor: val/loss}", "trainer.limit_val_batches=0"], "val/loss is not measured"),
     (["trainer.max_epochs=null", "callbacks.progress_line=null"], "nothing ends this run"),
+    (["run.name=$", "run.root='${run.name}{seed}'"], "run.root: ${run.name}{seed} gives another reference"),
+    (["run.name='${run.root}'", "run.root='${run.name}'"], "${run.name} has no value"),
+    (
+        [f"callbacks.x.k{i}='{f'${{callbacks.x.k{i + 1}}}' * 2}'" for i in range(40)] + ["callbacks.x.k40=0123456789"],
+        "is read differently",
+    ),
+    (
+        [f"callbacks.x.k{i}='{f'${{callbacks.x.k{i + 1}}}' * 2}'" for i in range(40)] + ["callbacks.x.k40=long"],
+        "its references give more than 100,000 characters",
+    ),
 ]
 
 
@@ -228,6 +281,9 @@ def test_an_own_model_with_a_mistake_in_it(good, tmp_path, monkeypatch, source, 
         ),
         (["--config", "configs/iris_mlp.yaml", "--explain", "optimizr.lr"], "did you mean optimizer.lr?"),
         (["--config", "configs/iris_mlp.yaml", "--resum", "x"], "--resum: unknown option"),
+        (["--config", "configs/iris_mlp.yaml", "--config", "configs/mnist_mlp.yaml"], "--config is given twice"),
+        (["--resume", "a", "--resume=b"], "--resume is given twice"),
+        (["--config", "configs/iris_mlp.yaml", "--explain", "seed", "--explain", "run"], "--explain is given twice"),
     ],
 )
 def test_command_line(argv, expected):
@@ -280,3 +336,24 @@ def test_an_error_about_devices_is_placed_at_the_option_that_was_written(good):
     assert str(error) == (
         "command line: trainer.accelerator: No supported gpu backend found; this machine has 2 CPU cores"
     )
+
+
+def test_a_config_that_can_be_read_only_once_is_refused(tmp_path):
+    os.mkfifo(tmp_path / "pipe.yaml")
+    for path in (tmp_path / "pipe.yaml", Path("/dev/zero"), Path("/dev/stdin")):
+        if not path.is_file():
+            assert message(path).endswith("is not a regular file; write the config to a file first")
+
+
+def test_the_home_folder_is_expanded_in_every_path(good, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    config = parse([f"--config=~/{good.name}", "run.root=~/runs", "trainer.default_root_dir=~/x", "run.name=~"], "")
+    assert config.path == good
+    assert (config["run.root"], config["trainer.default_root_dir"]) == (f"{tmp_path}/runs", f"{tmp_path}/x")
+    assert config["run.name"] is None
+    text = load_config(good, ["run.root=a~/b", "run.monitor=val/loss", 'run.name="~"', "data.batch_size=8"])
+    assert (text["run.root"], text["run.name"]) == ("a~/b", "~")
+    with pytest.raises(ConfigError, match=f"'{tmp_path}/runs/none' is not the folder of a run"):
+        parse(["--resume=~/runs/none"], "")
+    arguments = runs.make_parser().parse_args(["list", "--root=~/runs"])
+    assert arguments.root == tmp_path / "runs"
