@@ -1,14 +1,22 @@
 """The effect of each option of `trainer` and `callbacks`, options that the machine or the data refuse, the last lines."""
 
+import errno
+import io
 import re
+import sys
 from pathlib import Path
 
 import pytest
 import torch
+from lightning.pytorch import Trainer
 
 import train
+from engine.contracts import UserError
+from engine.runs import run_record
+from engine.runs.run_folder import write_json
+from engine.terminal import prepare_output, print_line
 from engine.training.loggers import event_files
-from tests.runs import IRIS, curve, events, figures, run
+from tests.runs import IRIS, WITHOUT_PICTURES, curve, events, figures, run
 
 
 def test_seed_changes_the_run_and_the_progress_line_does_not(tmp_path):
@@ -202,6 +210,7 @@ def test_one_batch_is_overfitted(tmp_path):
         (["model.class_weights=[1]"], "command line: model.class_weights: 1 weights for 3 classes"),
         (["data.val_fraction=0.999"], "command line: data.val_fraction: 0.999 of 120 samples leaves sets of 0 and"),
         (["run.name=a/b"], "command line: run.name: 'a/b' is not the name of a folder; leave out slashes"),
+        (["run.name=.."], "command line: run.name: '..' is not the name of a folder; leave out slashes"),
     ],
 )  # fmt: skip
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the messages are those of a machine without a GPU")
@@ -211,6 +220,97 @@ def test_options_that_the_machine_or_the_data_refuses(options, expected, tmp_pat
     assert said.startswith(f"error: {expected}")
     assert said.count("\n") == 1
     assert list(tmp_path.glob("*/*")) == []  # nothing of a run that never began
+
+
+def test_batch_normalization_of_single_samples(tmp_path, capsys):
+    options = ["model.normalization=batch", "data.batch_size=1"]
+    assert train.main(["--config", IRIS, f"run.root={tmp_path}", *options]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: batch normalization needs at least two samples in each batch; raise data.batch_size")
+    assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize("sizes", ["[9223372036854775807]", "[3037000500, 3037000500]", "[1000000000000]"])
+def test_a_model_beyond_any_memory(sizes, tmp_path, capsys):
+    assert train.main(["--config", IRIS, f"run.root={tmp_path}", f"model.hidden_sizes={sizes}"]) == 1
+    assert capsys.readouterr().err.startswith("error: out of memory; lower data.batch_size")
+
+
+@pytest.mark.parametrize(
+    ("variables", "expected"),
+    [
+        ({"RANK": "abc"}, "RANK=abc is not a whole number; unset it"),
+        ({"RANK": ""}, "RANK= is not a whole number"),
+        ({"RANK": "1"}, "RANK=1 needs a larger WORLD_SIZE (missing)"),
+        ({"RANK": "0"}, "RANK=0 needs a larger WORLD_SIZE (missing)"),
+        ({"RANK": "3", "WORLD_SIZE": "2"}, "RANK=3 needs a larger WORLD_SIZE (2)"),
+        ({"RANK": "0", "WORLD_SIZE": "two"}, "WORLD_SIZE=two is not a whole number"),
+        ({"LOCAL_RANK": "-1"}, "LOCAL_RANK=-1 is not a whole number"),
+        ({"NODE_RANK": "1.0"}, "NODE_RANK=1.0 is not a whole number"),
+        ({"SLURM_NTASKS": "2(x3)"}, "SLURM_NTASKS=2(x3) is not a whole number"),
+        ({"SLURM_NTASKS": "2", "SLURM_PROCID": "1\n"}, "SLURM_PROCID=1\\n is not a whole number"),
+        ({"SLURM_NTASKS": "9" * 5000}, "is not a whole number"),
+    ],
+)
+def test_variables_of_a_launcher(variables, expected, tmp_path, monkeypatch, capsys):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert train.main(["--config", IRIS, f"run.root={tmp_path}"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: environment: ")
+    assert expected in said
+    assert said.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_on_two_nodes_says_what_it_waits_for(tmp_path, monkeypatch, capsys):
+    def fit(*_: object, **__: object) -> None:
+        raise UserError("it waits here")
+
+    monkeypatch.setattr(Trainer, "fit", fit)
+    assert train.main(["--config", IRIS, f"run.root={tmp_path}", "trainer.num_nodes=2", "run.timeout_minutes=90"]) == 2
+    assert re.search(
+        r"waiting for 2 processes on 2 nodes at [\w.]+:\d+, at most 1 h 30 min$", capsys.readouterr().out, re.M
+    )
+
+
+def test_the_disk_is_full_after_the_test(tmp_path, monkeypatch, capsys):
+    def full(path: Path, content: object) -> None:
+        if path.name == "metrics.json":
+            raise OSError(errno.ENOSPC, "No space left on device", path.name)
+        write_json(path, content)
+
+    monkeypatch.setattr(run_record, "write_json", full)
+    assert train.main(["--config", IRIS, f"run.root={tmp_path}", "trainer.max_epochs=1"]) == 2
+    said = capsys.readouterr().err
+    assert said == "error: cannot write metrics.json: No space left on device; files written before are still good\n"
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252", "utf-8"])
+def test_names_in_an_output_of_another_encoding(encoding, monkeypatch):
+    output = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+    monkeypatch.setattr("sys.stdout", output)
+    prepare_output()
+    print_line("run \u2603 \u00e4")
+    assert output.buffer.getvalue().decode(encoding).startswith("run \u2603" if encoding == "utf-8" else "run \\u2603")
+
+
+def test_a_closed_output(monkeypatch):
+    monkeypatch.setattr("sys.stdout", None)
+    prepare_output()
+    print_line("run")
+    sys.stdout.close()
+
+
+@pytest.mark.parametrize("key", ["trainer.max_time", "callbacks.timer.duration"])
+@pytest.mark.parametrize("value", ["'00:01:30:00'", "{minutes: 90}"])
+def test_a_run_with_a_duration_is_repeated_and_resumed(key, value, tmp_path):
+    folder = run(tmp_path / "first", "--config", IRIS, f"{key}={value}", *WITHOUT_PICTURES, "trainer.max_epochs=1")
+    again = run(tmp_path / "again", "--config", str(folder / "config.yaml"))
+    assert curve(again, "val/loss") == curve(folder, "val/loss")
+    (folder / "metrics.json").unlink()
+    assert train.main(["--resume", str(folder)]) == 0
+    assert figures(folder)["test/loss"] == figures(again)["test/loss"]
 
 
 def test_missing_data_is_one_line(tmp_path, capsys):
