@@ -51,7 +51,7 @@ class StoreOnce(argparse.Action):
 
 def home_path(text: str) -> Path:
     """Return a path of the command line. A shell does not expand ``~`` in ``--option=~/folder``."""
-    return Path(text).expanduser()
+    return Path(os.path.expanduser(text))  # Path.expanduser fails if there is no such user
 
 
 def prepare_output() -> None:

@@ -35,8 +35,12 @@ def find_run(text: str, path: Path | None, overrides: list[str]) -> Config:
     given = Path(text)
     is_checkpoint = given.suffix == ".ckpt"
     folder = Path(os.path.normpath(given / "../..")) if is_checkpoint else given
-    if not text or not (folder / "config.yaml").is_file():
-        configs = [config for depth in ("*", "*/*") for config in given.glob(f"{depth}/config.yaml")] if text else []
+    if not text or not os.path.isfile(folder / "config.yaml"):  # Path.is_file fails if the name is too long
+        configs = (
+            [config for depth in ("*", "*/*") for config in given.glob(f"{depth}/config.yaml")]
+            if text and os.path.isdir(given)
+            else []
+        )
         example = max((config.parent for config in configs), key=_last_written, default=EXAMPLE)
         hint = f"give the folder of a run, such as {shell_word(example)}, or a checkpoint in it"
         problem = f"{text!r} is not the folder of a run (it has no config.yaml)"

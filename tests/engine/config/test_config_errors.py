@@ -282,6 +282,8 @@ def test_an_own_model_with_a_mistake_in_it(good, tmp_path, monkeypatch, source, 
         (["--config", "configs/iris_mlp.yaml", "--explain", "optimizr.lr"], "did you mean optimizer.lr?"),
         (["--config", "configs/iris_mlp.yaml", "--resum", "x"], "--resum: unknown option"),
         (["--config", "configs/iris_mlp.yaml", "--config", "configs/mnist_mlp.yaml"], "--config is given twice"),
+        (["--resume=~nobody-here/x"], "--resume: '~nobody-here/x' is not the folder of a run"),
+        (["--resume", "a" * 5000], "is not the folder of a run"),
         (["--resume", "a", "--resume=b"], "--resume is given twice"),
         (["--config", "configs/iris_mlp.yaml", "--explain", "seed", "--explain", "run"], "--explain is given twice"),
     ],
@@ -343,6 +345,12 @@ def test_a_config_that_can_be_read_only_once_is_refused(tmp_path):
     for path in (tmp_path / "pipe.yaml", Path("/dev/zero"), Path("/dev/stdin")):
         if not path.is_file():
             assert message(path).endswith("is not a regular file; write the config to a file first")
+
+
+@pytest.mark.parametrize("path", ["~nobody-here/x.yaml", "a" * 300, "a" * 5000])
+def test_a_path_that_cannot_be(path):
+    with pytest.raises(ConfigError, match=r"file not found|cannot be read \(File name too long\)"):
+        parse([f"--config={path}"], "")
 
 
 def test_the_home_folder_is_expanded_in_every_path(good, tmp_path, monkeypatch):
