@@ -118,29 +118,28 @@ CALLBACK = '''"""{title}: the number of wrong predictions in an evaluation, unti
 
 from typing import Any
 
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Trainer
 from torch import Tensor
 from torchmetrics import SumMetric
 
 from callbacks.evaluation import EvaluationCallback, Stage
+from engine.contracts import Classifier
 from engine.training.loggers import PictureWriter
 
 
 class {title}(EvaluationCallback):
     """`{name}/count` under SCALARS."""
 
-    def begin(self, pl_module: LightningModule) -> None:
+    def begin(self, pl_module: Classifier) -> None:
         self._count = SumMetric(nan_strategy="disable").to(pl_module.device)
 
-    def update(self, pl_module: LightningModule, inputs: Any, logits: Tensor, labels: Tensor) -> None:
+    def update(self, pl_module: Classifier, inputs: Any, logits: Tensor, labels: Tensor) -> None:
         self._count.update((logits.argmax(1) != labels).sum())
 
     def gather(self) -> Tensor:
         return self._count.compute()
 
-    def show(
-        self, trainer: Trainer, pl_module: LightningModule, stage: Stage, writer: PictureWriter, gathered: Any
-    ) -> None:
+    def show(self, trainer: Trainer, pl_module: Classifier, stage: Stage, writer: PictureWriter, gathered: Any) -> None:
         writer.add_scalar("{name}/count", gathered, trainer.global_step)
 '''
 TEMPLATES = {"model": MODEL, "data": DATA, "callback": CALLBACK}

@@ -28,6 +28,7 @@ if COMPONENTS.is_dir():
     shutil.copytree(COMPONENTS, copied, dirs_exist_ok=True)
     (copied / "tests").symlink_to(PROJECT / "tests")
     sys.path.insert(0, str(copied))
+    os.chdir(copied)
     for room in ("engine", "lit_models", "datamodules", "callbacks"):
         importlib.import_module(room)  # before pytest puts the folder of the project first
 

@@ -145,6 +145,7 @@ class DataModuleContract:
             datamodule.prepare_data()
             for stage in ("fit", "test"):
                 datamodule.setup(stage)
+            getattr(datamodule, "spec", None)  # it may need the files
         except DataError as error:
             if written:
                 raise

@@ -11,10 +11,17 @@ import numpy as np
 import pytest
 
 from datamodules import cifar, mnist
+from engine.config.signatures import PROJECT
 
 TRAIN, TEST = 600, 100
 WORDS = {"bad": "awful boring poor", "good": "great moving fine", "none": "long short new"}  # for each label
 FILLERS = "the a film story scene of with and but music actor plot was is it's , .".split()
+
+
+def shipped_configs() -> list[Path]:
+    """The configs of the template. Unlike those of an owner, they show their command and their measured result."""
+    paths = sorted((PROJECT / "configs").glob("*.yaml"))
+    return [path for path in paths if "\n# test accuracy 0." in path.read_text(encoding="utf-8")]
 
 
 def minilm() -> Path:

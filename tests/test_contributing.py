@@ -135,24 +135,3 @@ def test_the_contracts_cover_new_files(copy):
     assert done.returncode == 0, done.stdout
     assert re.search(r"\d\d passed", done.stdout)
     assert "skipped" not in done.stdout
-
-
-@pytest.mark.slow
-def test_bert_and_text_can_be_removed(tmp_path):
-    """The project works without the files that docs/text.md lists."""
-    project = copy_project(tmp_path / "project")
-    section = PAGES["docs/text.md"].partition("## Remove BERT and text")[2]
-    paths = re.findall(r"`([\w/*]+\.(?:py|yaml|md))`", section)
-    assert len(paths) > 12
-    assert set(
-        re.findall(r"`([\w/*]+\.(?:py|yaml))`", PAGES["README.md"].partition("drop BERT")[2].partition("\n")[0])
-    ) < set(paths)
-    for pattern in paths:
-        found = list(project.glob(pattern))
-        assert found, pattern
-        for path in found:
-            path.unlink()
-    done = run(project, "train.py", "--config", "configs/iris_mlp.yaml", "trainer.max_epochs=2")
-    assert done.returncode == 0, done.stderr
-    done = run(project, "-m", "pytest", "-q", "tests/test_structure.py", "tests/engine/config/test_config_errors.py")
-    assert done.returncode == 0, done.stdout

@@ -24,7 +24,7 @@ from lit_models.mlp import LitMLP
 from tests import files
 from tests.runs import IRIS, WITHOUT_PICTURES, curve, events, figures, run
 
-SHIPPED = sorted((PROJECT / "configs").glob("*.yaml"))
+SHIPPED = files.shipped_configs()
 FIGURES = {"epochs", "steps", "train_seconds", "samples_per_second", "best_checkpoint"}
 
 

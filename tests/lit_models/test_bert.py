@@ -1,5 +1,6 @@
 """BERT: the same numbers as transformers, three ways in, pretrained or not, from a folder or a hub."""
 
+import importlib
 import json
 import os
 import random
@@ -15,8 +16,6 @@ from transformers import AutoTokenizer, BertForSequenceClassification, BertModel
 
 import engine.config.cross_checks
 import train
-from datamodules.parts.tokenizer import pretrained_tokenizer
-from datamodules.text import Text
 from engine.config.config import load_config
 from engine.config.signatures import PROJECT
 from engine.contracts import ConfigError, DataError
@@ -191,6 +190,7 @@ def test_pickled_weights_are_not_read(folder):
     assert "put config.json, model.safetensors, tokenizer.json and tokenizer_config.json into" in refused(folder)
 
 
+@pytest.mark.needs("text")
 def test_an_empty_folder_a_broken_file_and_another_model(folder, tmp_path):
     (tmp_path / "empty").mkdir()
     refused(tmp_path / "empty")
@@ -198,7 +198,7 @@ def test_an_empty_folder_a_broken_file_and_another_model(folder, tmp_path):
     with pytest.raises(
         DataError, match=r"has no tokenizer\.json with a vocabulary and a padding token; put config\.json, model"
     ):
-        pretrained_tokenizer(str(tmp_path / "empty"), None)
+        importlib.import_module("datamodules.parts.tokenizer").pretrained_tokenizer(str(tmp_path / "empty"), None)
     content = (folder / "model.safetensors").read_bytes()
     (folder / "model.safetensors").write_bytes(content[:1000])
     assert "cannot be loaded (" in refused(folder)
@@ -283,6 +283,7 @@ def text_options(root: Path) -> list[str]:
     return [f"data.train={root}/text/train.tsv", f"data.cache={root}/cache", "trainer.precision=32-true"]
 
 
+@pytest.mark.needs("text")
 def test_text_from_scratch_learns_and_predicts_raw_text_from_the_run_folder_alone(tmp_path, capsys):
     small = [
         "data.vocab_size=300",
@@ -304,6 +305,7 @@ def test_text_from_scratch_learns_and_predicts_raw_text_from_the_run_folder_alon
     assert capsys.readouterr().out == "['good', 'bad']\n"
 
 
+@pytest.mark.needs("text")
 @pytest.mark.parametrize("tokenizer", ["null", "another/model"])
 def test_a_pretrained_model_with_another_vocabulary_is_refused_without_torch(tokenizer):
     problem = f"data.tokenizer: is {tokenizer}, but a pretrained model needs its own tokenizer; set data.token"
@@ -311,12 +313,14 @@ def test_a_pretrained_model_with_another_vocabulary_is_refused_without_torch(tok
         load_config("configs/sst2_bert.yaml", [f"data.tokenizer={tokenizer}", "model.pretrained=some/model"])
 
 
+@pytest.mark.needs("text")
 def test_the_tokenizer_is_of_the_same_revision():
     config = load_config("configs/sst2_bert.yaml", ["model.revision=abc"])
     assert config["data.tokenizer_revision"] == "abc"
     assert load_config("configs/sst2_bert.yaml")["data.tokenizer_revision"] is None
 
 
+@pytest.mark.needs("text")
 def test_files_that_are_missing_are_told_at_once(tmp_path, capsys):
     """Before torch is imported, and before there is a run's folder; what is only shown needs no file."""
     root = f"run.root={tmp_path}/runs"
@@ -334,6 +338,7 @@ def test_files_that_are_missing_are_told_at_once(tmp_path, capsys):
     assert train.main(["--config", "configs/text_bert.yaml", "--print-config"]) == 0
 
 
+@pytest.mark.needs("text")
 def test_a_row_that_is_wrong_is_named_by_its_own_file(tmp_path, capsys):
     (tmp_path / "train.tsv").write_text("text\tlabel\na\tb\n\tc\n", encoding="utf-8")
     options = [f"data.train={tmp_path}/train.tsv", f"data.cache={tmp_path}/cache", f"run.root={tmp_path}/runs"]
@@ -341,11 +346,12 @@ def test_a_row_that_is_wrong_is_named_by_its_own_file(tmp_path, capsys):
     assert capsys.readouterr().err == f"error: {tmp_path}/train.tsv:3: no text in column 'text'\n"
 
 
+@pytest.mark.needs("text")
 def test_pairs_are_read_by_the_saved_tokenizer_as_in_training(tmp_path):
     lines = ["a,b,label", *(f"great film {i},awful film {i},{i % 2}" for i in range(60))]
     (tmp_path / "pairs.csv").write_text("\n".join(lines), encoding="utf-8")
     columns = {"text_column": "a", "text_pair_column": "b", "cache": str(tmp_path / "cache")}
-    datamodule = Text(str(tmp_path / "pairs.csv"), **columns)
+    datamodule = importlib.import_module("datamodules.text").Text(str(tmp_path / "pairs.csv"), **columns)
     datamodule.setup()
     datamodule.save(tmp_path)
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "tokenizer")
@@ -359,6 +365,7 @@ def test_pairs_are_read_by_the_saved_tokenizer_as_in_training(tmp_path):
 CHINESE = {"好评": "好 棒 妙 赞", "差评": "坏 差 烂 糟", "中评": "平 凡 常 般"}
 
 
+@pytest.mark.needs("text")
 @pytest.mark.slow
 def test_a_small_chinese_file_trains_as_shipped_and_its_class_names_come_back(tmp_path):
     generator = random.Random(0)
@@ -419,6 +426,7 @@ def write_dataset(folder: Path) -> Path:
     return folder
 
 
+@pytest.mark.needs("text")
 @pytest.mark.slow
 def test_model_and_data_by_name_from_a_hub_and_then_from_the_cache(folder, tmp_path):
     data = write_dataset(tmp_path / "sst2")
@@ -447,6 +455,7 @@ def test_model_and_data_by_name_from_a_hub_and_then_from_the_cache(folder, tmp_p
     assert again.returncode == 0, again.stderr
 
 
+@pytest.mark.needs("text")
 @pytest.mark.slow
 def test_a_hub_that_does_not_answer_is_one_line_that_says_what_to_put_where(tmp_path):
     done = on_hub("http://127.0.0.1:9", tmp_path)
@@ -477,6 +486,7 @@ def test_a_hub_that_does_not_answer_is_one_line_that_says_what_to_put_where(tmp_
 # --- the real thing
 
 
+@pytest.mark.needs("text")
 @pytest.mark.real_data
 def test_sst2_with_a_pretrained_model_learns_in_a_few_steps(real_data, tmp_path):
     files = [f"data.{part}={real_data}/sst2/{name}.tsv" for part, name in (("train", "train"), ("test", "dev"))]

@@ -13,8 +13,9 @@ from engine.config.config import load_config
 from engine.config.signatures import PROJECT, read_component
 from engine.config.yaml_reader import Value, read_override
 from tests.engine.config.test_config_errors import GOOD
+from tests.files import shipped_configs
 
-SHIPPED = sorted((PROJECT / "configs").glob("*.yaml"))
+SHIPPED = shipped_configs()
 
 
 @pytest.fixture
