@@ -29,7 +29,7 @@ KINDS = {"model": "model", "data": "data", "callback": "callbacks"}  # of a new 
 # Files about the template itself. The project of an owner does not have them.
 TEMPLATE_FILES = (
     "benchmarks", "CHANGELOG.md", "docs/overview.png", "docs/speed.md", "tests/screenshots.py", "tests/test_benchmarks.py",
-    "tests/test_contributing.py", "tests/test_docs.py", "tests/test_new.py",
+    "tests/test_contributing.py", "tests/test_docs.py", "tests/test_new.py", "tests/projects.py",
 )  # fmt: skip
 # Files that only one component needs, besides the modules that it imports.
 OWN_FILES = {
@@ -187,7 +187,8 @@ def write_component(kind: str, name: str) -> None:
     path.write_text(TEMPLATES[kind].format(title=title, name=name), encoding="utf-8")
     print_line(f"wrote {path.relative_to(PROJECT)}")
     option = f"'callbacks.{name}={{}}'" if kind == "callback" else f"{section}.name={name}"
-    if config := next((config for config in configs() if kind == "callback" or fits(config, kind)), None):
+    quick_first = sorted(configs(), key=lambda path: (path.stem != "iris_mlp", path))
+    if config := next((config for config in quick_first if kind == "callback" or fits(config, kind)), None):
         print_line(f"train with: python train.py --config configs/{config.name} {option}")
 
 
