@@ -99,18 +99,18 @@ def test_without_keep_all_components_stay(copy):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["model", "data", "callback"])
-def test_a_first_file_trains_at_once(kind, tmp_path):
+def test_first_files_train_at_once(tmp_path):
     copy = projects.copy_files(tmp_path / "project")
-    done = subprocess.run([sys.executable, "new.py", kind, "res_net"], cwd=copy, capture_output=True, text=True)
-    wrote, train_with = done.stdout.splitlines()
-    assert wrote.endswith("/res_net.py")
-    command = train_with.removeprefix("train with: python ").replace("'", "").split()
-    options = ["trainer.max_epochs=5", "run.root=runs"]
-    done = subprocess.run([sys.executable, *command, *options], cwd=copy, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    (figures,) = copy.glob("runs/*/*/metrics.json")
-    assert json.loads(figures.read_text(encoding="utf-8"))["test/accuracy"] > 0.5
+    for kind in new.KINDS:
+        done = subprocess.run([sys.executable, "new.py", kind, "res_net"], cwd=copy, capture_output=True, text=True)
+        wrote, train_with = done.stdout.splitlines()
+        assert wrote.endswith("/res_net.py")
+        command = train_with.removeprefix("train with: python ").replace("'", "").split()
+        options = ["trainer.max_epochs=5", f"run.root=runs/{kind}"]
+        done = subprocess.run([sys.executable, *command, *options], cwd=copy, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        (figures,) = copy.glob(f"runs/{kind}/*/*/metrics.json")
+        assert json.loads(figures.read_text(encoding="utf-8"))["test/accuracy"] > 0.5
     assert [line for line in projects.check(copy, projects.CHECKS[:3]) if line.startswith("FAILED")] == []
 
 
