@@ -153,6 +153,7 @@ def make_trainer(config: Config, folder: Path, record: "RunRecord", signals: Sig
     from engine.training.hardware import check_processes, choose_precision, describe_hardware, set_threads
     from engine.training.loggers import make_loggers
     from engine.training.shared_buffers import SharedBuffers
+    from engine.training.spread_threads import SpreadThreads
 
     options = config.options("trainer")
     options["default_root_dir"] = options["default_root_dir"] or str(folder)
@@ -166,7 +167,11 @@ def make_trainer(config: Config, folder: Path, record: "RunRecord", signals: Sig
     enabled = options.pop("enable_checkpointing")
     # the first two come first, because they record the state before other callbacks act
     callbacks: list[Callback] = [record, Checkpoints(folder, signals, record.clock, enabled=enabled, **run)]
-    callbacks += [SharedBuffers(), *(make(config, f"callbacks.{name}") for name in active_callbacks(config))]
+    callbacks += [
+        SharedBuffers(),
+        SpreadThreads(),
+        *(make(config, f"callbacks.{name}") for name in active_callbacks(config)),
+    ]
     if config.is_check:
         from engine.checks.preflight import PreflightCheck
 

@@ -8,7 +8,7 @@
     bert        fine-tuning on SST-2, compared with Trainer of transformers; needs --model and the extra [bert] (13 minutes)
     checkpoint  saving a checkpoint, compared with Lightning (1 minute)
     pictures    time of TensorBoard's pictures in a training on MNIST (2 minutes)
-    busy        training beside 0, 1 and 2 busy processes, compared with the spin count of libgomp (3 minutes)
+    busy        training beside 0, 1 and 2 busy processes, compared with the defaults of libgomp and Linux (3 minutes)
     ddp         two processes, compared with a bare loop with DistributedDataParallel (5 minutes)
 
 The results are medians of ratios, with their ranges. On a shared machine, ratios are more reliable than seconds. They are

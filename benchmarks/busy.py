@@ -1,4 +1,4 @@
-"""Training beside 0, 1 and 2 busy processes, with the spin count of this project and with that of libgomp.
+"""Training beside 0, 1 and 2 busy processes, with the threads of this project and with those of libgomp and the scheduler.
 
 Each side is a process that trains when it is asked to, so that the sides take turns within seconds.
 """
@@ -18,6 +18,7 @@ from benchmarks.experiment import Experiment, train_ours
 from benchmarks.measure import BenchmarkError, Comparison, run_in_turn
 from engine.terminal import quiet_lightning
 from engine.threads import SPIN_COUNT, THREAD_VARIABLES
+from engine.training import spread_threads
 from engine.training.clock import core_waiting_seconds
 
 SECONDS = 1.5  # of each measurement
@@ -53,7 +54,7 @@ def _compare(name: str, arguments: list[str], pairs: int) -> list[Comparison]:
         work = f"{name}, 1000 rows, {f'beside {number} busy' if number else 'alone'}"
         at_most = None if number else 1.05
         rows.append(
-            Comparison(work, "libgomp's default", times["ours"], times["libgomp"], at_most, note=waiting[number])
+            Comparison(work, "defaults", times["ours"], times["libgomp"], at_most, note=waiting[number])
         )
         if number:
             rows.append(Comparison(work, "alone", times["ours"], found[0]["ours"], at_most=2.5))
@@ -135,4 +136,6 @@ class Measurements(Callback):
 
 if __name__ == "__main__":
     quiet_lightning()
+    if os.environ["GOMP_SPINCOUNT"] == str(SPIN_COUNTS["libgomp"]):
+        spread_threads.MAX_WAITING = float("inf")  # never binds a thread
     train_ours(Experiment(sys.argv[1], sys.argv[2:]), callbacks=[Measurements()])
