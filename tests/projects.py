@@ -75,6 +75,7 @@ def main(names: list[str]) -> int:
             folder = Path(temporary) / "project"
             if name == "examples":
                 add_examples(copy_files(folder))
+                subprocess.run(["git", "init", "--quiet"], cwd=folder, check=True)  # as in a clone
             else:
                 make_project(folder, name)
             said = check(folder)

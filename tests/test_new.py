@@ -11,6 +11,7 @@ import new
 from engine.config import components, signatures
 from tests import projects
 
+pytestmark = pytest.mark.skipif(not (components.PROJECT / ".git").exists(), reason="copies the files that git knows")
 QUICK = [
     "pytest", "-q", "-p", "no:cacheprovider", "tests/test_structure.py", "tests/test_contracts.py", "tests/test_matrix.py",
     "tests/engine/config", "tests/engine/runs", "tests/engine/training/test_resume.py",
