@@ -66,7 +66,7 @@ LIGHTNING_CALLBACKS = {
     "timer": ("timer", "Timer"),
 }
 
-# Ranges of their parameters, which Lightning does not check, or with a traceback.
+# Ranges of their parameters. Lightning does not check them, or fails with a traceback.
 LIGHTNING_BOUNDS = {
     "early_stopping": {"min_delta": ">= 0", "patience": ">= 0"},
     "ema_weight_averaging": {

@@ -28,7 +28,7 @@ ADVICE: dict[Activity, tuple[float, str]] = {
 }
 MIN_SECONDS = 10.0  # shorter trainings get no advice
 # The largest fraction of the time that the main thread should wait for a core. It waits for less than 2 % alone, and for
-# more than 30 % beside one or two busy processes on two cores (`python -m benchmarks busy`).
+# more than 30 % beside two busy processes on two cores (`python -m benchmarks busy`).
 MAX_WAITING = 0.2
 WAITING_HINT = "stop other programs, or use fewer threads (run.threads=1) or DataLoader workers"
 
