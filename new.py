@@ -157,13 +157,15 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--name", help="name of your project")
     parser.add_argument("--keep", metavar="NAMES", help="models and datasets to keep: mlp,iris (default: all)")
     parser.add_argument("--owner", help="name in the licence (default: the authors of NAME)")
-    parser.add_argument("--yes", action="store_true", help="also if there are changes that are not committed")
+    parser.add_argument("--yes", action="store_true", help="go on even if there are changes that are not committed")
     try:
         arguments = parser.parse_args(argv)
         if arguments.kind and not arguments.new_name:
             raise ConfigError(COMMAND_LINE, arguments.kind, "has no name", f"write new.py {arguments.kind} NAME")
         if arguments.kind:
             write_component(arguments.kind, arguments.new_name)
+        elif arguments.keep and not arguments.name:
+            raise ConfigError(COMMAND_LINE, "--keep", "the project has no name", "add --name NAME")
         elif arguments.name:
             keep = arguments.keep.split(",") if arguments.keep else list(all_components())
             make_project(arguments.name, [name.strip() for name in keep], arguments.owner, arguments.yes)
@@ -181,7 +183,7 @@ def write_component(kind: str, name: str) -> None:
         raise ConfigError(COMMAND_LINE, name, "is not a name", "use lower-case letters, digits and underscores")
     section = KINDS[kind]
     path = PROJECT / FOLDERS[section][0] / f"{name}.py"
-    if path.exists() or name in component_names(section):
+    if path.exists() or path.with_suffix("").exists() or name in component_names(section):
         raise ConfigError(COMMAND_LINE, name, "exists already", "choose another name")
     title = "".join(part.capitalize() for part in name.split("_"))
     path.write_text(TEMPLATES[kind].format(title=title, name=name), encoding="utf-8")
@@ -195,6 +197,8 @@ def write_component(kind: str, name: str) -> None:
 def fits(config: Path, kind: str) -> bool:
     """Whether a config can be trained with a new model or a new dataset in place of its own."""
     chosen = {section: find_component(section, name) for section, name in named_in(config).items()}
+    if not chosen:
+        return False
     if kind == "model":
         return chosen["data"].constants["modality"] in ("features", "image")
     return "features" in chosen["model"].constants["accepts"]
@@ -215,24 +219,35 @@ def make_project(name: str, keep: list[str], owner: str | None, force: bool) -> 
         for component in kept:
             if not any(pair_fits(component, other) or pair_fits(other, component) for other in others):
                 raise ConfigError(COMMAND_LINE, "--keep", f"no {kind} for {component} is kept", f"add a {kind}")
-    status = subprocess.run(["git", "status", "--porcelain"], cwd=PROJECT, capture_output=True, text=True, check=False)
-    if status.stdout and not force:
-        hint = "commit them first, so that you can go back; or add --yes"
-        raise ConfigError(COMMAND_LINE, "--name", "there are changes that are not committed", hint)
+    if not force and (problem := not_committed()):
+        raise ConfigError(COMMAND_LINE, "--name", problem, "commit them first, so that you can go back; or add --yes")
     if not (PROJECT / "benchmarks").is_dir():
         raise ConfigError(COMMAND_LINE, "--name", "this project has its name already", "start from a new clone")
+    names_in_configs = {config: set(named_in(config).values()) for config in configs()}  # before anything is deleted
     dropped = [component for component in known if component not in keep]
     wanted = reachable(PROJECT / f"{FOLDERS[known[component]][0]}/{component}.py" for component in keep)
     wanted |= reachable([*PROJECT.glob("*.py"), *(PROJECT / "callbacks").glob("*.py")])
     for component in dropped:
         drop(component, known[component], wanted, [other for other in dropped if other in USED_BY_TESTS])
-    for config in configs():
-        if not set(named_in(config).values()) <= set(keep):
-            remove(config, set(named_in(config).values()) <= {*keep, *USED_BY_TESTS})
+    for config, names in names_in_configs.items():
+        if not names <= set(keep):
+            remove(config, names <= {*keep, *USED_BY_TESTS})
     for file in TEMPLATE_FILES:
         remove(PROJECT / file)
+    edit_pages()
     write_names(name, owner or f"The authors of {name}", "bert" in keep or "text" in keep)
     print_line(f"{name} is ready. Commit it, and run: pip install -e '.[dev]' -c constraints.txt && pytest")
+
+
+def not_committed() -> str | None:
+    """Return why the project cannot be restored from git; None if it can."""
+    try:
+        status = subprocess.run(
+            ["git", "status", "--porcelain"], cwd=PROJECT, capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return "the files are not in a git repository"
+    return "there are changes that are not committed" if status.stdout else None
 
 
 def drop(component: str, section: str, wanted: set[Path], moved: list[str]) -> None:
@@ -261,10 +276,31 @@ def remove(path: Path, is_moved: bool = False) -> None:
     print_line(f"removed  {name}")
 
 
+def edit_pages() -> None:
+    """Replace removed configs in the commands of the documentation, and remove what links to removed files."""
+    kept = [f"configs/{config.name}" for config in configs()]
+    for page in (*sorted((PROJECT / "docs").glob("*.md")), PROJECT / "CONTRIBUTING.md", PROJECT / "slurm.sbatch"):
+        text = page.read_text(encoding="utf-8")
+        named = [*re.findall(r"--config (configs/\w+\.yaml)", text)]
+        shown = re.findall(r"^# (configs/\w+\.yaml)$", text, re.MULTILINE)  # written by the reader of the page
+        for config in {*named} - {*kept, *shown} if kept else ():
+            model = config.rpartition("_")[2]
+            text = text.replace(f"--config {config}", f"--config {([c for c in kept if c.endswith(model)] or kept)[0]}")
+        rows = [row for row in text.split("\n") if not (row.startswith("|") and links_to_nothing(row, page))]
+        paragraphs = [part for part in "\n".join(rows).split("\n\n") if not links_to_nothing(part, page)]
+        page.write_text("\n\n".join(paragraphs), encoding="utf-8")
+
+
+def links_to_nothing(text: str, page: Path) -> bool:
+    """Whether a text has a Markdown link to a file of the project that does not exist."""
+    targets = re.findall(r"\]\(([^)#\s]+)", text)
+    return any("://" not in target and not (page.parent / target).exists() for target in targets)
+
+
 def write_names(name: str, owner: str, has_bert: bool) -> None:
     """Write the name of the project into README.md, LICENSE and pyproject.toml."""
     shown = [
-        f"| `configs/{path.name}` | {' | '.join(named_in(path)[s] for s in ('data', 'model'))} |" for path in configs()
+        f"| `configs/{path.name}` | {' | '.join(named_in(path).values())} |" for path in configs() if named_in(path)
     ]
     table = "\n".join(["| config | data | model |", "|---|---|---|", *shown]) if shown else "There is no config yet."
     config = f"configs/{configs()[0].name}" if shown else "configs/YOURS.yaml"
@@ -300,9 +336,12 @@ def configs() -> list[Path]:
 
 
 def named_in(config: Path) -> dict[str, str]:
-    """The dataset and the model that a config names."""
-    values = yaml.safe_load(config.read_text(encoding="utf-8"))
-    return {section: values[section]["name"] for section in ("data", "model")}
+    """The dataset and the model that a config names; nothing if it does not name both."""
+    try:
+        values = yaml.safe_load(config.read_text(encoding="utf-8"))
+        return {section: str(values[section]["name"]) for section in ("data", "model")}
+    except (yaml.YAMLError, KeyError, TypeError):
+        return {}
 
 
 def reachable(files: Iterable[Path]) -> set[Path]:

@@ -259,7 +259,7 @@ def prune_runs(arguments: argparse.Namespace) -> None:
         print_json([run.to_dict() for run in found])
         return
     for run in foreign:
-        print_line(f"not deleted: {run.folder}, because its config.yaml was not written by train.py")
+        print_line(f"not deleted: {run.folder}, because it is not as train.py made it")
     if not found:
         print("no runs to delete")
         return

@@ -53,9 +53,7 @@ def _compare(name: str, arguments: list[str], pairs: int) -> list[Comparison]:
     for number, times in found.items():
         work = f"{name}, 1000 rows, {f'beside {number} busy' if number else 'alone'}"
         at_most = None if number else 1.05
-        rows.append(
-            Comparison(work, "defaults", times["ours"], times["libgomp"], at_most, note=waiting[number])
-        )
+        rows.append(Comparison(work, "defaults", times["ours"], times["libgomp"], at_most, note=waiting[number]))
         if number:
             rows.append(Comparison(work, "alone", times["ours"], found[0]["ours"], at_most=2.5))
     return rows

@@ -88,7 +88,7 @@ class Cells(Metric):
 
     def update(self, logits: Tensor, labels: Tensor) -> None:
         """Add a batch: logits (B, K), labels (B,)."""
-        self.codes.append(labels * self.num_classes + logits.argmax(1))
+        self.codes.append(labels.long() * self.num_classes + logits.argmax(1))
 
     def compute(self) -> Tensor:
         codes, counts = dim_zero_cat(self.codes).unique(return_counts=True)

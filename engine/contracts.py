@@ -31,7 +31,12 @@ class UserError(ValueError):
     """
 
     def __init__(self, message: object = "") -> None:
-        super().__init__(escape(str(message)))
+        text = str(message)
+        if (
+            "\nOriginal Traceback (" in text
+        ):  # torch raises the error of a DataLoader's worker again, with its traceback
+            text = text.strip().rpartition("\n")[2].partition(": ")[2]
+        super().__init__(escape(" ".join(text.split())))
 
 
 class ConfigError(UserError):

@@ -123,16 +123,6 @@ def test_extras_markers_and_test_files_exist():
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_links_lead_somewhere(page):
-    for target, anchor in re.findall(r"(?:\]\(|src=\")([\w./-]*)(?:#([\w-]+))?[)\"]", PAGES[page]):
-        path = (PROJECT / page).parent / target if target else PROJECT / page
-        assert path.exists(), target
-        if anchor:
-            headings = re.findall(r"^#+ (.*)$", path.read_text(encoding="utf-8"), re.M)
-            assert anchor in [re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings]
-
-
-@pytest.mark.parametrize("page", PAGES)
 def test_named_files_and_objects_exist(page):
     for code in inline_code(PAGES[page]):
         if re.fullmatch(rf"({'|'.join(FOLDERS)})/[\w./*-]*", code) and code not in SHOWN_FILES:

@@ -49,6 +49,8 @@ def copy(tmp_path, monkeypatch) -> Path:
         (["--name", "x", "--keep", "mlp,iris,text"], "no model for text is kept"),
         (["--name", "x", "--keep", "mlp,,iris"], "unknown name ''"),
         (["model", "x", "y"], "unrecognized arguments: y"),
+        (["model", "parts"], "parts: exists already"),
+        (["--keep", "mlp,iris"], "--keep: the project has no name; add --name NAME"),
     ],
     ids=str,
 )
@@ -70,6 +72,32 @@ def test_changes_that_are_not_committed_are_refused(copy, capsys):
     assert not (copy / "lit_models/bert.py").exists()
     assert new.main(["--name", "trees", "--keep", "mlp,iris", "--yes"]) == 2
     assert "this project has its name already" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("git", ["missing", "no repository"])
+def test_without_git_nothing_is_removed(git, copy, capsys, monkeypatch):
+    if git == "missing":
+        monkeypatch.setenv("PATH", "")
+    assert new.main(["--name", "flowers", "--keep", "mlp,iris"]) == 2
+    assert "the files are not in a git repository; commit them first" in capsys.readouterr().err
+    assert (copy / "lit_models/bert.py").exists()
+
+
+def test_configs_without_names_are_kept(copy):
+    (copy / "configs/seeds.yaml").write_text("seed: 1\n", encoding="utf-8")
+    (copy / "configs/aaa.yaml").write_text("- [\n", encoding="utf-8")
+    assert new.main(["model", "resnet"]) == 0
+    assert new.main(["--name", "flowers", "--keep", "mlp,iris", "--yes"]) == 0
+    assert sorted(path.stem for path in copy.glob("configs/*")) == ["aaa", "iris_mlp", "seeds"]
+
+
+@pytest.mark.parametrize("keep", ["mlp,iris", "cnn,cifar", "bert,text"])
+def test_pages_of_a_project_name_only_what_is_left(keep, copy):
+    assert new.main(["--name", "flowers", "--keep", keep, "--yes"]) == 0
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/test_structure.py"]
+    done = subprocess.run([*command, "-k", "links or commands"], cwd=copy, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+    assert f"{2 * (2 + len(list(copy.glob('docs/*.md'))))} passed" in done.stdout
 
 
 def test_a_project_has_what_was_kept_and_its_name(copy):

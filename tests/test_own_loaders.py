@@ -7,11 +7,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from torch.utils.data import DataLoader, Dataset
 
 import datamodules
 import train
 from engine.config.config import load_config
 from engine.config.signatures import PROJECT
+from engine.contracts import DataError
 from engine.training.exits import explain_error
 from tests.contracts import DataModuleContract
 from tests.exactness import differences, signalled, start
@@ -244,3 +246,19 @@ def test_a_bug_in_a_dataset_names_its_line(num_workers, write, tmp_path, capsys)
     assert train.main(["--config", write(source), f"data.num_workers={num_workers}", f"run.root={tmp_path}"]) == 1
     last = capsys.readouterr().err.splitlines()[-1]
     assert last == f"error: datamodules/own.py:{line}: IndexError: tuple index out of range"
+
+
+class Broken(Dataset):
+    def __len__(self) -> int:
+        return 3
+
+    def __getitem__(self, row: int) -> None:
+        raise DataError(f"row {row} is\n\x1b[31mbroken")
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_mistake_in_the_data_that_a_worker_finds_is_one_line(num_workers):
+    """torch raises it again, with the traceback of the worker in its message."""
+    with pytest.raises(DataError) as raised:
+        next(iter(DataLoader(Broken(), num_workers=num_workers)))
+    assert str(raised.value) == "row 0 is \\x1b[31mbroken"

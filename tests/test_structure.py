@@ -19,6 +19,8 @@ ROOMS = ("lit_models", "datamodules", "callbacks", "engine")
 COMMANDS = ("train", "runs", "new")
 SOURCES = [path for room in ROOMS for path in sorted((PROJECT / room).rglob("*.py"))]
 SLOW_TO_IMPORT = {"torch", "lightning", "torchmetrics", "tensorboard", "numpy", "PIL", "transformers"}
+FILES = [PROJECT / "README.md", PROJECT / "CONTRIBUTING.md", *sorted((PROJECT / "docs").glob("*.md"))]
+PAGES = {str(path.relative_to(PROJECT)): path.read_text(encoding="utf-8") for path in FILES}
 BASES = {
     "data": {"classification"},
     "model": {"classifier", "optimizers", "schedules"},
@@ -126,3 +128,20 @@ def test_an_editable_install_makes_the_rooms_importable_from_another_folder(tmp_
     assert out.split() == [str(clone / room) for room in (*ROOMS, "lit_models/mine")]
     refused = subprocess.run([python, "-c", "import train"], cwd=elsewhere, capture_output=True, text=True, timeout=300)
     assert "No module named 'train'" in refused.stderr
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page):
+    for target, anchor in re.findall(r"(?:\]\(|src=\")([\w./-]*)(?:#([\w-]+))?[)\"]", PAGES[page]):
+        path = (PROJECT / page).parent / target if target else PROJECT / page
+        assert path.exists(), target
+        if anchor:
+            headings = re.findall(r"^#+ (.*)$", path.read_text(encoding="utf-8"), re.M)
+            assert anchor in [re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_commands_name_configs_that_exist(page):
+    shown = re.findall(r"^# (configs/\w+\.yaml)$", PAGES[page], re.M)  # written by the reader of the page
+    named = re.findall(r"--config (configs/\w+\.yaml)", PAGES[page])
+    assert [name for name in named if name not in shown and not (PROJECT / name).exists()] == []

@@ -115,7 +115,12 @@ def test_averaged_weights_are_tested(tmp_path, recwarn):
 
 
 @pytest.mark.parametrize(
-    "options", ["update_starting_at_step: 15", "update_every_n_steps: 20, update_starting_at_step: 1"]
+    "options",
+    [
+        "update_starting_at_step: 15",
+        "update_every_n_steps: 20, update_starting_at_step: 1",
+        "update_starting_at_step: 15, update_starting_at_epoch: 5",
+    ],
 )
 def test_averaging_that_never_starts_is_refused(options, tmp_path, capsys):
     argv = ["--config", IRIS, "trainer.max_epochs=5", f"callbacks.ema_weight_averaging={{{options}}}"]

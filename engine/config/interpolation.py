@@ -11,6 +11,7 @@ from typing import Any
 from engine.config.yaml_reader import MAX_BYTES, Section, Value, ambiguity_error
 from engine.contracts import ConfigError
 
+MAX_CHAIN = 100  # keys that each refer to the next one
 _REFERENCE = re.compile(r"\$\{([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*)\}")
 
 
@@ -42,7 +43,9 @@ def _resolve(key: str, leaves: dict[str, Value], resolved: set[str], pending: tu
 
     def target_of(match: re.Match[str]) -> Any:
         name = match[1]
-        if any(other.startswith(f"{name}.") for other in leaves):
+        if len(pending) >= MAX_CHAIN:
+            raise ConfigError(value.where, key, f"more than {MAX_CHAIN} keys refer to each other in a row")
+        if name not in leaves and any(other.startswith(f"{name}.") for other in leaves):
             raise ConfigError(value.where, key, f"{written} refers to a section", "refer to one of its keys")
         if name not in leaves or name in (*pending, key):
             hint = "refer to a key that is written in the file or on the command line"

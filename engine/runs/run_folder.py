@@ -76,11 +76,14 @@ def run_folder(config: Config) -> Iterator[Path]:
                 unfinished.unlink()
         os.environ[VARIABLE] = str(folder.resolve())
         print_line(f"{'run folder:' if config.resumed_folder is None else 'resuming'} {folder}")
-    before = _file_identity(folder / "environment.json")
+    before, is_refused = _file_identity(folder / "environment.json"), False
     try:
         yield folder
     except BaseException as error:
-        has_started = _file_identity(folder / "environment.json") != before  # a refused run keeps its earlier status
+        # a resumed run that is refused keeps its earlier status
+        has_started = _file_identity(folder / "environment.json") != before
+        written = ("environment.json", "checkpoints", "metrics.json")
+        is_refused = config.resumed_folder is None and not any((folder / name).exists() for name in written)
         if is_first and has_started and not (folder / "metrics.json").exists():
             with suppress(OSError):  # a full disk may be the reason why the run ends
                 _write_status(folder, error)
@@ -89,7 +92,7 @@ def run_folder(config: Config) -> Iterator[Path]:
         raise
     finally:
         os.environ.pop(VARIABLE, None)
-        if is_first and config.resumed_folder is None and not (folder / "environment.json").exists():
+        if is_first and is_refused:
             with suppress(OSError):
                 delete_locked_folder(folder, lock)
         elif lock is not None:

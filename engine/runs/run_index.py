@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from engine.contracts import COMMAND_LINE, ConfigError, listed
-from engine.runs.run_lock import delete_locked_folder, is_running, lock_run
+from engine.runs.run_lock import NAME, delete_locked_folder, is_running, lock_run
 
 Status = Literal["running", "finished", "failed", "interrupted"]
 STATUSES: tuple[Status, ...] = get_args(Status)
@@ -169,7 +169,12 @@ def similar_names(text: str, names: Iterable[str]) -> list[str]:
 
 
 def is_own(run: Run) -> bool:
-    """Return whether this project has written the config of a run. Other tools have files with the same name."""
+    """Return whether this project has made the folder of a run: it wrote the config and the lock.
+
+    Other tools have files named config.yaml, and users copy a run's config. A run whose lock was removed may be at work.
+    """
+    if not (run.folder / NAME).is_file():
+        return False
     try:
         config = read_file(run.folder / "config.yaml")
     except OSError:

@@ -119,8 +119,8 @@ class RunRecord(Callback):
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         there, here = checkpoint["callbacks"][self.state_key]["config"], self._fixed_config()
-        for key in sorted(there.keys() | here.keys()):
-            if (old := there.get(key)) != (new := here.get(key)):
+        for key in sorted(there.keys() & here.keys()):  # the code may have got or lost an option since then
+            if (old := there[key]) != (new := here[key]):
                 problem = f"{trainer.ckpt_path} is of another run: {key} is {old} there, and {new} here"
                 raise RunEnded(f"error: {problem}", REFUSED)
 

@@ -64,7 +64,7 @@ def _replacing(path: Path, keep_as: Path | None = None) -> Iterator[BinaryIO]:
     """Open a file that gets the name `path` when it is complete."""
     part = path.with_suffix(".part")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(exist_ok=True)  # without its parents: the folder of the run may have been deleted
         with part.open("w+b") as file:
             yield file
             file.flush()
@@ -193,7 +193,8 @@ def newest(folder: Path, fall_back: bool) -> Path | None:
         fall_back: Whether to take an earlier checkpoint if ``last.ckpt`` is broken.
 
     Raises:
-        BrokenCheckpointError: if ``last.ckpt`` is broken and no other checkpoint is taken.
+        BrokenCheckpointError: if ``last.ckpt`` is broken or missing, and the run has checkpoints but cannot be resumed from
+            one of them.
     """
     last, *others = (folder / f"checkpoints/{name}.ckpt" for name in ("last", "previous", "best"))
     problems: list[BrokenCheckpointError] = []
@@ -204,6 +205,7 @@ def newest(folder: Path, fall_back: bool) -> Path | None:
         except BrokenCheckpointError as error:
             problems.append(error)
     steps: dict[Path, int] = {}
+    unusable: list[Path] = []
     for path in filter(os.path.lexists, others):
         try:
             verify(path, ours=True)
@@ -213,14 +215,17 @@ def newest(folder: Path, fall_back: bool) -> Path | None:
             continue
         if checkpoint["position"]["exact"] and _has_logs(folder, checkpoint["position"]["log_sizes"]):
             steps[path] = checkpoint["global_step"]
+        else:
+            unusable.append(path)
     found = max(steps, key=lambda path: steps[path], default=None)
     if problems and not fall_back:
         hint = f"; {found} is undamaged: resume from it with --resume {shell_word(found)}" if found else ""
         raise BrokenCheckpointError(f"{problems[0]}{hint}")
+    if found is None and unusable:
+        problem = problems[0] if problems else "there is no last.ckpt"
+        raise BrokenCheckpointError(f"{problem}, and the run cannot be resumed from {unusable[0]}")
     if found is None and len(problems) > 1:
         raise problems[0]
-    if found is None and not problems and os.path.lexists(others[-1]):
-        raise BrokenCheckpointError(f"a run cannot be resumed from {others[-1]}, and there is no last.ckpt")
     if problems:
         print_line(f"{problems[0]}, so it is not used" + (f"; resuming from {found}" if found else ""))
     return found

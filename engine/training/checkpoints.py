@@ -285,7 +285,9 @@ def _check_averaging(trainer: Trainer) -> None:
         if isinstance(callback, EMAWeightAveraging):
             first = math.ceil((callback.update_starting_at_step or 0) / callback.update_every_n_steps)
             step, steps = first * callback.update_every_n_steps, trainer.estimated_stepping_batches
-            if step >= steps and callback.update_starting_at_epoch is None:
+            epoch, epochs = callback.update_starting_at_epoch, trainer.max_epochs or -1
+            starts_at_an_epoch = epoch is not None and not 0 <= epochs <= epoch
+            if step >= steps and not starts_at_an_epoch:
                 key = "callbacks.ema_weight_averaging.update_starting_at_step"
                 raise OptionError(f"{key}: the averaging would start after step {step}, and the training has {steps}")
 

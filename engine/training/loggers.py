@@ -240,7 +240,6 @@ def make_loggers(names: Iterable[str], folder: Path, clock: Clock, options: Mapp
         clock: Measures the time that logging takes.
         options: The flat config, which Weights & Biases shows beside the curves.
     """
-    threading.excepthook = _without_writer_threads(threading.excepthook)
     makers = {
         "tensorboard": lambda: RunLogger(folder, clock),
         "csv": lambda: CsvLogger(folder, clock),
@@ -257,6 +256,9 @@ def _without_writer_threads(hook: Callable[..., Any]) -> Callable[..., Any]:
             hook(arguments)
 
     return print_others
+
+
+threading.excepthook = _without_writer_threads(threading.excepthook)  # here, so that it is done once per process
 
 
 def _wandb_logger(folder: Path, options: Mapping[str, Any]) -> Logger:

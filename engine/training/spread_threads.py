@@ -8,11 +8,14 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.combined_loader import CombinedLoader
 
 from engine.training.clock import MAX_WAITING, core_waiting_seconds
 
 LOOK_SECONDS = 1.0  # time between two looks
-TASKS = Path("/proc/self/task")  # Linux only; elsewhere threads are not bound
+# Linux only; elsewhere threads are not bound
+TASKS = Path("/proc/self/task")
+CPUS = Path("/sys/devices/system/cpu")
 
 _unbound: dict[int, set[int]] = {}  # the cores of each bound thread, before it was bound
 
@@ -24,8 +27,9 @@ class SpreadThreads(Callback):
     core, although another core is less busy or idle. A convolution of oneDNN, whose threads spin without a limit, then takes
     up to 90 times as long (`python -m benchmarks busy`). Binding does not change any result.
 
-    Threads are bound only if there are as many as the cores that the process may use. With fewer, two programs could bind
-    their threads to the same cores.
+    Threads are bound only if there is one for each core, or for each logical CPU, that the process may use. With fewer
+    threads, two programs could bind theirs to the same cores. They are not bound either if a DataLoader has worker
+    processes, because a new process or thread inherits the core of its parent.
     """
 
     def __init__(self) -> None:
@@ -33,8 +37,10 @@ class SpreadThreads(Callback):
         self._cpu_seconds: dict[int, float] = {}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        loaders = CombinedLoader([trainer.train_dataloader, trainer.val_dataloaders]).flattened
+        has_workers = any(getattr(loader, "num_workers", 0) for loader in loaders)
         is_useful = trainer.strategy.root_device.type == "cpu" and core_waiting_seconds() is not None
-        self._next_look = time.monotonic() if is_useful else float("inf")
+        self._next_look = time.monotonic() if is_useful and not has_workers else float("inf")
         self._waited = float("inf")
 
     def on_train_batch_end(
@@ -67,18 +73,30 @@ def thread_cpu_seconds() -> dict[int, float]:
 
 
 def spread_threads(threads: list[int]) -> None:
-    """Bind each of `threads` to a core of its own if they are as many as the cores that this process may use.
+    """Bind each of `threads` to a core of its own. If they are not as many as the cores or logical CPUs, do nothing.
 
     Args:
         threads: Linux thread IDs.
     """
-    cores = os.sched_getaffinity(0)
-    if len(threads) != len(cores):
+    cpus = sorted(os.sched_getaffinity(0))
+    cores: dict[str, set[int]] = {}
+    for cpu in cpus:
+        cores.setdefault(_siblings(cpu), set()).add(cpu)
+    places = list(cores.values()) if len(threads) == len(cores) else [{cpu} for cpu in cpus]
+    if len(threads) != len(places):
         return
-    for thread, core in zip(sorted(threads), sorted(cores), strict=True):
+    for thread, place in zip(sorted(threads), places, strict=True):
         with suppress(OSError):
             _unbound[thread] = os.sched_getaffinity(thread)
-            os.sched_setaffinity(thread, {core})
+            os.sched_setaffinity(thread, place)
+
+
+def _siblings(cpu: int) -> str:
+    """Return the logical CPUs that share the core of a logical CPU, as Linux writes them."""
+    try:
+        return (CPUS / f"cpu{cpu}/topology/thread_siblings_list").read_text(encoding="ascii")
+    except OSError:
+        return str(cpu)
 
 
 def release_threads() -> None:
@@ -87,14 +105,3 @@ def release_threads() -> None:
         thread, cores = _unbound.popitem()
         with suppress(OSError):
             os.sched_setaffinity(thread, cores)
-
-
-def _release_child() -> None:
-    """Let a forked process, such as a worker of a DataLoader, use all cores. It inherits the core of its parent's thread."""
-    if _unbound:
-        os.sched_setaffinity(0, set().union(*_unbound.values()))
-        _unbound.clear()
-
-
-if hasattr(os, "register_at_fork"):  # not Windows
-    os.register_at_fork(after_in_child=_release_child)

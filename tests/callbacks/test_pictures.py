@@ -80,14 +80,16 @@ def test_classes_with_the_most_mistakes_are_chosen():
     assert confusion_matrix.most_confused_classes(cells(counts), 1000, 4) == [2, 3, 7, 500]
 
 
-@pytest.mark.parametrize("num_classes", [2, 3, 50])
-def test_the_cells_are_those_of_torchmetrics(num_classes):
+@pytest.mark.parametrize(
+    ("num_classes", "dtype"), [(2, torch.int64), (3, torch.int32), (50, torch.int64), (100, torch.uint8)]
+)
+def test_the_cells_are_those_of_torchmetrics(num_classes, dtype):
     generator = torch.Generator().manual_seed(num_classes)
     logits = torch.randn(600, num_classes, generator=generator)
     labels = torch.randint(num_classes - 1, (600,), generator=generator)  # the last class has no samples
     found = confusion_matrix.Cells(num_classes)
     for rows in torch.arange(600).split(170):
-        found.update(logits[rows], labels[rows])
+        found.update(logits[rows], labels[rows].to(dtype))
     counts = multiclass_confusion_matrix(logits, labels, num_classes).numpy()
     assert found.compute().tolist() == cells(counts).tolist()
     by_class = confusion_matrix.count_by_class(cells(counts), num_classes)

@@ -240,6 +240,10 @@ TOGETHER = [
         [f"callbacks.x.k{i}='{f'${{callbacks.x.k{i + 1}}}' * 2}'" for i in range(40)] + ["callbacks.x.k40=long"],
         "its references give more than 100,000 characters",
     ),
+    (
+        [f"callbacks.x.k{i}='${{callbacks.x.k{i + 1}}}'" for i in range(1500)] + ["callbacks.x.k1500=1"],
+        "more than 100 keys refer to each other in a row",
+    ),
 ]
 
 

@@ -44,6 +44,7 @@ def made(root: Path, name: str, began: float = 1e9, end: dict | None = None, **m
     folder = root / name
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text(CONFIG, encoding="utf-8")
+    (folder / ".lock").touch()
     os.utime(folder / "config.yaml", (began, began))
     if metrics:
         (folder / "metrics.json").write_text(json.dumps(metrics), encoding="utf-8")
@@ -384,8 +385,16 @@ def test_a_folder_of_another_tool_is_not_deleted(content, tmp_path, capsys):
     (folder / "config.yaml").write_text(content, encoding="utf-8", errors="surrogateescape")
     (folder / "weights.bin").write_bytes(b"1" * 1000)
     printed = output(capsys, "prune", "--yes", "--root", tmp_path)
-    assert printed.startswith(f"not deleted: {folder}, because its config.yaml was not written by train.py\n")
+    assert printed.startswith(f"not deleted: {folder}, because it is not as train.py made it\n")
     assert (folder / "weights.bin").exists()
+
+
+def test_a_copied_config_does_not_make_a_folder_a_run(tmp_path, capsys):
+    folder = made(tmp_path, "paper/table1")
+    (folder / ".lock").unlink()
+    (folder / "thesis.tex").touch()
+    assert output(capsys, "prune", "--yes", "--root", tmp_path).startswith(f"not deleted: {folder}, because")
+    assert (folder / "thesis.tex").exists()
 
 
 def test_a_run_of_this_project_is_deleted(tmp_path, capsys):

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -16,13 +16,15 @@ import pytest
 import train
 from engine.config.config import load_config
 from engine.config.signatures import PROJECT
-from engine.contracts import ConfigError
+from engine.contracts import ConfigError, UserError
 from engine.runs import run_folder as run_folder_module
 from engine.runs import run_lock
 from engine.runs.resume import find_run
 from engine.runs.run_folder import run_folder
 from engine.runs.run_index import delete_run, find_runs
 from engine.runs.run_lock import is_running, lock_run
+from engine.runs.run_record import RunRecord
+from engine.training.checkpoints import Checkpoints
 from tests.runs import IRIS, WITHOUT_PICTURES, run
 
 HOLD = "lock = lock_run(Path(sys.argv[1]))"
@@ -180,10 +182,11 @@ def test_a_new_run_is_locked_before_it_can_be_listed(tmp_path, monkeypatch):
         path.write_text(text, encoding="utf-8")
 
     monkeypatch.setattr(run_folder_module, "_write_text", write)
-    with run_folder(load_config(IRIS, [f"run.root={tmp_path}"])) as folder:
+    with suppress(UserError), run_folder(load_config(IRIS, [f"run.root={tmp_path}"])) as folder:
         assert states == [(True, [])]
         assert [found.status for found in find_runs(tmp_path)] == ["running"]
-    assert not folder.exists()  # it has not trained
+        raise UserError("refused before it trains")
+    assert not folder.exists()
 
 
 def test_a_file_system_without_locks_has_no_soft_lock(folder, monkeypatch):
@@ -275,6 +278,36 @@ def test_a_deleted_folder_is_one_line(tmp_path, monkeypatch, capsys):
     printed = capsys.readouterr().err
     assert printed.count("\n") == 1
     assert "was deleted while the run used it" in printed
+
+
+def test_a_folder_that_is_deleted_from_a_run_without_loggers(tmp_path, monkeypatch, capsys):
+    """The checkpoints are the only files that the run still writes."""
+    save = Checkpoints.on_validation_end
+
+    def delete_and_save(self, *arguments):
+        if self.folder.exists():
+            shutil.rmtree(self.folder)
+        save(self, *arguments)
+
+    monkeypatch.setattr(Checkpoints, "on_validation_end", delete_and_save)
+    assert train.main(["--config", IRIS, f"run.root={tmp_path}", "trainer.logger=false", *WITHOUT_PICTURES]) == 2
+    printed = capsys.readouterr().err
+    assert printed.count("\n") == 1
+    assert "was deleted while the run used it" in printed
+
+
+def test_a_finished_run_never_deletes_its_folder(tmp_path, monkeypatch):
+    """Also if its environment.json was deleted."""
+    delete = RunRecord.on_train_end
+
+    def delete_file(self, *arguments):
+        (self.folder / "environment.json").unlink()
+        delete(self, *arguments)
+
+    monkeypatch.setattr(RunRecord, "on_train_end", delete_file)
+    folder = run(tmp_path, "--config", IRIS, *WITHOUT_PICTURES)
+    assert (folder / "metrics.json").exists()
+    assert (folder / "checkpoints/best.ckpt").exists()
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])

@@ -10,7 +10,7 @@ import pytest
 import train
 from engine.config.signatures import PROJECT
 from engine.runs import run_record
-from engine.runs.run_record import code_digests
+from engine.runs.run_record import RunRecord, code_digests
 from tests.exactness import signalled, start
 from tests.runs import IRIS, WITHOUT_PICTURES
 
@@ -44,6 +44,12 @@ def test_the_code_of_a_run_is_recorded(stopped):
         "engine/training/epoch_loop.py",
     } <= code.keys()
     assert not any(name.startswith(("tests", ".")) for name in code)
+
+
+def test_a_model_that_has_got_an_option_is_resumed(stopped, monkeypatch):
+    fixed_config = RunRecord._fixed_config
+    monkeypatch.setattr(RunRecord, "_fixed_config", lambda self: fixed_config(self) | {"model.depth": 1})
+    assert train.main(["--resume", str(stopped)]) == 0
 
 
 def test_unchanged_code_is_not_mentioned(stopped, capsys):

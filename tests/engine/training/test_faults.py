@@ -669,7 +669,19 @@ def test_a_run_whose_last_checkpoint_was_deleted_is_not_started_again(tmp_path, 
     for argv in (["--resume", str(folder)], [*options, f"run.root={tmp_path}", "--resume", "auto"]):
         assert train.main(argv) == 2
         best = folder / "checkpoints/best.ckpt"
-        assert capsys.readouterr().err == f"error: a run cannot be resumed from {best}, and there is no last.ckpt\n"
+        assert capsys.readouterr().err == f"error: there is no last.ckpt, and the run cannot be resumed from {best}\n"
+
+
+def test_a_run_whose_only_usable_checkpoint_is_damaged_is_not_started_again(stopped, tmp_path, capsys):
+    """The curves are incomplete, so the run cannot be resumed from the intact checkpoints."""
+    last, previous = (stopped / f"checkpoints/{name}.ckpt" for name in ("last", "previous"))
+    last.write_bytes(b"")
+    for path in stopped.glob("events*"):
+        path.unlink()
+    before = {path: path.read_bytes() for path in stopped.glob("checkpoints/*")}
+    assert train.main([*SHORT, f"run.root={tmp_path / 'runs'}", "--resume", "auto"]) == 2
+    assert capsys.readouterr().err == f"error: {last} is empty, and the run cannot be resumed from {previous}\n"
+    assert {path: path.read_bytes() for path in stopped.glob("checkpoints/*")} == before
 
 
 @pytest.mark.slow

@@ -121,6 +121,7 @@ def fit(folder: Path, data: LightningDataModule, resume: bool = False, **options
     """Train for three epochs. Returns the last checkpoint."""
     callbacks = options.pop("callbacks", [])
     last = folder / "checkpoints/last.ckpt"
+    folder.mkdir(exist_ok=True)
     with Signals() as signals:
         seed_everything(0, verbose=False)
         checkpoints = Checkpoints(folder, signals, Clock(), monitor="val/loss", mode="min")

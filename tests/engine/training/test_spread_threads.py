@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
 import engine.training.spread_threads as module
 from engine.training.spread_threads import SpreadThreads, release_threads, spread_threads, thread_cpu_seconds
@@ -29,8 +30,9 @@ def machine(monkeypatch):
     release_threads()
 
 
-def trainer(device: str = "cpu") -> Any:
-    return SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device(device)))
+def trainer(device: str = "cpu", **loaders: Any) -> Any:
+    loaders = {"train_dataloader": None, "val_dataloaders": None} | loaders
+    return SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device(device)), **loaders)
 
 
 def bound_threads() -> dict[int, set[int]]:
@@ -39,10 +41,10 @@ def bound_threads() -> dict[int, set[int]]:
     return {thread: cores for thread, cores in masks.items() if cores != CORES}
 
 
-def train(machine: SimpleNamespace, waiting: list[float], device: str = "cpu") -> SpreadThreads:
+def train(machine: SimpleNamespace, waiting: list[float], device: str = "cpu", **loaders: Any) -> SpreadThreads:
     """A training that computes and waits for a core for each of `waiting` seconds in turn, of one second each."""
     callback: Any = SpreadThreads()
-    callback.on_train_start(trainer(device), None)
+    callback.on_train_start(trainer(device, **loaders), None)
     callback.on_train_batch_end(trainer(device), None, None, None, 0)
     for number, seconds in enumerate(waiting, 1):
         machine.seconds += 1.0
@@ -85,15 +87,33 @@ def test_a_system_that_does_not_tell_how_long_a_thread_waits(machine, monkeypatc
     assert not bound_threads()
 
 
-@pytest.mark.skipif(len(CORES) < 2, reason="needs two cores")
-def test_a_forked_process_may_use_all_cores(machine):
-    train(machine, [0.5])
-    assert bound_threads()
-    child = os.fork()
-    if child == 0:
-        os._exit(0 if os.sched_getaffinity(0) == CORES else 1)
-    assert os.waitpid(child, 0)[1] == 0
-    assert bound_threads()
+@pytest.mark.parametrize("split", ["train_dataloader", "val_dataloaders"])
+def test_threads_are_not_bound_beside_workers_of_a_dataloader(split, machine):
+    train(machine, [0.5], **{split: {"a": DataLoader([0], num_workers=1)}})
+    assert not bound_threads()
+
+
+@pytest.mark.parametrize(
+    ("siblings", "num_threads", "expected"),
+    [
+        (["0,2", "1,3", "0,2", "1,3"], 2, [{0, 2}, {1, 3}]),  # a thread per core
+        (["0-1", "0-1", "2-3", "2-3"], 4, [{0}, {1}, {2}, {3}]),  # a thread per logical CPU
+        (["0-1", "0-1", "2-3", "2-3"], 3, []),
+        ([], 4, [{0}, {1}, {2}, {3}]),  # a system without this information
+    ],
+)
+def test_cores_with_two_logical_cpus(siblings, num_threads, expected, tmp_path, monkeypatch):
+    for cpu, text in enumerate(siblings):
+        (tmp_path / f"cpu{cpu}/topology").mkdir(parents=True)
+        (tmp_path / f"cpu{cpu}/topology/thread_siblings_list").write_text(f"{text}\n")
+    bound: dict[int, set[int]] = {}
+    monkeypatch.setattr(module, "CPUS", tmp_path)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda thread: {0, 1, 2, 3})
+    monkeypatch.setattr(os, "sched_setaffinity", bound.__setitem__)
+    spread_threads(list(range(11, 11 + num_threads)))
+    assert list(bound.values()) == expected
+    release_threads()
+    assert all(cores == {0, 1, 2, 3} for cores in bound.values())
 
 
 def test_a_thread_that_has_ended_is_no_error():
