@@ -36,7 +36,7 @@ class UserError(ValueError):
             "\nOriginal Traceback (" in text
         ):  # torch raises the error of a DataLoader's worker again, with its traceback
             text = text.strip().rpartition("\n")[2].partition(": ")[2]
-        super().__init__(escape(" ".join(text.split())))
+        super().__init__(escape(text))
 
 
 class ConfigError(UserError):

@@ -261,4 +261,4 @@ def test_a_mistake_in_the_data_that_a_worker_finds_is_one_line(num_workers):
     """torch raises it again, with the traceback of the worker in its message."""
     with pytest.raises(DataError) as raised:
         next(iter(DataLoader(Broken(), num_workers=num_workers)))
-    assert str(raised.value) == "row 0 is \\x1b[31mbroken"
+    assert str(raised.value) == "row 0 is\\n\\x1b[31mbroken"
