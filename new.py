@@ -1,4 +1,4 @@
-"""Make a project of your own from this template, or write the first file of a model, dataset or callback.
+"""Make your own project from this template, or write the file of a new model, dataset or callback.
 
 examples:
   python new.py --name flowers --keep mlp,iris    keep these models and datasets, and remove the others
@@ -25,13 +25,13 @@ from engine.config.signatures import PROJECT
 from engine.contracts import COMMAND_LINE, ConfigError, listed
 from engine.terminal import CommandLineParser, print_line
 
-KINDS = {"model": "model", "data": "data", "callback": "callbacks"}  # of a new file, and its section in a config
-# Files about the template itself. The project of an owner does not have them.
+KINDS = {"model": "model", "data": "data", "callback": "callbacks"}  # kind of a new file -> its section in a config
+# Files about the template itself. Your project does not need them.
 TEMPLATE_FILES = (
     "benchmarks", "CHANGELOG.md", "docs/overview.png", "docs/speed.md", "tests/screenshots.py", "tests/test_benchmarks.py",
     "tests/test_contributing.py", "tests/test_docs.py", "tests/test_new.py", "tests/projects.py",
 )  # fmt: skip
-# Files that only one component needs, besides the modules that it imports.
+# Files that only one component needs. The modules that it imports are not listed.
 OWN_FILES = {
     "bert": ["tests/hub.py", "tests/lit_models/test_bert.py"],
     "text": [
@@ -42,7 +42,7 @@ OWN_FILES = {
     ],
     "iris": ["datamodules/iris.csv"],
 }
-# Tests of the engine use these. If they are not kept, they move to this folder.
+# Tests of the engine use these components. `new.py` moves those that are not kept to this folder.
 USED_BY_TESTS, TESTS_FOLDER = ("cifar", "cnn", "iris", "mlp", "mnist"), "tests/components"
 README = """# {name}
 
@@ -59,11 +59,11 @@ python3 -m venv .venv && . .venv/bin/activate && pip install -e . -c constraints
 
 {table}
 
-`python new.py model NAME` writes the first file of a model; `data NAME` and `callback NAME` do the same for a dataset and a
-callback. [CONTRIBUTING.md](CONTRIBUTING.md) has complete examples. The folder [docs](docs) explains configs, TensorBoard,
+`python new.py model NAME` writes the file of a new model. Use `data NAME` for a dataset and `callback NAME` for a callback.
+[CONTRIBUTING.md](CONTRIBUTING.md) has complete examples. The folder [docs](docs) explains configs, TensorBoard,
 devices and interrupted runs.
 """
-MODEL = '''"""{title}: a network with one hidden layer, until you write your own."""
+MODEL = '''"""{title}: a network with one hidden layer, to be replaced by your own."""
 
 import math
 from collections.abc import Sequence
@@ -75,7 +75,7 @@ from lit_models.classifier import LitClassifier
 
 
 class {title}(LitClassifier):
-    """One hidden layer, on features or images.
+    """A network with one hidden layer, for features or images.
 
     Args:
         width: Units of the hidden layer.
@@ -114,7 +114,7 @@ class {title}(ClassificationDataModule):
         train, test = stratified_split(labels, 0.2, self.split_seed)
         return (inputs[train], labels[train]), (inputs[test], labels[test])
 '''
-CALLBACK = '''"""{title}: the number of wrong predictions in an evaluation, until you write your own."""
+CALLBACK = '''"""{title}: the number of wrong predictions in an evaluation, to be replaced by your own."""
 
 from typing import Any
 
@@ -157,11 +157,13 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--name", help="name of your project")
     parser.add_argument("--keep", metavar="NAMES", help="models and datasets to keep: mlp,iris (default: all)")
     parser.add_argument("--owner", help="name in the licence (default: the authors of NAME)")
-    parser.add_argument("--yes", action="store_true", help="go on even if there are changes that are not committed")
+    parser.add_argument("--yes", action="store_true", help="continue even if there are uncommitted changes")
     try:
         arguments = parser.parse_args(argv)
         if arguments.kind and not arguments.new_name:
-            raise ConfigError(COMMAND_LINE, arguments.kind, "has no name", f"write new.py {arguments.kind} NAME")
+            raise ConfigError(
+                COMMAND_LINE, arguments.kind, "the name is missing", f"write new.py {arguments.kind} NAME"
+            )
         if arguments.kind:
             write_component(arguments.kind, arguments.new_name)
         elif arguments.keep and not arguments.name:
@@ -220,9 +222,11 @@ def make_project(name: str, keep: list[str], owner: str | None, force: bool) -> 
             if not any(pair_fits(component, other) or pair_fits(other, component) for other in others):
                 raise ConfigError(COMMAND_LINE, "--keep", f"no {kind} for {component} is kept", f"add a {kind}")
     if not force and (problem := not_committed()):
-        raise ConfigError(COMMAND_LINE, "--name", problem, "commit them first, so that you can go back; or add --yes")
+        raise ConfigError(COMMAND_LINE, "--name", problem, "commit first, so that you can undo this, or add --yes")
     if not (PROJECT / "benchmarks").is_dir():
-        raise ConfigError(COMMAND_LINE, "--name", "this project has its name already", "start from a new clone")
+        raise ConfigError(
+            COMMAND_LINE, "--name", "new.py --name has already changed this project", "start from a new clone"
+        )
     names_in_configs = {config: set(named_in(config).values()) for config in configs()}  # before anything is deleted
     dropped = [component for component in known if component not in keep]
     wanted = reachable(PROJECT / f"{FOLDERS[known[component]][0]}/{component}.py" for component in keep)
@@ -240,18 +244,18 @@ def make_project(name: str, keep: list[str], owner: str | None, force: bool) -> 
 
 
 def not_committed() -> str | None:
-    """Return why the project cannot be restored from git; None if it can."""
+    """Return the reason why git cannot restore the project; None if it can."""
     try:
         status = subprocess.run(
             ["git", "status", "--porcelain"], cwd=PROJECT, capture_output=True, text=True, check=True
         )
     except (OSError, subprocess.CalledProcessError):
         return "the files are not in a git repository"
-    return "there are changes that are not committed" if status.stdout else None
+    return "there are uncommitted changes" if status.stdout else None
 
 
 def drop(component: str, section: str, wanted: set[Path], moved: list[str]) -> None:
-    """Remove a component and the files that only it needs. Components that tests use are moved."""
+    """Remove a component and the files that no other component needs. Components that tests use are moved."""
     path = PROJECT / f"{FOLDERS[section][0]}/{component}.py"
     is_moved = component in moved
     for module in sorted(reachable([path]) - wanted):
@@ -263,7 +267,7 @@ def drop(component: str, section: str, wanted: set[Path], moved: list[str]) -> N
 
 def remove(path: Path, is_moved: bool = False) -> None:
     """Delete a file or folder, or move it to the components of the tests."""
-    if not path.exists():  # another component had it, too
+    if not path.exists():  # already removed with another component
         return
     name = path.relative_to(PROJECT)
     if is_moved:
@@ -277,12 +281,12 @@ def remove(path: Path, is_moved: bool = False) -> None:
 
 
 def edit_pages() -> None:
-    """Replace removed configs in the commands of the documentation, and remove what links to removed files."""
+    """Replace removed configs in the commands of the pages. Remove paragraphs and table rows that link to removed files."""
     kept = [f"configs/{config.name}" for config in configs()]
     for page in (*sorted((PROJECT / "docs").glob("*.md")), PROJECT / "CONTRIBUTING.md", PROJECT / "slurm.sbatch"):
         text = page.read_text(encoding="utf-8")
         named = [*re.findall(r"--config (configs/\w+\.yaml)", text)]
-        shown = re.findall(r"^# (configs/\w+\.yaml)$", text, re.MULTILINE)  # written by the reader of the page
+        shown = re.findall(r"^# (configs/\w+\.yaml)$", text, re.MULTILINE)  # configs that the reader of the page writes
         for config in {*named} - {*kept, *shown} if kept else ():
             model = config.rpartition("_")[2]
             text = text.replace(f"--config {config}", f"--config {([c for c in kept if c.endswith(model)] or kept)[0]}")
@@ -325,7 +329,7 @@ def all_components() -> dict[str, str]:
 
 
 def pair_fits(model: str, data: str) -> bool:
-    """Whether the names are those of a model and of a dataset that it accepts."""
+    """Whether `model` is a model and `data` is a dataset that this model accepts."""
     if model not in component_names("model") or data not in component_names("data"):
         return False
     return find_component("data", data).constants["modality"] in find_component("model", model).constants["accepts"]
@@ -336,7 +340,7 @@ def configs() -> list[Path]:
 
 
 def named_in(config: Path) -> dict[str, str]:
-    """The dataset and the model that a config names; nothing if it does not name both."""
+    """The dataset and the model that a config names; an empty dict if one of them is missing."""
     try:
         values = yaml.safe_load(config.read_text(encoding="utf-8"))
         return {section: str(values[section]["name"]) for section in ("data", "model")}
@@ -345,7 +349,7 @@ def named_in(config: Path) -> dict[str, str]:
 
 
 def reachable(files: Iterable[Path]) -> set[Path]:
-    """The files, and all files of the project that they import."""
+    """The files, and all files of the project that they import directly or indirectly."""
     found, waiting = set[Path](), list(files)
     while waiting:
         file = waiting.pop()

@@ -4,7 +4,7 @@ examples:
   python runs.py                               list all runs, the newest first
   python runs.py list mnist_cnn --status failed
   python runs.py compare A B                   show the differences between two runs
-  python runs.py compare 'iris_mlp/*'          show a row for each run, and the keys that differ
+  python runs.py compare 'iris_mlp/*'          show one row per run, with the keys that differ
   python runs.py best val/accuracy iris_mlp    list finished runs, the best first
   python runs.py tensorboard iris_mlp          show the curves of all runs of a config
   python runs.py prune --older-than 7          delete failed and interrupted runs
@@ -48,9 +48,9 @@ COLUMNS = {"accuracy": "test/accuracy", "f1": "test/f1", "loss": "test/loss", "v
 TITLES = ["run", "status", *COLUMNS, "trained", "began", "reason"]
 NAMES = "CONFIG, CONFIG/NAME or the folder of a run; * stands for any text (default: all runs)"
 NUMBER = "show N runs; 0 for all (default: %(default)s)"
-MAX_COLUMNS = 4  # of runs side by side; a comparison of more runs has one row per run
+MAX_COLUMNS = 4  # most runs that are shown side by side; with more runs, each run is a row
 FIRST_RUN = "start one with: python train.py --config configs/iris_mlp.yaml"
-PART_OF_NAME = "folder of a run, CONFIG/NAME, a part of the name that only one run has, or a pattern with *"
+PART_OF_NAME = "folder of a run, CONFIG/NAME, a part of a name that fits only one run, or a pattern with *"
 
 
 def main(argv: list[str]) -> int:
@@ -117,10 +117,10 @@ def make_parser() -> CommandLineParser:
     command.add_argument("--older-than", type=days, default=0.0, metavar="DAYS", help="only runs older than DAYS days")
     command.add_argument("--yes", action="store_true", help="delete without asking")
 
-    command = add_command("tensorboard", show_curves, "start TensorBoard with all runs selected, until Ctrl-C")
+    command = add_command("tensorboard", show_curves, "start TensorBoard with all runs selected; Ctrl-C ends it")
     command.usage = "python runs.py tensorboard [--root FOLDER] [RUN ...] [OPTION ...]"
     command.add_argument("runs", nargs="*", metavar="RUN", help=NAMES)
-    command.epilog = "Every OPTION is passed to TensorBoard, such as --port 6007 or --bind_all."
+    command.epilog = "Options such as --port 6007 or --bind_all are passed to TensorBoard."
     return parser
 
 
@@ -214,7 +214,7 @@ def rank_runs(arguments: argparse.Namespace) -> None:
     found = metric_values(chosen_runs(arguments), metric)
     smallest_first = arguments.smallest or (is_lower_better(metric) and not arguments.largest)
     sign = 1 if smallest_first else -1
-    loss = f"{metric.partition('/')[0]}/loss"  # decides between runs with the same value
+    loss = f"{metric.partition('/')[0]}/loss"  # ranks runs with the same value
 
     def rank(item: tuple[Run, float]) -> tuple[bool, float, bool, float]:
         value = item[0].metrics.get(loss)
@@ -259,7 +259,7 @@ def prune_runs(arguments: argparse.Namespace) -> None:
         print_json([run.to_dict() for run in found])
         return
     for run in foreign:
-        print_line(f"not deleted: {run.folder}, because it is not as train.py made it")
+        print_line(f"not deleted: {run.folder}, because its config.yaml or .lock is not from train.py")
     if not found:
         print("no runs to delete")
         return
@@ -311,7 +311,7 @@ if __name__ == "__main__":
     try:
         code = main(sys.argv[1:])
         sys.stdout.flush()
-    except OSError as error:  # a closed pipe, as of `| head`, or a full disk
+    except OSError as error:  # a closed pipe, such as after `| head`, or a full disk
         if error.filename is not None:
             raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

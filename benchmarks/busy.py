@@ -1,6 +1,6 @@
-"""Training beside 0, 1 and 2 busy processes, with the threads of this project and with those of libgomp and the scheduler.
+"""Measures training beside 0, 1 and 2 busy processes, and compares it with the defaults of libgomp and Linux.
 
-Each side is a process that trains when it is asked to, so that the sides take turns within seconds.
+Each side is a process that trains on request, so the sides take turns every few seconds.
 """
 
 import os
@@ -106,11 +106,11 @@ class Training:
             if line.startswith(ANSWER):
                 seconds, self.waiting = map(float, line.removeprefix(ANSWER).split())
                 return seconds
-        raise BenchmarkError("a training ended early")
+        raise BenchmarkError("a training process ended early")
 
 
 class Measurements(Callback):
-    """Measures the training for `SECONDS` whenever a line arrives, and ends it after an empty line."""
+    """Measures training for `SECONDS` after each line on standard input. An empty line ends training."""
 
     def __init__(self) -> None:
         self.end = self.start = self.waited = 0.0

@@ -75,7 +75,7 @@ class ConfusionMatrix(EvaluationCallback):
 class Cells(Metric):
     """The cells (P, 3) of a confusion matrix that are not 0: true class, predicted class, number of samples.
 
-    The time grows with the number of samples. A matrix of 10,000 classes would have 100 million cells.
+    The time depends on the number of samples. A full matrix of 10,000 classes would have 100 million cells.
     """
 
     full_state_update = False
@@ -96,7 +96,7 @@ class Cells(Metric):
 
 
 def count_by_class(cells: np.ndarray, num_classes: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the numbers of samples, of predictions and of correct predictions of each class, (K,) each."""
+    """Return three arrays (K,): samples, predictions and correct predictions of each class."""
     true, predicted, counts = cells.T
     hits = np.where(true == predicted, counts, 0)
     sums = [np.zeros(num_classes, np.int64) for _ in range(3)]
@@ -215,7 +215,7 @@ def list_confused_pairs(cells: np.ndarray, names: list[str], num_pairs: int, wid
     codes, pairs = np.unique(
         np.minimum(true, predicted) * len(names) + np.maximum(true, predicted), return_inverse=True
     )
-    both = np.zeros((len(codes), 2), np.int64)  # i as j, and j as i
+    both = np.zeros((len(codes), 2), np.int64)  # columns: class i predicted as j, and j predicted as i
     both[pairs, (true > predicted).astype(int)] = counts
     lines = []
     for pair in np.argsort(both.sum(1), kind="stable")[::-1][:num_pairs]:

@@ -17,9 +17,9 @@ from engine.terminal import duration, print_line
 from engine.training.clock import Clock
 
 LIVE_SECONDS, LOG_SECONDS = 0.2, 5.0  # minimum time between two lines in a terminal and in a log file
-LOOK_SECONDS = 1.0  # time between two looks at the speed, which begin after the first step
+LOOK_SECONDS = 1.0  # minimum time between two checks of the speed; the first check is after the first step
 ESTIMATE_SECONDS = 3.0  # training time before the total duration is estimated
-CORRECTED_RATIO = 1.5  # an estimate that was wrong by this factor is printed again
+CORRECTED_RATIO = 1.5  # print a new estimate if it differs from the last one by this factor
 SHOWN_METRICS = ("train/loss", "train/accuracy", "val/loss", "val/accuracy")
 
 
@@ -34,8 +34,9 @@ class ProgressLine(Callback):
         self.live = sys.stdout.isatty() and os.environ.get("TERM") != "dumb" if live is None else live
         self._started = self._last_shown = 0.0
         self._next_look = 0.0
-        # Two times after the first step, each with the completed fraction of the training. The speed is measured since the
-        # first of them, over the last 1/2 to 3/4 of the time so far, because the first steps are slow.
+        # Two moments after the first step, and the fraction of the training that was complete at each. The speed is measured
+        # from the first moment until now. This is the last 1/2 to 3/4 of the time so far. It leaves out the first steps,
+        # which are slow.
         self._marks: tuple[tuple[float, float], tuple[float, float]] | None = None
         self._printed_seconds: float | None = None  # the last printed estimate
         self._clock = Clock()
@@ -77,7 +78,7 @@ class ProgressLine(Callback):
         self._metrics = "  ".join(f"{name} {float(values[name]):.4f}" for name in SHOWN_METRICS if name in values)
 
     def _look(self, trainer: Trainer, now: float) -> None:
-        """Print the expected duration if it is new, and advice if the run waits for a CPU core."""
+        """Print the expected duration if it has changed, and advice if the run waits for a CPU core."""
         if (advice := self._clock.waiting_advice()) is not None:
             self._print(f"{'slow':<{TITLE_WIDTH}}{advice}")
         if (fraction := complete_fraction(trainer)) is None:

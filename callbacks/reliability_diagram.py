@@ -48,7 +48,8 @@ class ReliabilityDiagram(EvaluationCallback):
 class Bins(Metric):
     """Sums for each bin: number of samples, probabilities of the predicted classes, number of correct predictions.
 
-    The sums are integers in units of 2**-30, which are exact for millions of samples. MPS has no float64.
+    The sums are integers in units of 2**-30, so they are exact for millions of samples. They are not float64, because MPS
+    has none.
     """
 
     full_state_update = False

@@ -63,7 +63,7 @@ class ClassificationDataModule(LightningDataModule):
         self.gpu_memory_gigabytes, self._bytes_on_device = gpu_memory_gigabytes, 0
         self.fingerprint, self.mean, self.std = "", torch.zeros(()), torch.ones(())
         self._splits: dict[Split, Labelled] = {}
-        self._train_rows: dict[Split, Tensor] = {}  # indices in the loaded training set
+        self._train_rows: dict[Split, Tensor] = {}  # for each split, the indices of its rows in the loaded training set
 
     @property
     def spec(self) -> DataSpec:
@@ -92,7 +92,7 @@ class ClassificationDataModule(LightningDataModule):
         return {"train": training, "val": validation, "test": test}
 
     def place(self, split: Split, row: int) -> str:
-        """Return where a sample of a split comes from, for messages."""
+        """Return the origin of a sample of a split, as text for a message."""
         if split in self._train_rows:
             return f"row {int(self._train_rows[split][row])} (from 0) of the training set"
         return f"row {row} (from 0) of {split}"

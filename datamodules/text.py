@@ -116,7 +116,7 @@ class Text(ClassificationDataModule):
                 raise OptionError(f"{key}: {problem}; raise it or lower data.max_length")
         self.class_names: tuple[str, ...] = ()
         self._prepared: dict[Split, Labelled] = {}
-        self._rows: dict[Split, tuple[Split, Tensor]] = {}  # source of each split, and rows of the source
+        self._rows: dict[Split, tuple[Split, Tensor]] = {}  # for each split, its source and its rows in that source
 
     @property
     def spec(self) -> DataSpec:
@@ -163,7 +163,10 @@ class Text(ClassificationDataModule):
         return self._prepared
 
     def place(self, split: Split, row: int) -> str:
-        """Return ``FILE:LINE`` of a row. The file is read again, because the places of all rows need much memory."""
+        """Return ``FILE:LINE`` of a row.
+
+        The file is read again, because storing the places of all rows would need much memory.
+        """
         source, rows = self._rows[split]
         return self._read(source, self.sources[source]).places[int(rows[row])]
 

@@ -38,7 +38,7 @@ def parse(argv: list[str], description: str) -> Config | None:
     parser.add_argument("--check", action="store_true", help="check data and model for mistakes, without training")
     parser.add_argument("--print-config", action="store_true", help="print the complete config, without training")
     parser.add_argument(
-        "--explain", metavar="KEY", action=StoreOnce, help="print where the value of a key comes from and what it means"
+        "--explain", metavar="KEY", action=StoreOnce, help="print the meaning of a key, and where its value comes from"
     )
     parser.add_argument("-h", "--help", action="store_true", help="print this text; with --config, also every key")
     arguments, rest = parser.parse_known_args(argv)

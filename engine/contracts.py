@@ -27,7 +27,7 @@ def escape(text: str) -> str:
 class UserError(ValueError):
     """A mistake of the user. The command prints one line without a traceback and returns exit code 2.
 
-    The message may contain text of the user's files, such as a header.
+    The message may contain text from the user's files, so control characters in it are escaped.
     """
 
     def __init__(self, message: object = "") -> None:

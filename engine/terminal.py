@@ -55,15 +55,15 @@ def home_path(text: str) -> Path:
 
 
 def prepare_output() -> None:
-    """Make printing safe: a closed output is None, and the encoding of a terminal may be ASCII."""
+    """Make printing safe: `sys.stdout` is None if it is closed, and the encoding of a terminal may be ASCII."""
     sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
 
 
 def print_line(text: str, end: str = "\n") -> None:
-    """Print a text without its control characters, except line breaks and a leading carriage return.
+    """Print a text with its control characters escaped, except line breaks and a leading carriage return.
 
-    If the output is a closed pipe, print nothing: Ctrl-C may end ``| tee log`` before the run.
+    If the output is a closed pipe, print nothing: Ctrl-C may end ``| tee log`` before it ends the run.
     """
     start = "\r" if text.startswith("\r") else ""
     lines = text.removeprefix(start).split("\n")

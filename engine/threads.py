@@ -5,13 +5,13 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-# Rounds of busy waiting of an idle thread. The default of libgomp, 300,000, slows down a process tenfold if others use
+# How many rounds an idle thread spins. With libgomp's default, 300,000, a process is ten times slower if other processes use
 # its cores. Measured by `python -m benchmarks busy`, docs/speed.md.
 SPIN_COUNT = 3000
 WAIT_VARIABLES = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "KMP_BLOCKTIME", "KMP_LIBRARY")
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
-# before `set_threads` changes a variable for the processes that a run starts
+# read now, because `set_threads` later changes a variable for the processes that a run starts
 ARE_THREADS_SET = any(os.environ.get(name) for name in THREAD_VARIABLES)
 
 
@@ -22,10 +22,10 @@ def limit_spinning() -> None:
 
 
 def available_cores(num_processes: int = 1, root: Path = Path("/")) -> int:
-    """Return the number of cores for each of `num_processes` processes that a run has on this machine.
+    """Return the number of cores for each of the `num_processes` processes of a run on this machine.
 
-    This is the least of the affinity mask, the CPU limit of the cgroup (rounded down) and the allotment of SLURM. The result
-    is 0 if there are more processes than cores.
+    The affinity mask, the CPU limit of the cgroup (rounded down) and SLURM limit the cores. The smallest limit is divided by
+    `num_processes`. The result is 0 if there are more processes than cores.
 
     Args:
         num_processes: Number of processes.

@@ -76,7 +76,8 @@ class BERT(nn.Module):
             names = ("input_ids", "inputs_embeds", "token_type_ids")
             arguments = {name: inputs[name] for name in names if name in inputs}
             if (mask := inputs.get("attention_mask")) is not None:
-                # a mask (B, T) would make transformers wait for the device to see whether it is all ones; a decoder needs it
+                # with a mask (B, T), transformers waits for the device to see whether it is all ones; only a decoder needs
+                # this shape
                 is_decoder = self.encoder.config.is_decoder
                 arguments["attention_mask"] = mask if is_decoder else mask.bool()[:, None, None, :]  # (B, 1, 1, T)
         with self.attention_kernel():

@@ -218,7 +218,10 @@ class LitClassifier(LightningModule):
         return _at_least_float32(logits)
 
     def _can_fuse(self) -> bool:
-        """Whether a fused optimizer works. Lightning cannot clip its gradients in mixed precision, and FSDP fails."""
+        """Whether a fused optimizer works.
+
+        It fails with FSDP, and Lightning cannot clip gradients for it in mixed precision.
+        """
         clips_in_mixed_precision = self.trainer.gradient_clip_val and "mixed" in str(self.trainer.precision)
         return not clips_in_mixed_precision and type(self.trainer.strategy) in (SingleDeviceStrategy, DDPStrategy)
 

@@ -183,7 +183,7 @@ def _param_groups(
 def _use_fused(network: nn.Module, fused: bool | None) -> bool | None:
     """Whether to update all parameters in one kernel; None lets PyTorch choose among its other implementations.
 
-    With torch 2.13 the fused optimizers of a CPU compute wrong updates of bfloat16 and float16 parameters.
+    In torch 2.13, fused optimizers compute wrong updates of bfloat16 and float16 parameters on a CPU.
 
     Raises:
         OptionError: if the user asks for such an optimizer.
@@ -193,7 +193,9 @@ def _use_fused(network: nn.Module, fused: bool | None) -> bool | None:
     device = parameters[0].device.type
     if device == "cpu" and narrow:
         if fused:
-            raise OptionError(f"optimizer.fused: is not exact for {narrow[0]} on a CPU; leave it out")
+            raise OptionError(
+                f"optimizer.fused: computes wrong updates of {narrow[0]} parameters on a CPU; leave out this key"
+            )
         return None
     return (device in ("cpu", "cuda") if fused is None else fused) or None
 

@@ -30,7 +30,7 @@ def copy(tmp_path, monkeypatch) -> Path:
 @pytest.mark.parametrize(
     ("argv", "expected"),
     [
-        (["model"], "model: has no name; write new.py model NAME"),
+        (["model"], "model: the name is missing; write new.py model NAME"),
         (["modle", "x"], "invalid choice: 'modle'"),
         (["model", "Res Net"], "Res Net: is not a name; use lower-case letters"),
         (["model", "class"], "class: is not a name"),
@@ -66,12 +66,12 @@ def test_a_mistake_is_one_line_and_changes_nothing(argv, expected, copy, capsys)
 def test_changes_that_are_not_committed_are_refused(copy, capsys):
     subprocess.run(["git", "init", "-q"], cwd=copy, check=True)
     assert new.main(["--name", "flowers", "--keep", "mlp,iris"]) == 2
-    assert "there are changes that are not committed; commit them first" in capsys.readouterr().err
+    assert "there are uncommitted changes; commit first" in capsys.readouterr().err
     assert (copy / "lit_models/bert.py").exists()
     assert new.main(["--name", "flowers", "--keep", "mlp,iris", "--yes"]) == 0
     assert not (copy / "lit_models/bert.py").exists()
     assert new.main(["--name", "trees", "--keep", "mlp,iris", "--yes"]) == 2
-    assert "this project has its name already" in capsys.readouterr().err
+    assert "new.py --name has already changed this project" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("git", ["missing", "no repository"])
@@ -79,7 +79,7 @@ def test_without_git_nothing_is_removed(git, copy, capsys, monkeypatch):
     if git == "missing":
         monkeypatch.setenv("PATH", "")
     assert new.main(["--name", "flowers", "--keep", "mlp,iris"]) == 2
-    assert "the files are not in a git repository; commit them first" in capsys.readouterr().err
+    assert "the files are not in a git repository; commit first" in capsys.readouterr().err
     assert (copy / "lit_models/bert.py").exists()
 
 

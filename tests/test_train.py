@@ -125,7 +125,7 @@ def test_averaged_weights_are_tested(tmp_path, recwarn):
 def test_averaging_that_never_starts_is_refused(options, tmp_path, capsys):
     argv = ["--config", IRIS, "trainer.max_epochs=5", f"callbacks.ema_weight_averaging={{{options}}}"]
     assert train.main([*argv, f"run.root={tmp_path}"]) == 2
-    assert "update_starting_at_step: the averaging would start after step" in capsys.readouterr().err
+    assert "update_starting_at_step: averaging would start after step" in capsys.readouterr().err
 
 
 def test_best_is_the_best_and_last_is_the_last(tmp_path):
@@ -179,7 +179,7 @@ def test_points_of_the_test_stand_at_the_step_of_its_weights(tmp_path):
 
 def test_a_run_without_validation_says_what_it_tests(tmp_path, capsys):
     run(tmp_path / "runs", "--config", IRIS, "trainer.max_epochs=1", "trainer.limit_val_batches=0", *WITHOUT_PICTURES)
-    assert "checkpoint   none is the best, so the last weights were tested\n" in capsys.readouterr().out
+    assert "checkpoint   there is no best checkpoint, so the last weights were tested\n" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ def integrated_gradients(model: Classifier, inputs: Any, steps: int = STEPS) -> 
 
     Args:
         model: A classifier in evaluation mode. The gradients of its parameters do not change.
-        inputs: A batch of one sample: a tensor or a mapping, such as a tokenizer returns.
+        inputs: A batch of one sample: a tensor, or a mapping such as the output of a tokenizer.
         steps: Number of steps S. The gradients in the middle of all steps are computed as one batch.
     """
     with torch.inference_mode(False), torch.enable_grad():

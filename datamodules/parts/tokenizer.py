@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 SPECIAL_TOKENS = {f"{name}_token": f"[{name.upper()}]" for name in ("pad", "unk", "cls", "sep", "mask")}
 MAX_WORD = 100  # characters; WordPiece replaces a longer word by the unknown token
 NO_WORDS = f"data.train: no text has a word of 1 to {MAX_WORD} visible characters; check data.text_column"
-# A run that contains no space, ASCII punctuation or Chinese character. BERT always splits texts at these characters.
+# A character that is not a space, ASCII punctuation or Chinese. BERT always splits texts at those characters.
 RUN = r"[^ \t\n\r!-/:-@\[-`{-~\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]"
 LONG_RUN = re.compile(rf"(?<!{RUN}){RUN}{{{MAX_WORD + 1},}}")
 CHUNK = 10_000  # texts to encode at a time, because encodings take much more memory than their ids
@@ -127,7 +127,10 @@ def _train_vocabulary(texts: Sequence[str], size: int, lowercase: bool, special:
 
 
 def _without_long_words(texts: Sequence[str], lowercase: bool) -> list[str]:
-    """Remove words that are always unknown to WordPiece. The training time would grow with the square of their length."""
+    """Remove words that WordPiece always replaces by the unknown token.
+
+    With them, the training time grows with the square of their length.
+    """
     tokenizer = _untrained_tokenizer(lowercase)
 
     def shorten(run: re.Match[str]) -> str:

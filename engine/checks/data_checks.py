@@ -145,7 +145,7 @@ def check_duplicates(
 ) -> Iterator[CheckResult]:
     """Find rows with the inputs of a row in an earlier split, and rows of train with equal inputs but different labels.
 
-    `place` tells the user where a row of a split comes from.
+    `place` returns the origin of a row, as text for the message.
     """
     title = "duplicate rows"
     first_places: dict[bytes, tuple[str, int]] = {}  # digest of the inputs -> split and row

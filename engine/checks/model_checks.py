@@ -31,7 +31,7 @@ MIN_STEPS = 20  # fewer steps within the time limit are not significant
 GRADIENT_STEPS = 3  # every parameter must get a gradient that is not zero within these steps
 RATE_SECONDS, RATE_STEPS, RATE_WARM_UP = 2.0, 20, 5  # the learning rate rises during the warm-up
 UNCHANGED = 0.99  # the loss has not changed if it stays above this fraction of the first loss
-MIN_OUTPUTS = 16  # samples; logits of fewer can all lie between 0 and 1
+MIN_OUTPUTS = 16  # samples; with fewer samples, all logits can be between 0 and 1 by chance
 SMALL_LOSS = 0.1  # a first loss below this value need not decrease
 
 
@@ -51,7 +51,7 @@ def check_model(
     if isinstance(few[0], Tensor):
         yield check_input_scale(module, batches)
     if (problem := find_activation(_make_probe(module), batches)) is not None:
-        yield problem  # the hints of the other checks would mislead
+        yield problem  # the hints of the other checks would be misleading
         if problem.level == "WRONG":
             return
     yield check_initial_loss(_make_probe(module), batches)

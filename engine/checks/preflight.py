@@ -172,7 +172,7 @@ def _num_batches(trainer: Trainer) -> float:
 
 
 def _num_validations(trainer: Trainer, batches: float) -> float:
-    """Return the number of validations in `batches` training batches. The last batch is always followed by one."""
+    """Return the number of validations in `batches` training batches. A validation always follows the last batch."""
     interval = trainer.val_check_batch
     if not interval or math.isinf(interval) or math.isinf(batches) or not trainer.enable_validation:
         return 0

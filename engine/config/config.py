@@ -308,7 +308,7 @@ def _convert(key: str, parameter: Parameter, node: Section | Value) -> Any:
 
 
 def _has_depth_of(kind: Any, value: Any) -> bool:
-    """Return whether lists and dicts are nested as in the type `kind`. OmegaConf takes [[1]] for a list of numbers."""
+    """Return whether lists and dicts are nested as in the type `kind`. OmegaConf accepts [[1]] as a list of numbers."""
     origin, members = get_origin(kind), get_args(kind)
     if kind is Any or origin is Union:
         return kind is Any or any(_has_depth_of(member, value) for member in members)

@@ -17,7 +17,7 @@ from engine.contracts import ConfigError
 if TYPE_CHECKING:
     from engine.config.config import Config
 
-MAX_DAYS = 100_000  # of a training
+MAX_DAYS = 100_000  # longest duration of a training run
 
 
 def cross_check(config: "Config") -> None:

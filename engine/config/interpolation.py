@@ -1,7 +1,7 @@
 """Resolves ``${section.key}`` in a config: the value of another key that is written in it.
 
-OmegaConf's resolvers are not used, because they can read environment variables, and the run folder would keep a secret in
-plain text.
+OmegaConf's resolvers are not used. They can read environment variables, so the run folder could contain a secret in plain
+text.
 """
 
 import re
@@ -11,7 +11,7 @@ from typing import Any
 from engine.config.yaml_reader import MAX_BYTES, Section, Value, ambiguity_error
 from engine.contracts import ConfigError
 
-MAX_CHAIN = 100  # keys that each refer to the next one
+MAX_CHAIN = 100  # most keys in a chain in which each key refers to the next one
 _REFERENCE = re.compile(r"\$\{([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*)\}")
 
 
@@ -29,7 +29,7 @@ def resolve_interpolation(tree: Section) -> None:
 
 
 def _resolve(key: str, leaves: dict[str, Value], resolved: set[str], pending: tuple[str, ...]) -> Any:
-    """Return the value of `key` without references, and store it.
+    """Replace the references in the value of `key`. Store and return the new value.
 
     Args:
         key: A dotted key.
@@ -44,7 +44,7 @@ def _resolve(key: str, leaves: dict[str, Value], resolved: set[str], pending: tu
     def target_of(match: re.Match[str]) -> Any:
         name = match[1]
         if len(pending) >= MAX_CHAIN:
-            raise ConfigError(value.where, key, f"more than {MAX_CHAIN} keys refer to each other in a row")
+            raise ConfigError(value.where, key, f"more than {MAX_CHAIN} keys form a chain of references")
         if name not in leaves and any(other.startswith(f"{name}.") for other in leaves):
             raise ConfigError(value.where, key, f"{written} refers to a section", "refer to one of its keys")
         if name not in leaves or name in (*pending, key):
@@ -70,8 +70,8 @@ def _resolve(key: str, leaves: dict[str, Value], resolved: set[str], pending: tu
     value.data = replace(written)
     if len(text := str(value.data)) > MAX_BYTES:
         raise ConfigError(value.where, key, f"its references give more than {MAX_BYTES:,} characters")
-    if "${" in text:  # joined from parts: the run's config.yaml would be read differently
-        raise ConfigError(value.where, key, f"{written} gives another reference", "refer to the key itself")
+    if "${" in text:  # parts can join to a new reference, which would be replaced when the run's config.yaml is read
+        raise ConfigError(value.where, key, f"{written} results in another reference", "refer to the key itself")
     is_number = isinstance(value.data, int | float) and not isinstance(value.data, bool)
     value.text = str(value.data) if is_number else None
     resolved.add(key)

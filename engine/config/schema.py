@@ -66,7 +66,7 @@ LIGHTNING_CALLBACKS = {
     "timer": ("timer", "Timer"),
 }
 
-# Ranges of their parameters. Lightning does not check them, or fails with a traceback.
+# Ranges of the parameters of these callbacks. Lightning accepts other values or fails with a traceback.
 LIGHTNING_BOUNDS = {
     "early_stopping": {"min_delta": ">= 0", "patience": ">= 0"},
     "ema_weight_averaging": {
@@ -103,8 +103,9 @@ class Run:
             is also written at the end of training and after epochs that take more than two seconds.
         checkpoint_every_steps: Optimizer steps between two checkpoints within an epoch; null for no such checkpoints.
         timeout_minutes: How long a process waits for the other processes of the run before it gives up.
-        threads: Threads of each process; null for OMP_NUM_THREADS, or, if it is not set, for the cores that the process may
-            use (affinity, cgroup, SLURM), divided by the processes of the run. It changes the last digits of results.
+        threads: Number of threads of each process. null: OMP_NUM_THREADS if it is set; otherwise the cores that the process
+        may use (affinity, cgroup, SLURM), divided by the processes of the run. This number changes the last digits of
+        results.
     """
 
     root: str = "runs"

@@ -1,4 +1,4 @@
-"""Reads YAML into a tree that keeps the line of each value, and writes YAML that it reads back to the same values.
+"""Reads YAML into a tree that keeps the line of each value. Also writes YAML: reading it gives the same values.
 
 PyYAML parses the text, and this module decides what an unquoted scalar means. YAML 1.1 has surprises: ``yes`` is true,
 ``010`` is 8, ``1:30`` is 90 and ``1e-3`` is text. Numbers are read as in JSON. A scalar that YAML 1.1 reads differently is
@@ -47,7 +47,7 @@ class Value:
     is_ambiguous: bool = False
 
     def has_other_meaning(self, text: str) -> bool:
-        """Whether `text` without quotes is not this text."""
+        """Whether YAML reads `text` without quotes as something else, namely as this value."""
         return self.is_ambiguous or self.data != text
 
 
@@ -68,7 +68,7 @@ def read_yaml(path: Path) -> Section:
     source = str(path)
     try:
         if path.exists() and not path.is_file() and not path.is_dir():
-            # it can be read only once, but the processes of a run read their config themselves
+            # a pipe can be read only once, but each process of a run reads the config
             raise ConfigError(source, "", "is not a regular file", "write the config to a file first")
         content = path.read_bytes()
     except FileNotFoundError:
@@ -99,7 +99,7 @@ def read_override(argument: str) -> tuple[str, Value | Section]:
     if not equals:
         raise ConfigError(COMMAND_LINE, argument, "is not an override", f"write {argument}=VALUE")
     if key.count(".") >= MAX_DEPTH or len(key) > MAX_KEY:
-        raise ConfigError(COMMAND_LINE, f"{key[:40]}...", "is too long for a key", "--help lists the keys")
+        raise ConfigError(COMMAND_LINE, f"{key[:40]}...", "is too long", "--help lists the keys")
     if not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", key):
         raise ConfigError(COMMAND_LINE, key, "is not a key", "keys are names joined by dots, as in optimizer.lr")
     if not text.strip():
@@ -134,7 +134,7 @@ def parse(text: str, source: str, key: str = "") -> Value | Section:
     if node is None:
         return Value(None, source)
     tree = _convert(node, source, key, set())
-    # PyYAML does not tell other tags, such as !!omap or !!str, from the types that it finds itself
+    # PyYAML does not distinguish other written tags, such as !!omap or !!str, from the types that it infers
     tags = [token for token in yaml.scan(text, Loader=yaml.SafeLoader) if isinstance(token, yaml.TagToken)]
     if tags:
         where = source if source == COMMAND_LINE else f"{source}:{tags[0].start_mark.line + 1}"
@@ -144,7 +144,7 @@ def parse(text: str, source: str, key: str = "") -> Value | Section:
 
 
 class _Dumper(yaml.SafeDumper):
-    """Puts every text in quotes that could be read as another value."""
+    """Quotes every text that could be read as another value."""
 
     def represent_text(self, text: str) -> yaml.Node:
         is_safe = _SAFE_TEXT.fullmatch(text) and not _scalar(yaml.ScalarNode("", text), "").has_other_meaning(text)
@@ -155,7 +155,7 @@ _Dumper.add_representer(str, _Dumper.represent_text)
 
 
 def write_yaml(values: Any) -> str:
-    """Return YAML that `parse` reads back to the same values, and that other readers of YAML do not read differently."""
+    """Return YAML that `parse` and other YAML readers read as the same values."""
     text: str = yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=10**6)
     return text
 
@@ -171,7 +171,7 @@ def _convert(
         key: Its dotted key, for errors.
         seen: Identities of the nodes that were converted before.
         where: The line of its key; "" for an item of a list, which has no key.
-        depth: Number of sections and lists around it.
+        depth: Number of sections and lists that contain the node.
     """
     where = where or _where(node, source)
     if id(node) in seen:  # aliases copy whole branches: six lines of YAML can make a million leaves

@@ -33,7 +33,7 @@ def rank() -> int:
     """Return the rank of this process under torchrun, srun or Lightning's own launcher; 0 for a single process.
 
     Raises:
-        UserError: if a variable of a launcher is not a whole number, or if there is no such process.
+        UserError: if a launcher's variable is not a whole number, or if the rank is not below the number of processes.
     """
     environ = os.environ
     for name in LAUNCHER_VARIABLES:
@@ -71,7 +71,7 @@ def run_folder(config: Config) -> Iterator[Path]:
             lock = lock_run(folder)
             if not (folder / "config.yaml").exists():
                 raise ConfigError(COMMAND_LINE, "--resume", f"{folder} was deleted")
-        for name in ("last", "best", "previous"):  # of a process that was killed while it wrote
+        for name in ("last", "best", "previous"):  # left by a process that was killed while it wrote
             if (unfinished := folder / f"checkpoints/{name}.part").is_file():  # not a folder of the user
                 unfinished.unlink()
         os.environ[VARIABLE] = str(folder.resolve())
@@ -167,7 +167,7 @@ def _create_folder(config: Config, folder: Path) -> "FileLock | None":
             lock = lock_run(folder)  # before the config, because other processes take a folder with a config for a run
             # without the name, so that the run can be repeated
             _write_text(folder / "config.yaml", config.to_yaml(name=None))
-        except BaseException:  # also a signal
+        except BaseException:  # also after a signal
             shutil.rmtree(folder, ignore_errors=True)
             raise
     except FileExistsError:

@@ -22,7 +22,7 @@ Status = Literal["running", "finished", "failed", "interrupted"]
 STATUSES: tuple[Status, ...] = get_args(Status)
 # keys at the top level of the config.yaml that a run writes, in this order
 TOP_LEVEL = ["seed", "data", "model", "optimizer", "schedule", "trainer", "callbacks", "run"]
-MAX_BYTES = 64_000_000  # of a JSON file that is read
+MAX_BYTES = 64_000_000  # largest file that is read
 
 
 @dataclass(frozen=True)
@@ -169,9 +169,9 @@ def similar_names(text: str, names: Iterable[str]) -> list[str]:
 
 
 def is_own(run: Run) -> bool:
-    """Return whether this project has made the folder of a run: it wrote the config and the lock.
+    """Return whether this project created the folder of a run, that is, wrote its config and its lock.
 
-    Other tools have files named config.yaml, and users copy a run's config. A run whose lock was removed may be at work.
+    Other tools have files named config.yaml, and users copy a run's config. A run without its lock may still be training.
     """
     if not (run.folder / NAME).is_file():
         return False
@@ -194,7 +194,10 @@ def read_mapping(path: Path) -> dict[str, Any] | None:
 
 
 def read_file(path: Path) -> bytes:
-    """Return the content of a file. A pipe, a device or a huge file raises an OSError, because reading might not end."""
+    """Return the content of a file.
+
+    Raises an OSError for a pipe, a device or a huge file, because reading it might take forever or too much memory.
+    """
     with open(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)), "rb") as file:
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_BYTES:

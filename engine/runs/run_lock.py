@@ -41,7 +41,9 @@ def lock_run(folder: Path) -> "FileLock | None":
         return None
     if not is_running(folder):  # the locked file was deleted or replaced while this process waited
         lock.release()
-        raise ConfigError(COMMAND_LINE, "--resume", f"{folder} was deleted or replaced", "look at it, then try again")
+        raise ConfigError(
+            COMMAND_LINE, "--resume", f"{folder} was deleted or replaced", "check the folder, then try again"
+        )
     return lock
 
 

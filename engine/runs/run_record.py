@@ -119,9 +119,9 @@ class RunRecord(Callback):
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         there, here = checkpoint["callbacks"][self.state_key]["config"], self._fixed_config()
-        for key in sorted(there.keys() & here.keys()):  # the code may have got or lost an option since then
+        for key in sorted(there.keys() & here.keys()):  # options may have been added or removed since then
             if (old := there[key]) != (new := here[key]):
-                problem = f"{trainer.ckpt_path} is of another run: {key} is {old} there, and {new} here"
+                problem = f"{trainer.ckpt_path} belongs to another run: {key} is {old} there and {new} here"
                 raise RunEnded(f"error: {problem}", REFUSED)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -265,7 +265,7 @@ def end_summary(metrics: Mapping[str, Any], monitor: str, times: list[str], fold
     if "best_epoch" in metrics:
         rows.append(("checkpoint", f"epoch {metrics['best_epoch']}, the best by {monitor}"))
     else:
-        rows.append(("checkpoint", "none is the best, so the last weights were tested"))
+        rows.append(("checkpoint", "there is no best checkpoint, so the last weights were tested"))
     counts = f"{count_of(metrics['epochs'], 'epoch')}, {count_of(metrics['steps'], 'step')}"
     rows.append(("trained", f"{counts} in {metrics['train_seconds']:.1f} s"))
     if "samples_per_second" in metrics:

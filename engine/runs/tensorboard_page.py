@@ -1,8 +1,9 @@
 """Starts TensorBoard with all runs selected.
 
 TensorBoard's page selects no run if it finds more than 40 (SCALARS, IMAGES and most other tabs) or 500 (TIME SERIES), and it
-counts training, validation and test of a run separately. Neither an option nor the address changes these limits. So the page
-is served with higher limits in its script. `tensorboard.program.TensorBoard` takes the files of the page as an argument.
+counts training, validation and test of a run separately. No option and no address changes these limits. This module
+therefore serves the page with higher limits in its script. `tensorboard.program.TensorBoard` takes the files of the page as
+an argument.
 """
 
 import io
@@ -18,7 +19,7 @@ from engine.contracts import COMMAND_LINE, ConfigError
 from engine.runs.run_index import Run
 
 LIMITS = (rb"(maxNamesToEnableByDefault=)\d+\b", rb"(runsForAllExperiments\.length<=)\d+\b")
-SCRIPT_ADDRESS = b"index.js?"  # in index.html; browsers keep the script of an address for a day
+SCRIPT_ADDRESS = b"index.js?"  # in index.html; browsers cache the script at an address for a day
 
 
 def start_tensorboard(root: Path, runs: Sequence[Run], options: Sequence[str]) -> int:
@@ -26,7 +27,7 @@ def start_tensorboard(root: Path, runs: Sequence[Run], options: Sequence[str]) -
 
     Args:
         root: Folder of all runs.
-        runs: The runs to show; empty for all runs, also those that start later.
+        runs: The runs to show; empty for all runs, including those that start later.
         options: Further options of the command ``tensorboard``.
     """
     from tensorboard import default, program
@@ -48,7 +49,7 @@ def start_tensorboard(root: Path, runs: Sequence[Run], options: Sequence[str]) -
 
 
 def changed_page() -> bytes:
-    """Return TensorBoard's page as a zip file, with limits that no number of runs reaches."""
+    """Return TensorBoard's page as a zip file, with limits that are high enough for any number of runs."""
     from tensorboard.assets import get_default_assets_zip_provider
 
     changed, count = io.BytesIO(), 0
@@ -63,5 +64,5 @@ def changed_page() -> bytes:
                     count += found
             new.writestr(name, content)
     if count != len(LIMITS):
-        print("this version of TensorBoard selects no runs if there are many: tick the runs to show", file=sys.stderr)
+        print("this version of TensorBoard selects no runs if there are many; select them on its page", file=sys.stderr)
     return changed.getvalue()

@@ -23,7 +23,7 @@ from engine.terminal import print_line, shell_word
 _MARK = b"sha256:"
 _COMMENT_SIZE = len(_MARK) + 64  # bytes at the end of the file: the mark and the hexadecimal digest
 _CHUNK_SIZE = 2**20  # bytes
-_SEAL = "content_sha256"  # key of a checkpoint of a run: the digest of everything but the values of tensors
+_SEAL = "content_sha256"  # key in the checkpoint of a run for the digest of everything except the values of tensors
 
 
 def write(checkpoint: dict[str, Any], path: Path, keep_as: Path | None = None) -> None:
@@ -34,7 +34,7 @@ def write(checkpoint: dict[str, Any], path: Path, keep_as: Path | None = None) -
     Args:
         checkpoint: Tensors and plain values.
         path: The new file.
-        keep_as: New name of the old file. After a kill, `path` may be missing, but then `keep_as` exists.
+        keep_as: New name of the old file. If the process is killed, `path` may be missing, but then `keep_as` exists.
 
     Raises:
         OSError: if it cannot be written; the old file is kept.
@@ -54,7 +54,7 @@ def write(checkpoint: dict[str, Any], path: Path, keep_as: Path | None = None) -
 
 
 def copy(source: Path, path: Path) -> None:
-    """Replace `path` by a copy of `source`, so that `path` is always complete."""
+    """Replace `path` with a copy of `source`. `path` is complete at every moment."""
     with source.open("rb") as original, _replacing(path) as file:
         shutil.copyfileobj(original, file)
 
@@ -78,7 +78,7 @@ def _replacing(path: Path, keep_as: Path | None = None) -> Iterator[BinaryIO]:
             f"{error.filename2 or error.filename}: {error.strerror}; move it elsewhere"
         ) from None
     finally:
-        with suppress(OSError):  # a folder has this name
+        with suppress(OSError):  # it may be the name of a folder
             part.unlink()
 
 
@@ -88,10 +88,10 @@ def seal(checkpoint: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_sealed(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
-    """As `read`, for a checkpoint that a run wrote and that no other program has changed.
+    """Like `read`, but accepts only a checkpoint that a run wrote and that no other program changed.
 
     Raises:
-        BrokenCheckpointError: if the file is missing, damaged, changed or foreign.
+        BrokenCheckpointError: if the file is missing, damaged or changed, or is not a checkpoint of a run.
     """
     checkpoint = read(path, map_location)
     if not isinstance(checkpoint, dict) or _SEAL not in checkpoint:
@@ -190,11 +190,11 @@ def newest(folder: Path, fall_back: bool) -> Path | None:
 
     Args:
         folder: Folder of the run.
-        fall_back: Whether to take an earlier checkpoint if ``last.ckpt`` is broken.
+        fall_back: Whether to use an earlier checkpoint if ``last.ckpt`` is broken.
 
     Raises:
-        BrokenCheckpointError: if ``last.ckpt`` is broken or missing, and the run has checkpoints but cannot be resumed from
-            one of them.
+        BrokenCheckpointError: if a checkpoint is broken and `fall_back` is False, or if the run cannot be resumed from any
+        of its checkpoints.
     """
     last, *others = (folder / f"checkpoints/{name}.ckpt" for name in ("last", "previous", "best"))
     problems: list[BrokenCheckpointError] = []
@@ -232,7 +232,7 @@ def newest(folder: Path, fall_back: bool) -> Path | None:
 
 
 def _has_logs(folder: Path, sizes: dict[str, int]) -> bool:
-    """Return whether the run has all points that were logged before a checkpoint."""
+    """Return whether the log files still contain all points that were logged before a checkpoint."""
     return all((path := folder / name).is_file() and path.stat().st_size >= size for name, size in sizes.items())
 
 

@@ -1,7 +1,7 @@
 """The checkpoints of a run: when they are written, and how a run resumes from a checkpoint.
 
 A resumed run is bitwise identical to a run without a stop. `best.ckpt` is the checkpoint with the best validation, and
-`last.ckpt` is the one to resume from. `previous.ckpt` was `last.ckpt` before. It is used if `last.ckpt` is
+`last.ckpt` is the one to resume from. `previous.ckpt` is the checkpoint before `last.ckpt`. It is used if `last.ckpt` is
 damaged, because a run cannot always be resumed from `best.ckpt`. Lightning's ModelCheckpoint can choose a model whose metric
 is NaN as the best, and its `last` is not always the last.
 """
@@ -70,7 +70,7 @@ class Checkpoints(Callback):
 
     Attributes:
         best: Best value of `monitor` so far; None before the first validation.
-        best_loss: Validation loss of the best checkpoint. It decides between checkpoints with the same value of `monitor`.
+        best_loss: Validation loss of the best checkpoint. If the value of `monitor` is equal, the lower loss is better.
     """
 
     def __init__(
@@ -101,7 +101,7 @@ class Checkpoints(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self.consensus.connect(trainer)
         if isinstance(trainer.precision_plugin, DoublePrecision):
-            # Lightning converts the model only after it has loaded the weights, which would be rounded to 32 bits
+            # Lightning loads the weights first and converts the model later, so 64-bit weights would be rounded to 32 bits
             trainer.precision_plugin.convert_module(pl_module)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -120,7 +120,7 @@ class Checkpoints(Callback):
             self._truncate_logs(trainer, {}, 0)
             return
         if trainer.strategy.restore_checkpoint_after_setup:
-            self.on_fit_start(trainer, pl_module)  # the checkpoint was loaded later
+            self.on_fit_start(trainer, pl_module)  # this strategy loads the checkpoint after `on_fit_start`
         if trainer.is_global_zero:
             print_line(f"resuming in {_place(trainer, trainer.fit_loop.batch_idx + 1)}")
         loop.resume_state = self._restored["processes"][trainer.global_rank]
@@ -196,7 +196,7 @@ class Checkpoints(Callback):
             trainer.should_stop = self._restored["should_stop"]  # a trained run only repeats its test
         else:  # with weight averaging, test the averaged weights, which were validated, and not the trained ones
             checkpoint.pop("current_model_state", None)
-            # the points of the test stand at the step of its weights
+            # the points of the test are logged at the step of its weights
             trainer.fit_loop.load_state_dict(checkpoint["loops"]["fit_loop"])
 
     def _requests(self, trainer: Trainer, batch_idx: int) -> tuple[int, bool]:
@@ -257,11 +257,11 @@ class Checkpoints(Callback):
         return {str(path.relative_to(self.folder)): path.stat().st_size for path in log_files(self.folder)}
 
     def _rewind(self, checkpoint: Path) -> None:
-        """Make the checkpoint that is resumed from the last one, before the points that follow it are removed."""
+        """Copy the checkpoint from which the run resumes to `last.ckpt`, before later points are removed from the logs."""
         last, previous = (self.folder / f"checkpoints/{name}.ckpt" for name in ("last", "previous"))
         if checkpoint.resolve() != last.resolve():
             if checkpoint.resolve() != previous.resolve():
-                previous.unlink(missing_ok=True)  # its points may be removed
+                previous.unlink(missing_ok=True)  # the points before this checkpoint may be removed
             checkpoint_file.copy(checkpoint, last)
 
     def _truncate_logs(self, trainer: Trainer, sizes: dict[str, int], step: int) -> None:
@@ -280,7 +280,7 @@ class Checkpoints(Callback):
 
 
 def _check_averaging(trainer: Trainer) -> None:
-    """Raise an error if weight averaging starts after the training, because the initial weights would be tested."""
+    """Raise an error if weight averaging would start too late, because the initial weights would then be tested."""
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, EMAWeightAveraging):
             first = math.ceil((callback.update_starting_at_step or 0) / callback.update_every_n_steps)
@@ -289,7 +289,9 @@ def _check_averaging(trainer: Trainer) -> None:
             starts_at_an_epoch = epoch is not None and not 0 <= epochs <= epoch
             if step >= steps and not starts_at_an_epoch:
                 key = "callbacks.ema_weight_averaging.update_starting_at_step"
-                raise OptionError(f"{key}: the averaging would start after step {step}, and the training has {steps}")
+                raise OptionError(
+                    f"{key}: averaging would start after step {step}, but the training has only {steps} steps"
+                )
 
 
 def _place(trainer: Trainer, batch_idx: int) -> str:

@@ -27,8 +27,9 @@ ADVICE: dict[Activity, tuple[float, str]] = {
     "logging": (0.1, "raise trainer.log_every_n_steps"),
 }
 MIN_SECONDS = 10.0  # shorter trainings get no advice
-# The largest fraction of the time that the main thread should wait for a core. It waits for less than 2 % alone, and for
-# more than 30 % beside two busy processes on two cores (`python -m benchmarks busy`).
+# If the main thread waits for a core for a larger fraction of the time, the run prints advice. Without other programs it
+# waits less than 2 %
+# of the time; with two busy processes on two cores, more than 30 % (`python -m benchmarks busy`).
 MAX_WAITING = 0.2
 WAITING_HINT = "stop other programs, or use fewer threads (run.threads=1) or DataLoader workers"
 
@@ -47,7 +48,7 @@ class Clock:
         self._testing = False
         self._waiting_since, self._waited = self._begun, core_waiting_seconds()
         self._has_waiting_advice = False
-        self._late_advice: str | None = None  # was not printed in the training
+        self._late_advice: str | None = None  # advice that was not printed during training
 
     @contextmanager
     def measure(self, name: Activity) -> Iterator[None]:
@@ -78,7 +79,7 @@ class Clock:
         self._waited = core_waiting_seconds()
 
     def waiting_advice(self) -> str | None:
-        """Return advice, once, if this process had to wait for a CPU core since the last call."""
+        """Return advice if this process had to wait for a CPU core since the last call. Later calls return None."""
         seconds = time.perf_counter() - self._waiting_since
         if self._has_waiting_advice or seconds < MIN_SECONDS:
             return None
@@ -123,7 +124,7 @@ class Clock:
 
 
 def core_waiting_seconds() -> float | None:
-    """Seconds that the main thread was ready to run but had no CPU core; None if the system does not tell (not Linux)."""
+    """Seconds in which the main thread was ready to run but had no CPU core; None if the system is not Linux."""
     try:
         return int(Path("/proc/self/schedstat").read_text(encoding="ascii").split()[1]) / 1e9
     except (OSError, ValueError, IndexError):

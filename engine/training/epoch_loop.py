@@ -202,7 +202,7 @@ def epoch_loop_of(trainer: Trainer) -> EpochLoop:
 
 
 def is_last_batch(trainer: Trainer) -> bool:
-    """Whether the training ends after the current batch: it was the last of all steps or epochs, or training must stop."""
+    """Whether training ends after the current batch, because of `max_epochs`, `max_steps` or `should_stop`."""
     is_last_epoch = trainer.current_epoch + 1 == trainer.max_epochs
     has_all_steps = 0 <= trainer.max_steps <= trainer.global_step
     return trainer.fit_loop.epoch_loop.done and (is_last_epoch or has_all_steps or trainer.should_stop)

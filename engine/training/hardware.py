@@ -13,7 +13,8 @@ from engine.threads import ARE_THREADS_SET, available_cores
 BF16_FEATURES = ("amx_bf16", "avx512_bf16")  # features of CPUs that multiply bf16 natively
 MATRIX_SIDE = {"cpu": 2048, "cuda": 8192}  # large enough to reach the highest speed
 PEAK_SECONDS = 0.2  # matrix products are repeated for this time, and the fastest product counts
-TORCH_THREADS = torch.get_num_threads()  # torch's own choice: of the user's variables, or one per physical core
+# torch's own choice: the user's variables, or else one thread per physical core
+TORCH_THREADS = torch.get_num_threads()
 
 
 def precision_for(accelerator: str, wanted: str | int) -> str | int:
@@ -54,15 +55,15 @@ def describe_hardware() -> str:
 
 
 def set_threads(wanted: int | None, num_processes: int, earlier: int | None = None) -> None:
-    """Set the number of threads of this process and of those that it starts.
+    """Set the number of threads of this process and of the processes that it starts.
 
-    The order of precedence is: `wanted`; ``OMP_NUM_THREADS`` of the user; `earlier`, if there are as many cores; the choice
-    of torch, but at most the cores that this process may use.
+    The order of precedence is: `wanted`; the user's ``OMP_NUM_THREADS``; `earlier`, if there are at least as many cores;
+    torch's choice, but at most the cores that this process may use.
 
     Args:
         wanted: Number of threads in the config.
         num_processes: Number of processes of the run on this machine. They share the cores.
-        earlier: Number of threads before the run was interrupted. It is kept, because it changes the order of sums.
+        earlier: Number of threads before the run was interrupted. Another number would change the order of sums.
     """
     cores = available_cores(num_processes)
     if wanted is None and ARE_THREADS_SET:
@@ -78,8 +79,8 @@ def check_processes(accelerator: Accelerator, num_devices: int, world_size: int)
     """Check the number of processes, which Lightning does not.
 
     Raises:
-        OptionError: if the processes may use fewer CPU cores than there are processes, or if a launcher has started another
-            number of processes.
+        OptionError: if there are more processes than CPU cores that they may use, or if a launcher has started another
+        number of processes.
     """
     if isinstance(accelerator, CPUAccelerator) and not available_cores(num_devices):
         raise OptionError(f"devices: {num_devices} processes on the CPU")

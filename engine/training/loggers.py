@@ -31,7 +31,7 @@ SECTIONS = {
     "memory_gigabytes": "speed", "padding_share": "speed", "peak_share": "speed", "samples_per_second": "speed",
 }  # fmt: skip
 EVENT_FILES = ("events.out.tfevents.*", "*/events.out.tfevents.*")
-EVENT_FILE = re.compile(r"(events\.out\.tfevents)\.(\d+)(\..*)")  # with the time in seconds
+EVENT_FILE = re.compile(r"(events\.out\.tfevents)\.(\d+)(\..*)")  # the second group is the time in seconds
 CSV_FILE = "csv/metrics.csv"
 # the charts of CUSTOM SCALARS
 LAYOUT = {
@@ -127,9 +127,10 @@ class RunLogger(TensorBoardLogger):
 
 
 def _rename_after_others(writer: Any) -> None:
-    """Rename the file of a writer so that its name follows the names of the other event files in its folder.
+    """Rename the file of a writer so that its name sorts after those of the other event files in its folder.
 
-    TensorBoard reads the files in this order. The names begin with the time, and the clock may have been set back.
+    TensorBoard reads the files in the order of their names. The names begin with the time, and the clock may have been set
+    back.
     """
     events = writer.file_writer.event_writer
     path = Path(events._file_name)
@@ -258,7 +259,7 @@ def _without_writer_threads(hook: Callable[..., Any]) -> Callable[..., Any]:
     return print_others
 
 
-threading.excepthook = _without_writer_threads(threading.excepthook)  # here, so that it is done once per process
+threading.excepthook = _without_writer_threads(threading.excepthook)  # at import, so that it runs once per process
 
 
 def _wandb_logger(folder: Path, options: Mapping[str, Any]) -> Logger:

@@ -12,24 +12,24 @@ from lightning.pytorch.utilities.combined_loader import CombinedLoader
 
 from engine.training.clock import MAX_WAITING, core_waiting_seconds
 
-LOOK_SECONDS = 1.0  # time between two looks
+LOOK_SECONDS = 1.0  # time between two checks
 # Linux only; elsewhere threads are not bound
 TASKS = Path("/proc/self/task")
 CPUS = Path("/sys/devices/system/cpu")
 
-_unbound: dict[int, set[int]] = {}  # the cores of each bound thread, before it was bound
+_unbound: dict[int, set[int]] = {}  # the cores that each thread could use before it was bound
 
 
 class SpreadThreads(Callback):
-    """Binds each thread of a training on the CPU to a core of its own as soon as the training waits for cores.
+    """When training on the CPU has to wait for cores, binds each of its threads to a separate core.
 
-    Threads that wait for each other by spinning look busy. The scheduler of Linux can therefore leave two of them on one
-    core, although another core is less busy or idle. A convolution of oneDNN, whose threads spin without a limit, then takes
-    up to 90 times as long (`python -m benchmarks busy`). Binding does not change any result.
+    Threads that wait for each other by spinning look busy to the scheduler of Linux. It can therefore leave two of them on
+    one core, although another core is less busy or idle. A convolution of oneDNN, whose threads spin without a limit, then
+    takes up to 90 times as long (`python -m benchmarks busy`). Binding does not change any result.
 
-    Threads are bound only if there is one for each core, or for each logical CPU, that the process may use. With fewer
-    threads, two programs could bind theirs to the same cores. They are not bound either if a DataLoader has worker
-    processes, because a new process or thread inherits the core of its parent.
+    Threads are bound only if their number equals the number of cores, or of logical CPUs, that the process may use. With
+    fewer threads, two programs could bind their threads to the same cores. Threads are also not bound if a DataLoader has
+    worker processes, because these would inherit the core of their parent.
     """
 
     def __init__(self) -> None:
@@ -73,7 +73,9 @@ def thread_cpu_seconds() -> dict[int, float]:
 
 
 def spread_threads(threads: list[int]) -> None:
-    """Bind each of `threads` to a core of its own. If they are not as many as the cores or logical CPUs, do nothing.
+    """Bind each of `threads` to a separate core.
+
+    Do nothing if their number differs from the number of cores and from the number of logical CPUs.
 
     Args:
         threads: Linux thread IDs.

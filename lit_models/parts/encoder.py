@@ -14,13 +14,13 @@ from engine.hub import load_pretrained
 if TYPE_CHECKING:
     from transformers import BertConfig, BertModel
 
-# Values of a pretrained config that the model of a run is built from. A checkpoint stores them, so that the same model can
-# be built without the pretrained files. Other values, such as chunk_size_feed_forward, do not change the result.
+# A run builds its model from these values of a pretrained config. A checkpoint stores them, so that the same model can be
+# built without the pretrained files. Other values, such as chunk_size_feed_forward, do not change the result.
 CONFIG_KEYS = (
     "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_act",
     "max_position_embeddings", "type_vocab_size", "layer_norm_eps", "initializer_range", "pad_token_id", "is_decoder",
 )  # fmt: skip
-# Values that change the result, and the only setting that BertModel and a checkpoint support.
+# Options that change the result, each with the only value that BertModel and a checkpoint support.
 FIXED: dict[str, Any] = {"position_embedding_type": "absolute", "pruned_heads": {}, "quantization_config": None}
 
 

@@ -53,8 +53,8 @@ class TrainingMeans(WeightedMean):
 class CalibrationError(Metric):
     """Expected calibration error of logits (B, K) with 15 bins (Guo et al. 2017, https://arxiv.org/abs/1706.04599).
 
-    torchmetrics' MulticlassCalibrationError keeps the confidence of every sample, and adds them in float32. Here the sums
-    are integers, so the result depends neither on the batch size nor on the number of processes.
+    MulticlassCalibrationError of torchmetrics keeps the confidences of all samples and adds them in float32. Here the sums
+    are integers, so the batch size and the number of processes do not change the result.
     """
 
     full_state_update = False
@@ -79,7 +79,7 @@ class CalibrationError(Metric):
 
 
 class ClassMetrics(Metric):
-    """Accuracy, F1 score (the mean of the classes that occur) and the accuracy of each class (K,); 0 for an absent class.
+    """Accuracy, F1 score (mean over the classes that occur), and accuracy of each class (K,), 0 for an absent class.
 
     torchmetrics counts all pairs of classes in every batch. With 10,000 classes, a batch would take 0.6 s and 800 MB.
     """

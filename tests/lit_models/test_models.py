@@ -216,7 +216,9 @@ def test_the_chosen_implementation_of_an_optimizer_agrees_with_the_plain_one(nam
 
 
 def test_fused_is_refused_where_it_is_wrong():
-    with pytest.raises(OptionError, match=r"optimizer.fused: is not exact for torch.bfloat16 on a CPU"):
+    with pytest.raises(
+        OptionError, match=r"optimizer.fused: computes wrong updates of torch.bfloat16 parameters on a CPU"
+    ):
         optimizers.sgd(nn.Linear(2, 2).bfloat16(), fused=True)
 
 

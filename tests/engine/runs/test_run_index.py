@@ -385,7 +385,7 @@ def test_a_folder_of_another_tool_is_not_deleted(content, tmp_path, capsys):
     (folder / "config.yaml").write_text(content, encoding="utf-8", errors="surrogateescape")
     (folder / "weights.bin").write_bytes(b"1" * 1000)
     printed = output(capsys, "prune", "--yes", "--root", tmp_path)
-    assert printed.startswith(f"not deleted: {folder}, because it is not as train.py made it\n")
+    assert printed.startswith(f"not deleted: {folder}, because its config.yaml or .lock is not from train.py\n")
     assert (folder / "weights.bin").exists()
 
 

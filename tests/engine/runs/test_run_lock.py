@@ -251,7 +251,7 @@ def test_a_lock_that_was_deleted_while_a_process_waited_does_not_count(change, f
         return proxy
 
     monkeypatch.setattr(FileLock, "acquire", acquire_and_change)
-    with pytest.raises(ConfigError, match="was deleted or replaced; look at it, then try again"):
+    with pytest.raises(ConfigError, match="was deleted or replaced; check the folder, then try again"):
         lock_run(folder)
 
 

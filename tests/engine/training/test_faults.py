@@ -644,7 +644,7 @@ def test_a_checkpoint_of_another_run(name, tmp_path, monkeypatch, capsys):
     shutil.copy(other / f"checkpoints/{name}.ckpt", path)
     capsys.readouterr()
     assert train.main(["--resume", str(folder)]) == 2
-    assert capsys.readouterr().err == f"error: {path} is of another run: seed is 1 there, and 0 here\n"
+    assert capsys.readouterr().err == f"error: {path} belongs to another run: seed is 1 there and 0 here\n"
     assert not (folder / "metrics.json").exists()
 
 
