@@ -42,7 +42,7 @@ OWN_FILES = {
     ],
     "iris": ["datamodules/iris.csv"],
 }
-# Tests of the engine use these components. `new.py` moves those that are not kept to this folder.
+# Tests of the engine use these components. If a project does not keep one of them, `new.py` moves it to this folder.
 USED_BY_TESTS, TESTS_FOLDER = ("cifar", "cnn", "iris", "mlp", "mnist"), "tests/components"
 README = """# {name}
 
@@ -285,9 +285,9 @@ def edit_pages() -> None:
     kept = [f"configs/{config.name}" for config in configs()]
     for page in (*sorted((PROJECT / "docs").glob("*.md")), PROJECT / "CONTRIBUTING.md", PROJECT / "slurm.sbatch"):
         text = page.read_text(encoding="utf-8")
-        named = [*re.findall(r"--config (configs/\w+\.yaml)", text)]
+        named = set(re.findall(r"--config (configs/\w+\.yaml)", text))
         shown = re.findall(r"^# (configs/\w+\.yaml)$", text, re.MULTILINE)  # configs that the reader of the page writes
-        for config in {*named} - {*kept, *shown} if kept else ():
+        for config in named - {*kept, *shown} if kept else ():
             model = config.rpartition("_")[2]
             text = text.replace(f"--config {config}", f"--config {([c for c in kept if c.endswith(model)] or kept)[0]}")
         rows = [row for row in text.split("\n") if not (row.startswith("|") and links_to_nothing(row, page))]

@@ -32,9 +32,8 @@ class UserError(ValueError):
 
     def __init__(self, message: object = "") -> None:
         text = str(message)
-        if (
-            "\nOriginal Traceback (" in text
-        ):  # torch raises the error of a DataLoader's worker again, with its traceback
+        # torch raises the error of a DataLoader's worker again, with the worker's traceback in the message
+        if "\nOriginal Traceback (" in text:
             text = text.strip().rpartition("\n")[2].partition(": ")[2]
         super().__init__(escape(text))
 

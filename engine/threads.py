@@ -24,8 +24,8 @@ def limit_spinning() -> None:
 def available_cores(num_processes: int = 1, root: Path = Path("/")) -> int:
     """Return the number of cores for each of the `num_processes` processes of a run on this machine.
 
-    The affinity mask, the CPU limit of the cgroup (rounded down) and SLURM limit the cores. The smallest limit is divided by
-    `num_processes`. The result is 0 if there are more processes than cores.
+    The affinity mask, the CPU limit of the cgroup (rounded down) and the allotment of SLURM limit the cores. The processes
+    share them. The result is 0 if there are more processes than cores.
 
     Args:
         num_processes: Number of processes.

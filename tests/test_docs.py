@@ -19,9 +19,8 @@ from engine.command_line import parse
 from engine.config.components import FIXED, NAMED, SECTIONS, component_names, find_component, section_schema
 from engine.config.signatures import PROJECT
 from engine.contracts import ConfigError
+from tests.test_structure import PAGES
 
-FILES = [PROJECT / "README.md", PROJECT / "CONTRIBUTING.md", *sorted((PROJECT / "docs").glob("*.md"))]
-PAGES = {str(path.relative_to(PROJECT)): path.read_text(encoding="utf-8") for path in FILES}
 FOLDERS = ("engine", "lit_models", "datamodules", "callbacks", "configs", "tests", "benchmarks", "docs")
 # files that the pages show, such as datamodules/penguins.py, and the names that they add
 SHOWN_FILES = {name for text in PAGES.values() for name in re.findall(r"```(?:python|yaml)\n# (\S+\.\w+)\n", text)}

@@ -64,6 +64,17 @@ def test_a_file_starts_with_a_docstring(path):
     assert ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
 
 
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(PROJECT)))
+def test_the_entries_of_a_docstring_are_indented(path):
+    """Otherwise `--help` shows only the first line of the meaning of a key."""
+    documented = (ast.ClassDef, ast.FunctionDef)
+    nodes = [node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, documented)]
+    for docstring in filter(None, map(ast.get_docstring, nodes)):
+        for block in re.findall(r"^(?:Args|Attributes|Raises):\n((?: .*\n|\n)+)", docstring + "\n", re.M):
+            entries = re.findall(r"^    \S.*", block, re.M)
+            assert [entry for entry in entries if not re.match(r"    [\w*, .`]+( \(.*\))?:", entry)] == []
+
+
 @pytest.mark.parametrize("section", FOLDERS)
 def test_a_file_at_the_top_of_a_folder_is_a_choice_or_a_base(section):
     folder, _ = FOLDERS[section]

@@ -226,9 +226,7 @@ def test_batch_normalization_of_single_samples(tmp_path, capsys):
     options = ["model.normalization=batch", "data.batch_size=1"]
     assert train.main(["--config", IRIS, f"run.root={tmp_path}", *options]) == 2
     said = capsys.readouterr().err
-    assert said.startswith(
-        "error: batch normalization needs at least two samples in each batch; choose a data.batch_size"
-    )
+    assert said.startswith("error: batch normalization needs at least two samples in each batch; raise data.batch_size")
     assert said.count("\n") == 1
 
 

@@ -103,9 +103,9 @@ class Run:
             is also written at the end of training and after epochs that take more than two seconds.
         checkpoint_every_steps: Optimizer steps between two checkpoints within an epoch; null for no such checkpoints.
         timeout_minutes: How long a process waits for the other processes of the run before it gives up.
-        threads: Number of threads of each process. null: OMP_NUM_THREADS if it is set; otherwise the cores that the process
-        may use (affinity, cgroup, SLURM), divided by the processes of the run. This number changes the last digits of
-        results.
+        threads: Number of threads of each process; null for OMP_NUM_THREADS if it is set, otherwise for the cores that the
+            process may use (affinity, cgroup, SLURM), divided by the processes of the run. This number changes the last
+            digits of results.
     """
 
     root: str = "runs"

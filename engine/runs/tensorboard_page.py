@@ -27,7 +27,7 @@ def start_tensorboard(root: Path, runs: Sequence[Run], options: Sequence[str]) -
 
     Args:
         root: Folder of all runs.
-        runs: The runs to show; empty for all runs, including those that start later.
+        runs: The runs to show. If there are none, the page shows all runs, and also runs that start later.
         options: Further options of the command ``tensorboard``.
     """
     from tensorboard import default, program

@@ -194,7 +194,7 @@ def newest(folder: Path, fall_back: bool) -> Path | None:
 
     Raises:
         BrokenCheckpointError: if a checkpoint is broken and `fall_back` is False, or if the run cannot be resumed from any
-        of its checkpoints.
+            of its checkpoints.
     """
     last, *others = (folder / f"checkpoints/{name}.ckpt" for name in ("last", "previous", "best"))
     problems: list[BrokenCheckpointError] = []

@@ -28,8 +28,7 @@ ADVICE: dict[Activity, tuple[float, str]] = {
 }
 MIN_SECONDS = 10.0  # shorter trainings get no advice
 # If the main thread waits for a core for a larger fraction of the time, the run prints advice. Without other programs it
-# waits less than 2 %
-# of the time; with two busy processes on two cores, more than 30 % (`python -m benchmarks busy`).
+# waits less than 2 % of the time; with two busy processes on two cores, more than 30 % (`python -m benchmarks busy`).
 MAX_WAITING = 0.2
 WAITING_HINT = "stop other programs, or use fewer threads (run.threads=1) or DataLoader workers"
 
@@ -79,7 +78,7 @@ class Clock:
         self._waited = core_waiting_seconds()
 
     def waiting_advice(self) -> str | None:
-        """Return advice if this process had to wait for a CPU core since the last call. Later calls return None."""
+        """Return advice, at most once, if this process had to wait for a CPU core since the last call."""
         seconds = time.perf_counter() - self._waiting_since
         if self._has_waiting_advice or seconds < MIN_SECONDS:
             return None

@@ -82,7 +82,7 @@ def explain_error(error: Exception, batch_size: int | None, num_devices: int) ->
         hint = f"lower {size}trainer.accumulate_grad_batches compensates) or the size of the model"
         return RunEnded(f"error: out of memory; {hint}", FAILED)
     if "Expected more than 1 value per channel when training" in text:
-        hint = "choose a data.batch_size that leaves more than one sample for the last batch, or another model.normalization"
+        hint = "raise data.batch_size, also for the last batch of an epoch, or choose another model.normalization"
         return RunEnded(f"error: batch normalization needs at least two samples in each batch; {hint}", REFUSED)
     if isinstance(error, OSError) and error.errno in NO_ROOM:
         where = f" {error.filename}" if error.filename else ""

@@ -80,7 +80,7 @@ def check_processes(accelerator: Accelerator, num_devices: int, world_size: int)
 
     Raises:
         OptionError: if there are more processes than CPU cores that they may use, or if a launcher has started another
-        number of processes.
+            number of processes.
     """
     if isinstance(accelerator, CPUAccelerator) and not available_cores(num_devices):
         raise OptionError(f"devices: {num_devices} processes on the CPU")

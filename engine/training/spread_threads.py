@@ -17,8 +17,6 @@ LOOK_SECONDS = 1.0  # time between two checks
 TASKS = Path("/proc/self/task")
 CPUS = Path("/sys/devices/system/cpu")
 
-_unbound: dict[int, set[int]] = {}  # the cores that each thread could use before it was bound
-
 
 class SpreadThreads(Callback):
     """When training on the CPU has to wait for cores, binds each of its threads to a separate core.
@@ -35,6 +33,7 @@ class SpreadThreads(Callback):
     def __init__(self) -> None:
         self._next_look = self._looked_at = self._waited = 0.0
         self._cpu_seconds: dict[int, float] = {}
+        self._former_cores: dict[int, set[int]] = {}  # the cores that each bound thread could use before
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         loaders = CombinedLoader([trainer.train_dataloader, trainer.val_dataloaders]).flattened
@@ -50,17 +49,18 @@ class SpreadThreads(Callback):
         if now < self._next_look:
             return
         seconds, waited, cpu_seconds = now - self._looked_at, core_waiting_seconds() or 0.0, thread_cpu_seconds()
-        if waited - self._waited > MAX_WAITING * seconds and not _unbound:
+        if waited - self._waited > MAX_WAITING * seconds and not self._former_cores:
             used = {thread: total - self._cpu_seconds.get(thread, 0.0) for thread, total in cpu_seconds.items()}
-            spread_threads(sorted(used, key=used.__getitem__, reverse=True)[: torch.get_num_threads()])
+            busiest = sorted(used, key=used.__getitem__, reverse=True)[: torch.get_num_threads()]
+            self._former_cores = spread_threads(busiest)
         self._looked_at, self._waited, self._cpu_seconds = now, waited, cpu_seconds
         self._next_look = now + LOOK_SECONDS
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        release_threads()
+        release_threads(self._former_cores)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        release_threads()
+        release_threads(self._former_cores)
 
 
 def thread_cpu_seconds() -> dict[int, float]:
@@ -72,13 +72,16 @@ def thread_cpu_seconds() -> dict[int, float]:
     return seconds
 
 
-def spread_threads(threads: list[int]) -> None:
+def spread_threads(threads: list[int]) -> dict[int, set[int]]:
     """Bind each of `threads` to a separate core.
 
     Do nothing if their number differs from the number of cores and from the number of logical CPUs.
 
     Args:
         threads: Linux thread IDs.
+
+    Returns:
+        The logical CPUs that each bound thread could use before.
     """
     cpus = sorted(os.sched_getaffinity(0))
     cores: dict[str, set[int]] = {}
@@ -86,11 +89,13 @@ def spread_threads(threads: list[int]) -> None:
         cores.setdefault(_siblings(cpu), set()).add(cpu)
     places = list(cores.values()) if len(threads) == len(cores) else [{cpu} for cpu in cpus]
     if len(threads) != len(places):
-        return
+        return {}
+    former: dict[int, set[int]] = {}
     for thread, place in zip(sorted(threads), places, strict=True):
         with suppress(OSError):
-            _unbound[thread] = os.sched_getaffinity(thread)
+            former[thread] = os.sched_getaffinity(thread)
             os.sched_setaffinity(thread, place)
+    return former
 
 
 def _siblings(cpu: int) -> str:
@@ -101,9 +106,9 @@ def _siblings(cpu: int) -> str:
         return str(cpu)
 
 
-def release_threads() -> None:
-    """Let the bound threads use all their cores again."""
-    while _unbound:
-        thread, cores = _unbound.popitem()
+def release_threads(former_cores: dict[int, set[int]]) -> None:
+    """Let bound threads use their former cores again, and empty the result of `spread_threads`."""
+    while former_cores:
+        thread, cores = former_cores.popitem()
         with suppress(OSError):
             os.sched_setaffinity(thread, cores)

@@ -27,7 +27,7 @@ def machine(monkeypatch):
     torch.set_num_threads(len(CORES))
     yield now
     torch.set_num_threads(threads)
-    release_threads()
+    release_threads(dict.fromkeys(bound_threads(), CORES))
 
 
 def trainer(device: str = "cpu", **loaders: Any) -> Any:
@@ -110,14 +110,13 @@ def test_cores_with_two_logical_cpus(siblings, num_threads, expected, tmp_path, 
     monkeypatch.setattr(module, "CPUS", tmp_path)
     monkeypatch.setattr(os, "sched_getaffinity", lambda thread: {0, 1, 2, 3})
     monkeypatch.setattr(os, "sched_setaffinity", bound.__setitem__)
-    spread_threads(list(range(11, 11 + num_threads)))
+    former = spread_threads(list(range(11, 11 + num_threads)))
     assert list(bound.values()) == expected
-    release_threads()
+    release_threads(former)
     assert all(cores == {0, 1, 2, 3} for cores in bound.values())
 
 
 def test_a_thread_that_has_ended_is_no_error():
     ended = 2**22 + 1  # larger than the largest thread ID of Linux
-    spread_threads([ended] * len(CORES))
-    release_threads()
+    release_threads(spread_threads([ended] * len(CORES)))
     assert not bound_threads()
