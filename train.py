@@ -133,6 +133,7 @@ def initialize(model: "LitClassifier", datamodule: "LightningDataModule", folder
         if folder is not None:
             datamodule.save(folder)
         if datamodule.is_loaded:
+            model.balance_classes(datamodule.class_counts())
             model.initialize_from_data(datamodule.training_inputs(), datamodule.mean, datamodule.std)
             return
     model.initialize_without_data()

@@ -1,5 +1,6 @@
 """Shows the most confident mistakes, and a correct prediction per class, with attributions."""
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -182,10 +183,19 @@ def _format_values(inputs: Any, datamodule: Any) -> list[str]:
     """Return the values of a sample as text: features with their names, or tokens."""
     if isinstance(inputs, Tensor):
         features = inputs.flatten().tolist()
-        names = datamodule.spec.feature_names or [f"feature {i}" for i in range(len(features))]
-        return [f"{name} {value:.4g}" for name, value in zip(names, features, strict=True)]
+        spec = datamodule.spec
+        names = spec.feature_names or [f"feature {i}" for i in range(len(features))]
+        columns = spec.categories or [()] * len(features)
+        return [f"{name} {_value(*pair)}" for name, *pair in zip(names, features, columns, strict=True)]
     ids = inputs["input_ids"][0]
     return datamodule.tokens(ids) if hasattr(datamodule, "tokens") else [str(token) for token in ids.tolist()]
+
+
+def _value(value: float, categories: Sequence[str]) -> str:
+    """Return a number, or the name of a category, of which `value` is the code."""
+    if math.isnan(value) or (categories and not 1 <= value <= len(categories)):
+        return "missing"
+    return categories[int(value) - 1] if categories else f"{value:.4g}"
 
 
 def _join(values: list[str], weights: Tensor | None, max_values: int) -> str:

@@ -134,6 +134,10 @@ class ClassificationDataModule(LightningDataModule):
         """Return all training inputs (N, ...), in the units of the data."""
         return self._splits["train"][0]
 
+    def class_counts(self) -> Tensor:
+        """Return the number of training samples of each class (K,)."""
+        return self._splits["train"][1].bincount(minlength=self.spec.num_classes)
+
     def num_samples(self, split: Split) -> int:
         """Return the number of samples in a split, over all devices."""
         return len(self._splits[split][1])

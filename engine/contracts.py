@@ -92,6 +92,8 @@ class DataSpec:
         pad_id: For tokens: the id that pads short rows.
         max_length: For tokens: the largest number of tokens in a row.
         feature_names: For features: D names; empty if features have no names.
+        categories: For the columns of a table: the names of the categories of each column, which have codes from 1 on; ()
+            for a column with numbers. None if the features are not a table. Only a table may have missing values.
     """
 
     modality: Modality
@@ -101,6 +103,7 @@ class DataSpec:
     pad_id: int = 0
     max_length: int | None = None
     feature_names: tuple[str, ...] = ()
+    categories: tuple[tuple[str, ...], ...] | None = None
 
     @property
     def num_classes(self) -> int:
@@ -110,6 +113,8 @@ class DataSpec:
         """Return the arguments of a model's constructor that depend on the data."""
         arguments: dict[str, Any] = {"input_shape": list(self.input_shape), "num_classes": self.num_classes}
         arguments["class_names"] = list(self.class_names)
+        if self.categories is not None:
+            arguments["columns"] = dict(zip(self.feature_names, map(list, self.categories), strict=True))
         if self.modality == "tokens":
             arguments |= {"vocab_size": self.vocab_size, "pad_id": self.pad_id, "max_length": self.max_length}
         return arguments

@@ -4,6 +4,7 @@ A model is one file with a plain `nn.Module` and a subclass of `LitClassifier`. 
 module to ``self.network``. The class attribute ``accepts`` lists the modalities that the model supports.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from inspect import signature
 from pathlib import Path
@@ -22,7 +23,7 @@ from engine.training.loggers import log_everywhere
 from lit_models import optimizers, schedules
 from lit_models.parts.metrics import TrainingMeans, WeightedMean, evaluation_metrics
 
-# N samples, B batch, C channels, D features, F inputs of the last linear layer, K classes
+# N samples, B batch, C channels, D features, F inputs of the last linear layer, M members of an ensemble, K classes
 
 
 class LitClassifier(LightningModule):
@@ -38,7 +39,10 @@ class LitClassifier(LightningModule):
         num_classes: Number of classes K.
         class_names: Class names in pictures and predictions, stored in the checkpoint; None for the class numbers.
         label_smoothing: Fraction of the target that is spread evenly over all classes.
-        class_weights: One weight per class in the training loss; null for equal weights.
+        columns: For a table: the names of the columns, each with the names of its categories, or [] for numbers. A category
+            has the code 1 + its index; 0 and NaN are missing values. None if the inputs are not a table.
+        class_weights: One weight per class in the training loss; balanced for weights that are inversely proportional to the
+            number of training samples; null for equal weights.
         l1_penalty: Factor of the sum of absolute weights (without biases and normalization scales) in the training loss.
         compile: Run the network with torch.compile. Checkpoints are not affected.
         optimizer: {"name": ..., **options} of a function in `lit_models.optimizers`; None for Adam.
@@ -47,6 +51,7 @@ class LitClassifier(LightningModule):
 
     choosable: ClassVar[bool] = False  # a config cannot name the base class
     accepts: ClassVar[tuple[str, ...]] = ()
+    num_members: int = 1  # M; a network with several members returns logits (B, M, K)
     network: nn.Module
 
     def __init__(
@@ -54,8 +59,9 @@ class LitClassifier(LightningModule):
         input_shape: Sequence[int],
         num_classes: int,
         class_names: Sequence[str] | None = None,
+        columns: Mapping[str, Sequence[str]] | None = None,
         label_smoothing: Annotated[float, ">= 0, < 1"] = 0.0,
-        class_weights: Annotated[Sequence[float], ">= 0"] | None = None,
+        class_weights: Annotated[Sequence[float], ">= 0"] | Literal["balanced"] | None = None,
         l1_penalty: Annotated[float, ">= 0"] = 0.0,
         compile: bool = False,
         optimizer: Mapping[str, Any] | None = None,
@@ -63,6 +69,8 @@ class LitClassifier(LightningModule):
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
+        if class_weights == "balanced":
+            class_weights = [1.0] * num_classes  # until `balance_classes` is called
         if class_weights is not None and len(class_weights) != num_classes:
             raise OptionError(
                 f"model.class_weights: {len(class_weights)} weights for {num_classes} classes; give one per class"
@@ -72,7 +80,7 @@ class LitClassifier(LightningModule):
         self.input_std: Tensor
         self.register_buffer("input_mean", torch.zeros(per_channel))
         self.register_buffer("input_std", torch.ones(per_channel))
-        weights = None if class_weights is None else torch.tensor(class_weights, dtype=torch.float32)
+        weights = None if class_weights is None else torch.tensor(class_weights, dtype=torch.float32)  # (K,)
         self.class_weights: Tensor | None
         self.register_buffer("class_weights", weights, persistent=False)
         self.train_means = TrainingMeans()
@@ -111,6 +119,16 @@ class LitClassifier(LightningModule):
         self.input_mean.copy_(mean)
         self.input_std.copy_(std)
 
+    def balance_classes(self, counts: Tensor) -> None:
+        """Set the class weights if they are "balanced".
+
+        Args:
+            counts: Number of training samples of each class (K,).
+        """
+        if self.hparams["class_weights"] == "balanced":
+            assert self.class_weights is not None
+            self.class_weights.copy_(counts.sum() / (len(counts) * counts.clamp(min=1)))
+
     def initialize_from_data(self, inputs: Any, mean: Tensor, std: Tensor) -> None:
         """Set everything that depends on the training data: here the normalization.
 
@@ -125,12 +143,15 @@ class LitClassifier(LightningModule):
         """Called instead of `initialize_from_data` if the datamodule brings its own DataLoaders.
 
         Raises:
-            OptionError: if an option of the model needs all training inputs.
+            OptionError: if an option of the model needs all training samples.
         """
+        if self.hparams["class_weights"] == "balanced":
+            raise OptionError("model.class_weights: balanced needs a datamodule with splits; give one weight per class")
 
     def forward(self, inputs: Any) -> Tensor:
         """Return the logits (B, K) of inputs (B, *input_shape) of any dtype, or of tokens as a tokenizer returns them."""
-        return self.network(self.normalized(inputs))
+        logits = self.network(self.normalized(inputs))
+        return logits if self.num_members == 1 else mean_of_members(logits)
 
     def normalized(self, inputs: Any) -> Any:
         """Return inputs (B, *input_shape) of any dtype as the network gets them. Tokens do not change."""
@@ -170,14 +191,23 @@ class LitClassifier(LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         inputs, labels = batch
-        logits = self._logits(inputs, labels)
-        weights = None if self.class_weights is None else self.class_weights.to(logits.dtype)
-        loss = F.cross_entropy(logits, labels, weights, label_smoothing=self.hparams["label_smoothing"])
+        if self.num_members == 1:
+            logits = self._logits(inputs, labels)
+            loss = self.loss(logits, labels)
+        else:
+            members = _at_least_float32(self.network(self.normalized(inputs)))  # (B, M, K)
+            loss = self.loss(members.flatten(0, 1), labels.repeat_interleave(self.num_members))
+            logits = mean_of_members(members)
         if self.hparams["l1_penalty"] > 0:
             loss = loss + self.hparams["l1_penalty"] * self._absolute_weights()
         self.train_means.update(loss.detach(), logits.detach(), labels)
         self._log_step(loss, batch_idx)
         return loss
+
+    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Return the training loss of logits (B, K) and labels (B,), without the penalty of weights."""
+        weights = None if self.class_weights is None else self.class_weights.to(logits.dtype)
+        return F.cross_entropy(logits, labels, weights, label_smoothing=self.hparams["label_smoothing"])
 
     def validation_step(self, batch: Batch, batch_idx: int) -> Tensor:
         return self._evaluate(batch, self.val_loss, self.val_metrics)
@@ -256,6 +286,11 @@ class LitClassifier(LightningModule):
     def _absolute_weights(self) -> Tensor:
         weights = (weight for weight in self.network.parameters() if weight.ndim > 1 and weight.requires_grad)
         return torch.stack([weight.abs().sum() for weight in weights]).sum()
+
+
+def mean_of_members(logits: Tensor) -> Tensor:
+    """Return logits (B, K) of the mean of the probabilities of all members, from their logits (B, M, K)."""
+    return _at_least_float32(logits).log_softmax(2).logsumexp(1) - math.log(logits.shape[1])
 
 
 def _at_least_float32(logits: Tensor) -> Tensor:

@@ -199,6 +199,7 @@ def standardized_products(inputs: Tensor, known: Tensor, others: Tensor) -> tupl
     if inputs.ndim == 4 and max(inputs.shape[2:]) > SIDE:
         chunks = [F.adaptive_avg_pool2d(chunk, SIDE) for chunk in chunks]
     values = torch.cat(chunks).flatten(1)
+    values = torch.where(values.isnan(), values.nanmean(0).nan_to_num(), values)  # missing values of a table
     std = values.std(0)
     values = (values - values.mean(0)) / torch.where(std > 0, std, 1.0)
     known_values, other_values = values.split([len(known), len(others)])

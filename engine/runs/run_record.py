@@ -257,7 +257,7 @@ def end_summary(metrics: Mapping[str, Any], monitor: str, times: list[str], fold
     """Return lines about the metrics of the tested checkpoint, the time and the files, which are printed at the end."""
     rows = []
     for title, stage in (("test", "test"), ("validation", "val")):
-        values = {name: metrics.get(f"{stage}/{name}") for name in ("accuracy", "f1", "loss")}
+        values = {name: metrics.get(f"{stage}/{name}") for name in ("accuracy", "f1", "roc_auc", "average_precision", "loss")}
         shown = "  ".join(f"{name} {value:.4f}" for name, value in values.items() if value is not None)
         rows.append((title, shown or "not measured"))
     if (mirrored := metrics.get("test_mirrored/accuracy")) is not None:
@@ -283,7 +283,8 @@ def _data_facts(trainer: Trainer) -> Iterator[str]:
     datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
     spec = datamodule.spec
     shape = "x".join(map(str, spec.input_shape))
-    yield {"features": f"{shape} features", "image": f"images of {shape}", "tokens": "texts"}[spec.modality]
+    features = f"{shape} features" if spec.categories is None else count_of(len(spec.categories), "column")
+    yield {"features": features, "image": f"images of {shape}", "tokens": "texts"}[spec.modality]
     yield f"{spec.num_classes} classes"
     if getattr(datamodule, "is_loaded", False):
         counts = [f"{datamodule.num_samples(split):,}" for split in ("train", "val", "test")]

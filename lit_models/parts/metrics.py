@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 from torchmetrics import Metric, MetricCollection
+from torchmetrics.functional.classification import binary_auroc, binary_average_precision
+from torchmetrics.utilities import dim_zero_cat
 
 # B batch, K classes
 
@@ -109,11 +111,33 @@ class ClassMetrics(Metric):
         }
 
 
+class BinaryRanking(Metric):
+    """ROC AUC and average precision of the second of two classes, from logits (B, 2). They keep a score of every sample."""
+
+    full_state_update = False
+    scores: list[Tensor]
+    labels: list[Tensor]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("scores", [], dist_reduce_fx="cat")
+        self.add_state("labels", [], dist_reduce_fx="cat")
+
+    def update(self, logits: Tensor, labels: Tensor) -> None:
+        self.scores.append(logits[:, 1] - logits[:, 0])
+        self.labels.append(labels)
+
+    def compute(self) -> dict[str, Tensor]:
+        # on the CPU, because MPS has no float64, in which different scores hardly ever get equal probabilities
+        probabilities = dim_zero_cat(self.scores).cpu().double().sigmoid()
+        labels = dim_zero_cat(self.labels).cpu()
+        return {
+            "roc_auc": binary_auroc(probabilities, labels, validate_args=False).float(),
+            "average_precision": binary_average_precision(probabilities, labels, validate_args=False).float(),
+        }
+
+
 def evaluation_metrics(num_classes: int) -> MetricCollection:
     """Return the metrics of validation and test, which are updated with logits (B, K) and labels (B,)."""
-    return MetricCollection(
-        {
-            "calibration_error": CalibrationError(),
-            "classes": ClassMetrics(num_classes),
-        }
-    )
+    ranking = {"ranking": BinaryRanking()} if num_classes == 2 else {}
+    return MetricCollection({"calibration_error": CalibrationError(), "classes": ClassMetrics(num_classes), **ranking})
