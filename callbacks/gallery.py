@@ -185,7 +185,7 @@ def _format_values(inputs: Any, datamodule: Any) -> list[str]:
         features = inputs.flatten().tolist()
         spec = datamodule.spec
         names = spec.feature_names or [f"feature {i}" for i in range(len(features))]
-        columns = spec.categories or [()] * len(features)
+        columns = getattr(spec, "categories", None) or [()] * len(features)
         return [f"{name} {_value(*pair)}" for name, *pair in zip(names, features, columns, strict=True)]
     ids = inputs["input_ids"][0]
     return datamodule.tokens(ids) if hasattr(datamodule, "tokens") else [str(token) for token in ids.tolist()]

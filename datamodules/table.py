@@ -167,7 +167,9 @@ class Table(ClassificationDataModule):
             row = labels.index(None) + 1
             count = count_of(column.null_count, "row")
             hint = "every row needs a label"
-            raise DataError(f"data.{split}: {self.files[split]}: {count} without {self.target!r}, first row {row}; {hint}")
+            raise DataError(
+                f"data.{split}: {self.files[split]}: {count} without {self.target!r}, first row {row}; {hint}"
+            )
         return labels
 
     def _number_labels(self, split: Split, labels: list[str]) -> Tensor:
@@ -180,7 +182,9 @@ class Table(ClassificationDataModule):
             problem = f"{error.args[0]!r} does not occur in the training set, which has {known}"
             raise DataError(f"data.{split}: {self.files[split]}, row {row}: the label {problem}") from None
 
-    def _split(self, tables: "dict[Split, pyarrow.Table]", labels: dict[Split, Tensor]) -> dict[Split, tuple[Split, Tensor]]:
+    def _split(
+        self, tables: "dict[Split, pyarrow.Table]", labels: dict[Split, Tensor]
+    ) -> dict[Split, tuple[Split, Tensor]]:
         """Return the file and the rows of each split."""
         rows = {split: (split, torch.arange(len(values))) for split, values in labels.items()}
         groups = tables["train"][self.group_column].to_pylist() if self.group_column else None
@@ -287,9 +291,13 @@ def _class_names(labels: list[str]) -> tuple[str, ...]:
         problem = f"{len(names):,} different numbers"
         raise DataError(f"data.target: {problem}; this template classifies, and does not predict quantities")
     if len(names) > len(labels) / 2 and len(labels) > 4:
-        raise DataError(f"data.target: {len(names):,} different labels in {len(labels):,} rows; is it the right column?")
+        raise DataError(
+            f"data.target: {len(names):,} different labels in {len(labels):,} rows; is it the right column?"
+        )
     if similar := _same_but_for_case(names):
-        raise DataError(f"data.target: the labels {similar[0]!r} and {similar[1]!r} differ only in case; write them alike")
+        raise DataError(
+            f"data.target: the labels {similar[0]!r} and {similar[1]!r} differ only in case; write them alike"
+        )
     return tuple(sorted(names, key=lambda name: (_number(name) if are_numbers else 0, name)))
 
 

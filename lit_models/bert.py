@@ -2,10 +2,11 @@
 
 The encoder is BERT (Devlin et al. 2018, https://arxiv.org/abs/1810.04805) of Hugging Face transformers. Its input is a
 sequence of vectors: one per token of a text, one per patch of an image as in ViT (Dosovitskiy et al. 2020,
-https://arxiv.org/abs/2010.11929), or one per feature as in FT-Transformer (Gorishniy et al. 2021,
+https://arxiv.org/abs/2010.11929), or one per feature or column of a table as in FT-Transformer (Gorishniy et al. 2021,
 https://arxiv.org/abs/2106.11959).
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
@@ -17,6 +18,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from engine.contracts import Batch, OptionError
 from lit_models.classifier import LitClassifier
 from lit_models.parts import encoder
+from lit_models.parts.feature_embeddings import FeatureEmbeddings
 from lit_models.parts.metrics import WeightedMean
 from lit_models.parts.sequences import FeatureTokens, Patches, num_tokens
 
@@ -66,12 +68,17 @@ class BERT(nn.Module):
             inputs: Images or features for the layer `tokens`; or a mapping with ``input_ids`` (B, T) or ``inputs_embeds``
                 (B, T, E), and optionally ``attention_mask`` and ``token_type_ids`` (B, T).
         """
-        mask = None
         if isinstance(inputs, Tensor):
             assert self.tokens is not None
-            sequence = self.tokens(inputs)  # (B, T, E)
-            cls = self.cls.to(sequence.dtype).expand(len(sequence), 1, -1)
-            arguments = {"inputs_embeds": torch.cat([cls, sequence], dim=1)}  # (B, 1 + T, E)
+            inputs = self.tokens(inputs)  # (B, T, E)
+        return self.classify(inputs)
+
+    def classify(self, inputs: Tensor | Mapping[str, Tensor]) -> Tensor:
+        """As `forward`, with the vectors (B, T, E) of images or features."""
+        mask = None
+        if isinstance(inputs, Tensor):
+            cls = self.cls.to(inputs.dtype).expand(len(inputs), 1, -1)
+            arguments = {"inputs_embeds": torch.cat([cls, inputs], dim=1)}  # (B, 1 + T, E)
         else:
             names = ("input_ids", "inputs_embeds", "token_type_ids")
             arguments = {name: inputs[name] for name in names if name in inputs}
@@ -192,6 +199,10 @@ class LitBERT(LitClassifier):
         if len(input_shape) == 3:
             tokens = Patches(input_shape[0], patch_size, bert.config.hidden_size)
             hint = "set a larger model.patch_size"
+        elif self.hparams["columns"] is not None:
+            counts = [len(categories) for categories in self.hparams["columns"].values()]
+            tokens = FeatureEmbeddings(counts, bert.config.hidden_size, "none", bert.config.initializer_range)
+            hint = "use fewer columns"
         elif input_shape:
             tokens = FeatureTokens(input_shape[0], bert.config.hidden_size, bert.config.initializer_range)
             hint = "use fewer features"
@@ -207,11 +218,23 @@ class LitBERT(LitClassifier):
         if gradient_checkpointing:
             self.network.checkpoint_activations()
 
+    def initialize_from_data(self, inputs: Any, mean: Tensor, std: Tensor) -> None:
+        """Set the normalization, and compute the statistics of the columns of a table."""
+        super().initialize_from_data(inputs, mean, std)
+        if isinstance(tokens := self.network.tokens, FeatureEmbeddings):
+            tokens.fit(inputs)
+
     def attribution_inputs(self, inputs: Any) -> tuple[Tensor, Tensor, Callable[[Tensor], Tensor]]:
-        """As in `LitClassifier`. The sample of a text has word vectors (1, T, E), and its baseline those of padding."""
+        """As in `LitClassifier`.
+
+        The sample of a text has word vectors (1, T, E), and its baseline those of padding. The sample of a table has the
+        vectors of its columns (1, D, E), and its baseline those of missing values.
+        """
+        assert isinstance(self.network, BERT)
+        if isinstance(tokens := self.network.tokens, FeatureEmbeddings):
+            return tokens(inputs), tokens(torch.full_like(inputs, math.nan)), self.network.classify
         if not isinstance(inputs, Mapping):
             return super().attribution_inputs(inputs)
-        assert isinstance(self.network, BERT)
         embed = self.network.encoder.get_input_embeddings()
         others = {name: inputs[name] for name in ("attention_mask", "token_type_ids") if name in inputs}
 

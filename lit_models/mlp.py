@@ -49,7 +49,9 @@ class MLP(nn.Module):
             layers += [norm(next_width)] if norm else []
             layers += [activation(), *([nn.Dropout(dropout)] if dropout > 0 else [])]
         last: nn.Module = nn.Linear(sizes[-1], num_outputs)
-        self.layers = nn.Sequential(*layers, last if num_members == 1 else MemberHeads(num_members, sizes[-1], num_outputs))
+        self.layers = nn.Sequential(
+            *layers, last if num_members == 1 else MemberHeads(num_members, sizes[-1], num_outputs)
+        )
         self.members = MemberScales(num_members, sizes[0]) if num_members > 1 else nn.Identity()
 
     def forward(self, inputs: Tensor) -> Tensor:

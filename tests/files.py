@@ -31,6 +31,8 @@ def minilm() -> Path:
 
 def options(name: str, root: Path) -> dict[str, str]:
     """The options with which the datamodule `name` finds the files of `write_all`; {} if it has none there."""
+    if name == "table":
+        return {"train": str(root / "table/train.csv"), "target": "label"}
     if name == "text":
         return {"train": str(root / "text/train.tsv"), "cache": str(root / "cache")}
     return {"root": str(root)} if name in ("mnist", "cifar") else {}
@@ -56,6 +58,7 @@ def write_all(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     write_cifar(root, "cifar10")
     write_cifar(root, "cifar100")
     write_texts(root / "text/train.tsv", 300)
+    write_table(root / "table/train.csv", 300)
     return root
 
 
@@ -132,3 +135,17 @@ def cifar_records(images: np.ndarray, labels: np.ndarray, label_bytes: int) -> b
     coarse = 255 - labels
     columns = [coarse, labels][-label_bytes:]
     return np.concatenate([np.stack(columns, axis=1), images.reshape(len(images), -1)], axis=1).tobytes()
+
+
+def write_table(path: Path, count: int) -> None:
+    """A table with numbers and categories, some of them missing, in which the label depends on both."""
+    generator = np.random.default_rng(0)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = ["height,colour,noise,member,label"]
+    for row in range(count):
+        label, missing = row % 3, generator.random(3) < 0.1
+        height = "" if missing[0] else f"{label + generator.normal(0, 0.4):.4f}"
+        colour = "NA" if missing[1] else ("red", "green", "blue")[(label + (generator.random() < 0.2)) % 3]
+        member = "?" if missing[2] else ("yes", "no")[row % 2]
+        lines.append(f"{height},{colour},{generator.normal():.4f},{member},{('low', 'middle', 'high')[label]}")
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -14,9 +14,9 @@ from tests import files
 from tests.runs import figures, run
 
 FITS = {
-    "mlp": {"iris", "mnist", "cifar"},
+    "mlp": {"iris", "mnist", "cifar", "table"},
     "cnn": {"mnist", "cifar"},
-    "bert": {"iris", "mnist", "cifar", "text"},
+    "bert": {"iris", "mnist", "cifar", "table", "text"},
 }
 SMALLER = {  # at its own size BERT takes seconds for three steps
     "bert": ["model.hidden_size=32", "model.num_layers=1", "model.num_heads=2"],

@@ -6,7 +6,6 @@ they do not depend on the block size of a reader.
 
 import csv
 import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 

@@ -48,7 +48,9 @@ def check_model(
     """
     batches = [_head(batch, BATCH_SAMPLES) for batch in batches]
     few = _first_samples(batches, OVERFIT_SAMPLES)
-    if isinstance(few[0], Tensor) and module.hparams.get("columns") is None:  # a model scales the columns of a table itself
+    if (
+        isinstance(few[0], Tensor) and module.hparams.get("columns") is None
+    ):  # a model scales the columns of a table itself
         yield check_input_scale(module, batches)
     if (problem := find_activation(_make_probe(module), batches)) is not None:
         yield problem  # the hints of the other checks would be misleading

@@ -11,8 +11,8 @@ from typing import Annotated, Literal
 PASSED_BY_TRAIN = {
     "data": {"seed"},
     "model": {
-        "input_shape", "num_classes", "class_names", "vocab_size", "pad_id", "max_length", "optimizer", "schedule", "columns",
-        "architecture",
+        "input_shape", "num_classes", "class_names", "vocab_size", "pad_id", "max_length", "optimizer", "schedule",
+        "columns", "architecture",
     },
 }  # fmt: skip
 

@@ -257,7 +257,9 @@ def end_summary(metrics: Mapping[str, Any], monitor: str, times: list[str], fold
     """Return lines about the metrics of the tested checkpoint, the time and the files, which are printed at the end."""
     rows = []
     for title, stage in (("test", "test"), ("validation", "val")):
-        values = {name: metrics.get(f"{stage}/{name}") for name in ("accuracy", "f1", "roc_auc", "average_precision", "loss")}
+        values = {
+            name: metrics.get(f"{stage}/{name}") for name in ("accuracy", "f1", "roc_auc", "average_precision", "loss")
+        }
         shown = "  ".join(f"{name} {value:.4f}" for name, value in values.items() if value is not None)
         rows.append((title, shown or "not measured"))
     if (mirrored := metrics.get("test_mirrored/accuracy")) is not None:

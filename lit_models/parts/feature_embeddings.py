@@ -31,32 +31,37 @@ class FeatureEmbeddings(nn.Module):
         num_categories: Number of categories of each column, with codes from 1 on; 0 for a column with numbers.
         size: Size of a vector (E).
         embedding: Additional embedding of numbers.
+        std: Standard deviation of the initial weights.
     """
 
     starts: Tensor
     scales: Tensor
     median: Tensor
     spread: Tensor
+    offsets: Tensor
+    sizes: Tensor
+    order: Tensor
 
-    def __init__(self, num_categories: Sequence[int], size: int, embedding: NumericEmbedding) -> None:
+    def __init__(
+        self, num_categories: Sequence[int], size: int, embedding: NumericEmbedding, std: float = 1.0
+    ) -> None:
         super().__init__()
         self.numbers = [column for column, count in enumerate(num_categories) if count == 0]
         self.categories = [column for column, count in enumerate(num_categories) if count > 0]
         self.kind, num = embedding, len(self.numbers)
-        std = 1 / math.sqrt(size)
         self.register_buffer("median", torch.zeros(num))
         self.register_buffer("spread", torch.ones(num))
         if num:
-            self.weight = nn.Parameter(torch.randn(num, 2, size))  # of the number, and of whether it is missing
+            self.weight = nn.Parameter(torch.randn(num, 2, size) * std)  # of the number, and of whether it is missing
             self.bias = nn.Parameter(torch.randn(num, size) * std)
             nn.init.zeros_(self.weight[:, 1])
         if num and embedding == "piecewise_linear":
             self.register_buffer("starts", torch.zeros(num, NUM_BINS))
             self.register_buffer("scales", torch.zeros(num, NUM_BINS))
-            self.bin_weight = nn.Parameter(torch.randn(num, NUM_BINS, size) / math.sqrt(NUM_BINS))
+            self.bin_weight = nn.Parameter(torch.randn(num, NUM_BINS, size) * std / math.sqrt(NUM_BINS))
         if num and embedding == "periodic":
             self.frequencies = nn.Parameter(torch.randn(num, NUM_FREQUENCIES) * FREQUENCY_STD)
-            wave_weight = torch.randn(num, 2 * NUM_FREQUENCIES, size) / math.sqrt(2 * NUM_FREQUENCIES)
+            wave_weight = torch.randn(num, 2 * NUM_FREQUENCIES, size) * std / math.sqrt(2 * NUM_FREQUENCIES)
             self.wave_weight = nn.Parameter(wave_weight)
         offsets = [0]
         for column in self.categories:
