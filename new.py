@@ -41,6 +41,7 @@ OWN_FILES = {
         "tests/datamodules/test_text_files.py",
     ],
     "iris": ["datamodules/iris.csv"],
+    "table": ["docs/tables.md", "tests/datamodules/test_table.py"],
 }
 # Tests of the engine use these components. If a project does not keep one of them, `new.py` moves it to this folder.
 USED_BY_TESTS, TESTS_FOLDER = ("cifar", "cnn", "iris", "mlp", "mnist"), "tests/components"
@@ -239,7 +240,7 @@ def make_project(name: str, keep: list[str], owner: str | None, force: bool) -> 
     for file in TEMPLATE_FILES:
         remove(PROJECT / file)
     edit_pages()
-    write_names(name, owner or f"The authors of {name}", "bert" in keep or "text" in keep)
+    write_names(name, owner or f"The authors of {name}", keep)
     print_line(f"{name} is ready. Commit it, and run: pip install -e '.[dev]' -c constraints.txt && pytest")
 
 
@@ -301,7 +302,7 @@ def links_to_nothing(text: str, page: Path) -> bool:
     return any("://" not in target and not (page.parent / target).exists() for target in targets)
 
 
-def write_names(name: str, owner: str, has_bert: bool) -> None:
+def write_names(name: str, owner: str, keep: list[str]) -> None:
     """Write the name of the project into README.md, LICENSE and pyproject.toml."""
     shown = [
         f"| `configs/{path.name}` | {' | '.join(named_in(path).values())} |" for path in configs() if named_in(path)

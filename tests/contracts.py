@@ -27,7 +27,9 @@ SPECS = {
     "features": [
         DataSpec("features", (4,), ("a", "b", "c")),
         DataSpec("features", (20,), ("no", "yes")),
-        DataSpec("features", (3,), ("a", "b", "c"), feature_names=("x", "y", "z"), categories=((), ("no", "yes"), ())),
+        DataSpec(
+            "features", (9,), ("a", "b", "c"), feature_names=tuple("abcdefghi"), categories=(("no", "yes"), *[()] * 8)
+        ),
     ],
     "image": [
         DataSpec("image", (1, 28, 28), tuple("0123456789")),

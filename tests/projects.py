@@ -13,7 +13,7 @@ from pathlib import Path
 from engine.config.signatures import PROJECT
 
 PAIRS = (
-    "mlp,iris", "mlp,mnist", "mlp,cifar", "cnn,mnist", "cnn,cifar", "bert,iris", "bert,mnist", "bert,cifar", "bert,text",
+    "mlp,iris", "mlp,table", "mlp,mnist", "mlp,cifar", "cnn,mnist", "cnn,cifar", "bert,iris", "bert,mnist", "bert,cifar", "bert,text",
 )  # fmt: skip
 CHECKS = (
     ["ruff", "check", "."],

@@ -1,7 +1,6 @@
 """The files that README.md and CONTRIBUTING.md show, in a copy of the project: their commands run as they are written."""
 
 import json
-import random
 import re
 import shutil
 import subprocess
@@ -58,18 +57,21 @@ def copy_project(folder: Path) -> Path:
 
 
 def write_data(folder: Path) -> None:
-    """A CSV with a name and one with a number as label, and pictures; all easy to learn."""
-    generator = random.Random(0)
-    for name, header, classes in (
-        ("penguins", "bill_length,bill_depth,flipper_length,body_mass,species", ["Adelie", "Chinstrap", "Gentoo"]),
-        ("my_table", "length,width,height,weight,label", ["0", "1"]),
+    """Two tables, NumPy arrays and pictures; all easy to learn."""
+    folder.mkdir(exist_ok=True)
+    generator, labels = np.random.default_rng(0), np.arange(120) % 3
+    numbers = 5 * labels[:, None] + generator.normal(10, 1, (120, 4))
+    np.savez(folder / "my_arrays.npz", inputs=numbers, labels=labels % 2)
+    for path, header, names in (
+        (
+            folder / "penguins.csv",
+            "bill_length,bill_depth,flipper_length,body_mass,species",
+            ["Adelie", "Chinstrap", "Gentoo"],
+        ),
+        (folder.parent / "customers.csv", "age,orders,visits,returns,churned", ["no", "yes", "yes"]),
     ):
-        rows = [header]
-        for i in range(120):
-            label = i % len(classes)
-            rows.append(",".join(f"{label * 5 + generator.gauss(10, 1):.1f}" for _ in range(4)) + f",{classes[label]}")
-        folder.mkdir(exist_ok=True)
-        (folder / f"{name}.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
+        rows = [",".join([*(f"{number:.1f}" for number in row), names[i % 3]]) for i, row in enumerate(numbers)]
+        path.write_text("\n".join([header, *rows]) + "\n", encoding="utf-8")
     for split in ("train", "val", "test"):
         for brightness, label in ((60, "dark"), (190, "light")):
             (folder / "pictures" / split / label).mkdir(parents=True)
@@ -92,7 +94,7 @@ def run(copy: Path, *argv: str) -> subprocess.CompletedProcess:
 
 def test_the_files_that_the_pages_show():
     assert {
-        "datamodules/my_table.py", "lit_models/my_model.py",
+        "datamodules/my_arrays.py", "lit_models/my_model.py",
         "datamodules/penguins.py", "configs/penguins_mlp.yaml", "datamodules/picture_folder.py",
         "lit_models/maxout.py", "configs/iris_maxout.yaml", "callbacks/mistake_counts.py",
     } == SHOWN_FILES  # fmt: skip
@@ -130,7 +132,7 @@ def test_keys_are_explained_and_checked(output):
 
 @pytest.mark.slow
 def test_the_contracts_cover_new_files(copy):
-    names = "penguins or maxout or my_table or my_model"
+    names = "penguins or maxout or my_arrays or my_model"
     done = run(copy, "-m", "pytest", "-q", "tests/test_contracts.py", "-k", names)
     assert done.returncode == 0, done.stdout
     assert re.search(r"\d\d passed", done.stdout)

@@ -117,6 +117,8 @@ def test_a_project_has_what_was_kept_and_its_name(copy):
     pyproject = (copy / "pyproject.toml").read_text(encoding="utf-8")
     assert 'name = "flowers"' in pyproject
     assert "transformers" not in pyproject
+    assert '"pyarrow>=' not in pyproject
+    assert '"pillow>=' in pyproject
 
 
 def test_without_keep_all_components_stay(copy):

@@ -293,11 +293,10 @@ def _convert(key: str, parameter: Parameter, node: Section | Value) -> Any:
         given = node.text if as_text else node.data  # run.name=1e3 stays "1e3"
     else:
         given = plain(node, key)
-    shape = OmegaConf.structured(make_dataclass("Shape", [("value", parameter.type, field(default=MISSING))]))
-    try:
-        read = OmegaConf.to_container(OmegaConf.merge(shape, {"value": given}))["value"]  # type: ignore[index, call-overload]
-    except (OmegaConfBaseException, TypeError, ValueError):
-        read = REQUIRED
+    # OmegaConf has no unions with lists, so the members are also tried one by one
+    members = get_args(parameter.type) if get_origin(parameter.type) is Union else ()
+    reads = (_read(kind, given) for kind in (parameter.type, *members))
+    read = next((value for value in reads if _is_unchanged(given, value)), REQUIRED)
     if not _is_unchanged(given, read) or not _has_depth_of(parameter.type, read):
         close = closest(str(given), map(str, kinds)) if get_origin(parameter.type) is Literal else None
         hint = f"did you mean {close}?" if close else f"accepts {parameter.accepts}"
@@ -305,6 +304,15 @@ def _convert(key: str, parameter: Parameter, node: Section | Value) -> Any:
     if not in_range(read, parameter.bounds):
         raise ConfigError(node.where, key, f"{as_written(given)} is out of range", f"accepts {parameter.accepts}")
     return _expand_home(list(read) if isinstance(read, tuple) else read)
+
+
+def _read(kind: Any, given: Any) -> Any:
+    """Return a value as OmegaConf reads it for a type; `REQUIRED` if the type does not accept it."""
+    try:
+        shape = OmegaConf.structured(make_dataclass("Shape", [("value", kind, field(default=MISSING))]))
+        return OmegaConf.to_container(OmegaConf.merge(shape, {"value": given}))["value"]  # type: ignore[index, call-overload]
+    except (OmegaConfBaseException, TypeError, ValueError):
+        return REQUIRED
 
 
 def _has_depth_of(kind: Any, value: Any) -> bool:

@@ -42,9 +42,7 @@ class FeatureEmbeddings(nn.Module):
     sizes: Tensor
     order: Tensor
 
-    def __init__(
-        self, num_categories: Sequence[int], size: int, embedding: NumericEmbedding, std: float = 1.0
-    ) -> None:
+    def __init__(self, num_categories: Sequence[int], size: int, embedding: NumericEmbedding, std: float = 1.0) -> None:
         super().__init__()
         self.numbers = [column for column, count in enumerate(num_categories) if count == 0]
         self.categories = [column for column, count in enumerate(num_categories) if count > 0]

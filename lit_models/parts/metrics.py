@@ -128,12 +128,12 @@ class BinaryRanking(Metric):
         self.labels.append(labels)
 
     def compute(self) -> dict[str, Tensor]:
-        # on the CPU, because MPS has no float64, in which different scores hardly ever get equal probabilities
-        probabilities = dim_zero_cat(self.scores).cpu().double().sigmoid()
-        labels = dim_zero_cat(self.labels).cpu()
+        # ranks in place of probabilities, which would be equal for large logits; on the CPU, because MPS has no float64
+        _, ranks = dim_zero_cat(self.scores).cpu().unique(return_inverse=True)
+        scores, labels = ranks.double() / len(ranks), dim_zero_cat(self.labels).cpu()
         return {
-            "roc_auc": binary_auroc(probabilities, labels, validate_args=False).float(),
-            "average_precision": binary_average_precision(probabilities, labels, validate_args=False).float(),
+            "roc_auc": binary_auroc(scores, labels, validate_args=False).float(),
+            "average_precision": binary_average_precision(scores, labels, validate_args=False).float(),
         }
 
 
