@@ -13,7 +13,8 @@ from pathlib import Path
 from engine.config.signatures import PROJECT
 
 PAIRS = (
-    "mlp,iris", "mlp,table", "mlp,mnist", "mlp,cifar", "cnn,mnist", "cnn,cifar", "bert,iris", "bert,mnist", "bert,cifar", "bert,text",
+    "mlp,iris", "mlp,table", "mlp,mnist", "mlp,cifar", "cnn,mnist", "cnn,cifar", "bert,iris", "bert,mnist", "bert,cifar",
+    "bert,text",
 )  # fmt: skip
 CHECKS = (
     ["ruff", "check", "."],
