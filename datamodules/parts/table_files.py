@@ -74,7 +74,8 @@ def _read_parquet(path: Path) -> "pyarrow.Table":
 
 def _read_text(key: str, path: Path) -> "pyarrow.Table":
     import pyarrow as pa
-    import pyarrow.csv as pc
+    import pyarrow.compute as pc
+    from pyarrow.csv import ConvertOptions, ParseOptions, ReadOptions, read_csv
 
     with path.open("rb") as file:
         head = file.read(HEAD_BYTES)
@@ -90,12 +91,17 @@ def _read_text(key: str, path: Path) -> "pyarrow.Table":
     has_header = is_header(names, rows)
     if not has_header:
         names = [f"column_{number}" for number in range(1, len(names) + 1)]
-    return pc.read_csv(
+    table = read_csv(
         path,
-        pc.ReadOptions(column_names=names, skip_rows=int(has_header)),
-        pc.ParseOptions(delimiter=separator, newlines_in_values=True),
-        pc.ConvertOptions(column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=False),
+        ReadOptions(column_names=names, skip_rows=int(has_header)),
+        ParseOptions(delimiter=separator, newlines_in_values=True),
+        ConvertOptions(column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=False),
     )
+    if separator != ";":
+        return table
+    # such files usually have decimal commas
+    columns = [pc.replace_substring_regex(column, r"^([+-]?\d+),(\d+)$", r"\1.\2") for column in table.columns]
+    return pa.table(columns, names=names)
 
 
 def find_separator(lines: list[str]) -> str:

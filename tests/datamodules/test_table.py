@@ -68,6 +68,15 @@ def test_a_file_without_a_header(make):
     assert values(datamodule) == EXPECTED
 
 
+def test_decimal_commas(make):
+    datamodule = make("a;b;y\n" + "".join(f"{i},5;x,{i};{i % 2}\n" for i in range(40)))
+    assert sorted(value for inputs, _ in datamodule.splits().values() for value in inputs[:, 0].tolist())[:2] == [
+        0.5,
+        1.5,
+    ]
+    assert datamodule.columns[1].categories
+
+
 def test_parquet_is_read_as_csv_is(make, tmp_path):
     table = {"a": [i / 4 for i in range(40)], "b": [COLOURS[i % 3] for i in range(40)], "y": [i % 2 for i in range(40)]}
     pq.write_table(pa.table(table), tmp_path / "train.parquet")
