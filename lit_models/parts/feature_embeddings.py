@@ -16,6 +16,7 @@ NumericEmbedding = Literal["none", "piecewise_linear", "periodic"]
 NUM_BINS = 64
 NUM_FREQUENCIES, FREQUENCY_STD = 16, 0.1
 SMOOTH_LIMIT = 3.0  # scaled numbers lie between -3 and 3
+LARGEST = 1e18  # larger numbers would overflow in float32
 MAX_ROWS = 1_000_000  # of the training set, for quantiles
 
 
@@ -34,6 +35,8 @@ class FeatureEmbeddings(nn.Module):
         std: Standard deviation of the initial weights.
     """
 
+    numbers: Tensor
+    categories: Tensor
     starts: Tensor
     scales: Tensor
     median: Tensor
@@ -44,9 +47,9 @@ class FeatureEmbeddings(nn.Module):
 
     def __init__(self, num_categories: Sequence[int], size: int, embedding: NumericEmbedding, std: float = 1.0) -> None:
         super().__init__()
-        self.numbers = [column for column, count in enumerate(num_categories) if count == 0]
-        self.categories = [column for column, count in enumerate(num_categories) if count > 0]
-        self.kind, num = embedding, len(self.numbers)
+        numbers = [column for column, count in enumerate(num_categories) if count == 0]
+        categories = [column for column, count in enumerate(num_categories) if count > 0]
+        self.kind, num = embedding, len(numbers)
         self.register_buffer("median", torch.zeros(num))
         self.register_buffer("spread", torch.ones(num))
         if num:
@@ -62,22 +65,23 @@ class FeatureEmbeddings(nn.Module):
             wave_weight = torch.randn(num, 2 * NUM_FREQUENCIES, size) * std / math.sqrt(2 * NUM_FREQUENCIES)
             self.wave_weight = nn.Parameter(wave_weight)
         offsets = [0]
-        for column in self.categories:
+        for column in categories:
             offsets.append(offsets[-1] + num_categories[column] + 1)
         self.register_buffer("offsets", torch.tensor(offsets[:-1]), persistent=False)
-        self.register_buffer("sizes", torch.tensor([num_categories[c] for c in self.categories]), persistent=False)
-        if self.categories:
+        self.register_buffer("sizes", torch.tensor([num_categories[c] for c in categories]), persistent=False)
+        if categories:
             vectors = torch.randn(offsets[-1], size) * std
             vectors[offsets[:-1]] = 0  # unknown categories
             self.vectors = nn.Parameter(vectors)
-        order = [*self.numbers, *self.categories]
-        self.register_buffer("order", torch.tensor(order).argsort(), persistent=False)
+        self.register_buffer("numbers", torch.tensor(numbers, dtype=torch.int64), persistent=False)
+        self.register_buffer("categories", torch.tensor(categories, dtype=torch.int64), persistent=False)
+        self.register_buffer("order", torch.tensor(numbers + categories).argsort(), persistent=False)
 
     @torch.no_grad()
     def fit(self, inputs: Tensor) -> None:
         """Compute the statistics of the training set (N, D)."""
         chosen = inputs[:: max(1, len(inputs) // MAX_ROWS)]
-        for i, column in enumerate(self.numbers):
+        for i, column in enumerate(self.numbers.tolist()):
             values = chosen[:, column]
             values = values[~values.isnan()].double()
             if len(values) == 0:
@@ -89,13 +93,13 @@ class FeatureEmbeddings(nn.Module):
             if self.kind == "piecewise_linear":
                 edges = bin_edges(distinct, counts)
                 self.starts[i, : len(edges) - 1] = edges[:-1]
-                self.scales[i, : len(edges) - 1] = 1 / edges.diff()
+                self.scales[i, : len(edges) - 1] = (1 / edges.diff()).clamp(max=LARGEST)
 
     def forward(self, inputs: Tensor) -> Tensor:
         parts = []
-        if self.numbers:
+        if len(self.numbers):
             parts.append(self._embed(inputs[:, self.numbers]))
-        if self.categories:
+        if len(self.categories):
             codes = inputs[:, self.categories].nan_to_num().long()
             codes = torch.where((codes < 0) | (codes > self.sizes), 0, codes)
             parts.append(nn.functional.embedding(codes + self.offsets, self.vectors))
@@ -105,8 +109,8 @@ class FeatureEmbeddings(nn.Module):
         """Vectors (B, R, E) of numbers (B, R)."""
         is_missing = numbers.isnan()
         numbers = torch.where(is_missing, self.median, numbers)
-        scaled = (numbers - self.median) / self.spread
-        scaled = scaled / torch.sqrt(1 + (scaled / SMOOTH_LIMIT) ** 2)
+        scaled = ((numbers - self.median) / self.spread).clamp(-LARGEST, LARGEST)
+        scaled = SMOOTH_LIMIT * scaled / torch.hypot(scaled, torch.full_like(scaled, SMOOTH_LIMIT))
         values = torch.stack([scaled, is_missing.to(scaled.dtype)], 2)  # (B, R, 2)
         vectors = self.bias + torch.einsum("brv,rve->bre", values, self.weight)
         if self.kind == "piecewise_linear":

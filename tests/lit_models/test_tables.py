@@ -41,6 +41,26 @@ def test_vectors_of_raw_rows_are_finite_at_any_scale(kind):
     assert torch.equal(vectors[1:, 1], embeddings.vectors[:1].expand(3, -1))  # missing and unknown categories
 
 
+def test_scaled_numbers_are_monotonic_and_limited():
+    embeddings = make().network.embeddings
+    nn.init.zeros_(embeddings.bias)
+    nn.init.ones_(embeddings.weight)
+    rows = torch.zeros(9, 3)
+    rows[:, 0] = torch.tensor([-3e38, -1e30, -1e3, 30.0, 40.0, 50.0, 1e3, 1e30, 3e38])
+    found = embeddings(rows)[:, 0, 0]
+    assert (found.diff() >= 0).all()
+    assert found[0].item() == pytest.approx(-3)
+    assert found[-1].item() == pytest.approx(3)
+
+
+@pytest.mark.parametrize("values", [[0.0, 1e-44, 3e-44], [1e38, -1e38, 3e38], [1e-30] * 3 + [1.0]])
+def test_extreme_training_data(values):
+    rows = torch.tensor(values)[:, None]
+    embeddings = FeatureEmbeddings([0], 4, "piecewise_linear")
+    embeddings.fit(rows)
+    assert embeddings(rows).isfinite().all()
+
+
 def test_a_missing_number_is_the_median_and_an_indicator():
     embeddings = make(numeric_embedding="piecewise_linear").network.embeddings
     nn.init.ones_(embeddings.weight)
