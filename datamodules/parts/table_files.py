@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 PARQUET, TEXT = (".parquet", ".pq"), (".csv", ".tsv", ".txt", ".data")
 SEPARATORS = ",;\t|"
-MISSING = ("", "NA", "N/A", "na", "n/a", "NaN", "nan", "NULL", "null", "None", "none", "?", "-")
+MISSING = ("", "NA", "N/A", "na", "n/a", "NaN", "nan", "NULL", "null", "?")
 HEAD_BYTES = 1 << 18  # of a file, to find separator and header
 
 
