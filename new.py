@@ -232,8 +232,10 @@ def make_project(name: str, keep: list[str], owner: str | None, force: bool) -> 
     dropped = [component for component in known if component not in keep]
     wanted = reachable(PROJECT / f"{FOLDERS[known[component]][0]}/{component}.py" for component in keep)
     wanted |= reachable([*PROJECT.glob("*.py"), *(PROJECT / "callbacks").glob("*.py")])
+    moved = {f"{FOLDERS[known[other]][0]}/{other}.py" for other in dropped if other in USED_BY_TESTS}
+    for_tests = reachable(PROJECT / path for path in moved)
     for component in dropped:
-        drop(component, known[component], wanted, [other for other in dropped if other in USED_BY_TESTS])
+        drop(component, known[component], wanted, for_tests)
     for config, names in names_in_configs.items():
         if not names <= set(keep):
             remove(config, names <= {*keep, *USED_BY_TESTS})
@@ -255,15 +257,14 @@ def not_committed() -> str | None:
     return "there are uncommitted changes" if status.stdout else None
 
 
-def drop(component: str, section: str, wanted: set[Path], moved: list[str]) -> None:
-    """Remove a component and the files that no other component needs. Components that tests use are moved."""
+def drop(component: str, section: str, wanted: set[Path], for_tests: set[Path]) -> None:
+    """Remove a component and the files that no other component needs. Files that components of the tests need are moved."""
     path = PROJECT / f"{FOLDERS[section][0]}/{component}.py"
-    is_moved = component in moved
     for module in sorted(reachable([path]) - wanted):
         if module.parent.name == "parts" or module == path or module.name == "hub.py":
-            remove(module, is_moved)
+            remove(module, module in for_tests)
     for file in OWN_FILES.get(component, []):
-        remove(PROJECT / file, is_moved)
+        remove(PROJECT / file, path in for_tests)
 
 
 def remove(path: Path, is_moved: bool = False) -> None:
