@@ -11,12 +11,14 @@ from typing import Annotated, Any, ClassVar
 
 import torch
 from lightning.pytorch import LightningDataModule
-from torch import Generator, Tensor
+from torch import Tensor
 
-from datamodules.parts.batches import AugmentContext, EpochOrder, TensorBatches, derive_seed
+from datamodules.parts.batches import AugmentContext, EpochOrder, TensorBatches
+from datamodules.parts.mapped import MappedRows
+from datamodules.parts.splits import stratified_split
 from datamodules.parts.statistics import CHUNK, fingerprint, mean_and_std, num_bytes
 from engine.contracts import DataError, DataSpec, Labelled, Modality, Split
-from engine.terminal import count_of
+from engine.memory import available_memory
 
 # N samples, B batch, C channels, D features
 
@@ -46,6 +48,7 @@ class ClassificationDataModule(LightningDataModule):
 
     choosable: ClassVar[bool] = False  # a base class; a config cannot select it
     modality: ClassVar[Modality]
+    memory_gigabytes: float | None = None  # main memory for data in mapped files; None for half of the free memory
 
     def __init__(
         self,
@@ -152,9 +155,11 @@ class ClassificationDataModule(LightningDataModule):
             rank, world_size = self.trainer.global_rank, self.trainer.world_size
             device = self.trainer.strategy.root_device
         inputs, labels = self._splits[split]
-        if labels.device != device:
-            inputs = inputs.to(device) if self._reserve_memory(num_bytes(inputs), device) else inputs
-            self._splits[split] = inputs, labels = inputs, labels.to(device)
+        if labels.device != device and self._reserve_memory(num_bytes(inputs), device):
+            inputs = inputs.to(device)
+        elif isinstance(inputs, MappedRows) and self._fits_in_memory(inputs.num_bytes):
+            inputs = inputs.to(torch.device("cpu"))
+        self._splits[split] = inputs, labels = inputs, labels.to(device)
         order = self.order(inputs, batch_size, shuffle, rank, world_size)
         return TensorBatches(inputs, labels, order, self.augment if shuffle else None)
 
@@ -168,6 +173,13 @@ class ClassificationDataModule(LightningDataModule):
         fits = size <= available
         self._bytes_on_device += size if fits else 0
         return fits
+
+    def _fits_in_memory(self, size: int) -> bool:
+        """Return whether `size` bytes fit in main memory for each process of this machine."""
+        if self.memory_gigabytes is not None:
+            return size <= self.memory_gigabytes * 1e9
+        processes = self.trainer.num_devices if self.trainer is not None else 1
+        return size * processes <= available_memory() / 2
 
     def _check(self, title: str, inputs: Tensor, labels: Tensor) -> None:
         """Raise a `DataError` if inputs or labels do not match the spec."""
@@ -192,33 +204,3 @@ def check_labels(place: object, labels: Tensor, num_classes: int) -> None:
         raise DataError(
             f"{place}: label {int(labels[row])} in row {row} (the first is 0); labels go from 0 to {num_classes - 1}"
         )
-
-
-def stratified_split(labels: Tensor, fraction: float, seed: int, key: str = "fraction") -> tuple[Tensor, Tensor]:
-    """Split rows into two sets, so that the second set has the same fraction of every class.
-
-    Args:
-        labels: (N,).
-        fraction: Fraction of the rows in the second set, rounded per class.
-        seed: Seed of the random choice.
-        key: Config key of the fraction, for errors.
-
-    Returns:
-        Row indices of the first and of the second set, both in ascending order.
-
-    Raises:
-        DataError: if one of the sets would be empty.
-    """
-    is_second = torch.zeros(len(labels), dtype=torch.bool)
-    generator, largest = Generator().manual_seed(derive_seed(seed)), 0
-    for label in labels.unique():
-        rows = torch.nonzero(labels == label).flatten()
-        chosen = torch.randperm(len(rows), generator=generator)[: round(fraction * len(rows))]
-        is_second[rows[chosen]] = True
-        largest = max(largest, len(rows))
-    first, second = torch.nonzero(~is_second).flatten(), torch.nonzero(is_second).flatten()
-    if min(len(first), len(second)) == 0:
-        problem = f"{fraction} of {len(labels)} samples leaves sets of {len(first)} and {len(second)}"
-        hint = f"it is rounded in each class, and the largest class has {count_of(largest, 'sample')}"
-        raise DataError(f"{key}: {problem}; choose another fraction: {hint}")
-    return first, second

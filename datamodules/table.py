@@ -3,17 +3,30 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import torch
 from lightning.pytorch.utilities import rank_zero_only
-from torch import Generator, Tensor
+from torch import Tensor
 
-from datamodules.classification import ClassificationDataModule, DataError, DataSpec, Labelled, Split, stratified_split
-from datamodules.parts.batches import derive_seed
-from datamodules.parts.table_files import close_name, read_table, to_numbers
+from datamodules.classification import ClassificationDataModule, DataError, DataSpec, Labelled, Split
+from datamodules.parts.cache import describe_files, load_or_create
+from datamodules.parts.download import lock_folder
+from datamodules.parts.labels import check_missing, class_names_of, class_numbers, without_missing
+from datamodules.parts.mapped import MappedRows
+from datamodules.parts.splits import hold_out
+from datamodules.parts.table_files import (
+    close_name,
+    copy_table,
+    estimated_bytes,
+    get_column,
+    map_table,
+    read_table,
+    to_numbers,
+)
 from engine.contracts import OptionError, listed
 from engine.terminal import count_of, print_line
 
@@ -23,7 +36,8 @@ if TYPE_CHECKING:
 # N rows, D columns
 
 rank_zero_print = rank_zero_only(print_line)
-MAX_NUMBERS = 100  # different values of a target of numbers; more are a quantity to predict, not classes
+FEW_ROWS = 20  # up to which all values of a column may differ by chance
+MANY_ROWS = 500_000  # encoded at a time
 YES_NO = {"yes", "no", "y", "n", "true", "false", "t", "f"}
 
 
@@ -35,11 +49,13 @@ class Column:
         name: Its name in the files.
         categories: Names of its categories in the order of their codes, which begin with 1; () for numbers.
         num_missing: Number of missing values.
+        is_identifier: Whether it has a different text or whole number in each row.
     """
 
     name: str
     categories: tuple[str, ...]
     num_missing: int
+    is_identifier: bool
 
 
 class Table(ClassificationDataModule):
@@ -63,6 +79,9 @@ class Table(ClassificationDataModule):
         test_fraction: Fraction of the training set that is used for the test if `test` is null.
         split_seed: Seed of both splits.
         gpu_memory_gigabytes: Maximum GPU memory for the data; null for half of the free memory.
+        memory_gigabytes: Maximum main memory for the data; null for half of the free memory. A table that does not fit is
+            copied to the cache and memory-mapped.
+        cache: Folder for tables that do not fit in memory. It can be deleted at any time.
         seed: Seed of shuffling. `train.py` passes the seed of the experiment.
     """
 
@@ -84,6 +103,8 @@ class Table(ClassificationDataModule):
         test_fraction: Annotated[float, "> 0, < 1"] = 0.2,
         split_seed: Annotated[int, ">= 0"] = 0,
         gpu_memory_gigabytes: Annotated[float, ">= 0"] | None = None,
+        memory_gigabytes: Annotated[float, ">= 0"] | None = None,
+        cache: str = "data/cache",
         seed: int = 0,
     ) -> None:
         options: dict[str, Any] = {"gpu_memory_gigabytes": gpu_memory_gigabytes, "normalize": False, "seed": seed}
@@ -91,6 +112,7 @@ class Table(ClassificationDataModule):
         given: dict[Split, str | None] = {"train": train, "val": val, "test": test}
         self.files = {split: Path(file).expanduser() for split, file in given.items() if file is not None}
         self.target, self.group_column, self.test_fraction = target, group_column, test_fraction
+        self.memory_gigabytes, self.cache = memory_gigabytes, Path(cache).expanduser()
         self.drop, self.categorical, self.numeric = list(drop), list(categorical), list(numeric)
         if len({file.resolve() for file in self.files.values()}) < len(self.files):
             hint = "use different files for training and evaluation"
@@ -116,20 +138,27 @@ class Table(ClassificationDataModule):
         """Read, check and split the files, once."""
         if self._prepared:
             return
-        tables = {split: read_table(f"data.{split}", file) for split, file in self.files.items()}
+        tables = {split: self._read(split) for split in self.files}
         for split, table in tables.items():
             self._check_columns(split, table, tables["train"].column_names)
-        labels = {split: self._labels(split, table) for split, table in tables.items()}
-        self.class_names = _class_names(labels["train"])
-        numbers = {split: self._number_labels(split, texts) for split, texts in labels.items()}
-        sources = self._split(tables, numbers)
-        training = tables["train"].take(sources["train"][1].numpy())
-        self.columns = [self._describe(name, training[name]) for name in self._features(training.column_names)]
+        texts = {split: self._labels(split, table) for split, table in tables.items()}
+        self.class_names = class_names_of(texts["train"])
+        labels = {
+            split: class_numbers(column, self.class_names, partial(self._row, split)) for split, column in texts.items()
+        }
+        fractions: dict[Split, float] = {"test": self.test_fraction, "val": self.val_fraction}
+        sources = hold_out(labels, fractions, self.split_seed, self._groups(tables["train"]))
+        is_training = np.zeros(tables["train"].num_rows, bool)
+        is_training[sources["train"][1].numpy()] = True
+        self.columns = [
+            self._describe(name, without_missing(tables["train"][name].filter(is_training)))
+            for name in self._features(tables["train"].column_names)
+        ]
         if not self.columns:
             raise DataError(f"data.train: {self.files['train']} has no column besides the target {self.target!r}")
-        inputs = {split: self._encode(table) for split, table in tables.items()}
+        inputs = {split: self._inputs(split, table) for split, table in tables.items()}
         self._prepared = {
-            split: (inputs[source][rows], numbers[source][rows]) for split, (source, rows) in sources.items()
+            split: (_select(inputs[source], rows), labels[source][rows]) for split, (source, rows) in sources.items()
         }
         self._sources = sources
         self._report()
@@ -143,6 +172,45 @@ class Table(ClassificationDataModule):
         """Return the file and the row of a sample."""
         source, rows = self._sources[split]
         return f"row {int(rows[row]) + 1} of {self.files[source]}"
+
+    def _row(self, split: Split, row: int) -> str:
+        return f"data.{split}: {self.files[split]}, row {row + 1}"
+
+    def _read(self, split: Split) -> "pyarrow.Table":
+        """Return the table of a file. If it does not fit in memory, it is copied to the cache and memory-mapped."""
+        key, file = f"data.{split}", self.files[split]
+        if self._fits_in_memory(estimated_bytes(file)):
+            return read_table(key, file)
+
+        def load(folder: Path) -> "pyarrow.Table":
+            return map_table(folder / "table.arrow")
+
+        with lock_folder(self.cache, "data.cache"):
+            return load_or_create(
+                self.cache,
+                "table",
+                describe_files([str(file)]),
+                lambda folder: copy_table(key, file, folder / "table.arrow"),
+                load,
+            )
+
+    def _inputs(self, split: Split, table: "pyarrow.Table") -> Tensor | MappedRows:
+        """Return all rows of a file (N, D). If they do not fit in memory, they are written to the cache."""
+        shape = (table.num_rows, len(self.columns))
+        if self._fits_in_memory(estimated_bytes(self.files[split])):
+            inputs = torch.empty(shape)
+            self._encode(table, inputs.numpy())
+            return inputs
+
+        def create(folder: Path) -> None:
+            self._encode(table, np.lib.format.open_memmap(folder / "inputs.npy", "w+", np.float32, shape))
+
+        def load(folder: Path) -> MappedRows:
+            return MappedRows(np.load(folder / "inputs.npy", mmap_mode="r"), torch.arange(shape[0]))
+
+        key = (*describe_files([str(self.files[split])]), *self.columns)
+        with lock_folder(self.cache, "data.cache"):
+            return load_or_create(self.cache, "inputs", key, create, load)
 
     def _features(self, names: list[str]) -> list[str]:
         return [name for name in names if name not in {self.target, self.group_column, *self.drop}]
@@ -160,76 +228,51 @@ class Table(ClassificationDataModule):
             hint = close_name(missing[0], names)
             raise DataError(f"data.{split}: {file} has no column {missing[0]!r}, which the training set has; {hint}")
 
-    def _labels(self, split: Split, table: "pyarrow.Table") -> list[str]:
-        column = table[self.target]
-        labels = column.to_pylist()
-        if column.null_count:
-            row = labels.index(None) + 1
-            count = count_of(column.null_count, "row")
-            hint = "every row needs a label"
-            raise DataError(
-                f"data.{split}: {self.files[split]}: {count} without {self.target!r}, first row {row}; {hint}"
-            )
+    def _labels(self, split: Split, table: "pyarrow.Table") -> "pyarrow.ChunkedArray":
+        labels = get_column("data.target", self.files[split], table, self.target)
+        check_missing(labels, self.target, partial(self._row, split))
         return labels
 
-    def _number_labels(self, split: Split, labels: list[str]) -> Tensor:
-        """Convert labels to the numbers of their classes (N,)."""
-        numbers = {name: i for i, name in enumerate(self.class_names)}
-        try:
-            return torch.tensor([numbers[label] for label in labels])
-        except KeyError as error:
-            row, known = labels.index(error.args[0]) + 1, listed(self.class_names, 20)
-            problem = f"{error.args[0]!r} does not occur in the training set, which has {known}"
-            raise DataError(f"data.{split}: {self.files[split]}, row {row}: the label {problem}") from None
-
-    def _split(
-        self, tables: "dict[Split, pyarrow.Table]", labels: dict[Split, Tensor]
-    ) -> dict[Split, tuple[Split, Tensor]]:
-        """Return the file and the rows of each split."""
-        rows = {split: (split, torch.arange(len(values))) for split, values in labels.items()}
-        groups = tables["train"][self.group_column].to_pylist() if self.group_column else None
-        fractions: dict[Split, float] = {"test": self.test_fraction, "val": self.val_fraction}
-        for split, fraction in fractions.items():
-            if split in rows:
-                continue
-            training, key = rows["train"][1], f"data.{split}_fraction"
-            if groups is None:
-                first, second = stratified_split(labels["train"][training], fraction, self.split_seed, key)
-            else:
-                first, second = group_split([groups[row] for row in training.tolist()], fraction, self.split_seed, key)
-            rows["train"], rows[split] = ("train", training[first]), ("train", training[second])
-        return rows
-
-    def _describe(self, name: str, column: "pyarrow.ChunkedArray") -> Column:
-        """Find the kind of a column of the training part."""
+    def _groups(self, table: "pyarrow.Table") -> Tensor | None:
+        """Return the number of the group of each row (N,); -1 for a row without a group."""
         import pyarrow.compute as pc
 
-        missing = int(column.null_count)
-        if name not in self.categorical and (name in self.numeric or to_numbers(column) is not None):
-            return Column(name, (), missing)
-        return Column(name, tuple(sorted(pc.unique(column.drop_null()).to_pylist())) or ("",), missing)
+        if self.group_column is None:
+            return None
+        groups = without_missing(table[self.group_column])
+        numbers = pc.fill_null(pc.index_in(groups, pc.unique(groups.drop_null())), -1)
+        return torch.from_numpy(numbers.to_numpy().astype(np.int64))
 
-    def _encode(self, table: "pyarrow.Table") -> Tensor:
-        """Return the rows (N, D): numbers, NaN if they are missing, and codes of categories, 0 if they are unknown."""
+    def _describe(self, name: str, texts: "pyarrow.ChunkedArray") -> Column:
+        """Find the kind of a column from its values in the training part."""
+        import pyarrow.compute as pc
+
+        numbers = None if name in self.categorical else to_numbers(texts)
+        is_number = numbers is not None or name in self.numeric
+        categories = () if is_number else tuple(sorted(pc.unique(texts.drop_null()).to_pylist())) or ("",)
+        values = texts if numbers is None else numbers
+        is_identifier = len(values) > FEW_ROWS and _are_different(values[:MANY_ROWS]) and _are_different(values)
+        return Column(name, categories, texts.null_count, is_identifier)
+
+    def _encode(self, table: "pyarrow.Table", inputs: np.ndarray) -> None:
+        """Write the rows to `inputs` (N, D): numbers, NaN if they are missing, and codes of categories, 0 if unknown."""
         import pyarrow as pa
         import pyarrow.compute as pc
 
-        inputs = torch.empty(table.num_rows, len(self.columns))
-        for i, column in enumerate(self.columns):
-            texts = table[column.name]
-            if column.categories:
-                codes = pc.fill_null(pc.index_in(texts, pa.array(column.categories, pa.string())), -1)
-                values = codes.to_numpy() + 1
-            elif (numbers := to_numbers(texts)) is not None:
-                values = pc.fill_null(numbers, float("nan")).to_numpy()
-            else:
-                values = np.array([_number(text) for text in texts.to_pylist()])
-            inputs[:, i] = torch.from_numpy(values.astype(np.float32))
-        return inputs
+        categories = [pa.array(column.categories, pa.string()) for column in self.columns]
+        for start in range(0, table.num_rows, MANY_ROWS):
+            for i, column in enumerate(self.columns):
+                texts = without_missing(table[column.name].slice(start, MANY_ROWS))
+                if column.categories:
+                    values = pc.fill_null(pc.index_in(texts, categories[i]), -1).to_numpy() + 1
+                elif (numbers := to_numbers(texts)) is not None:
+                    values = pc.fill_null(numbers, float("nan")).to_numpy()
+                else:
+                    values = np.array([_number(text) for text in texts.to_pylist()])
+                inputs[start : start + MANY_ROWS, i] = values
 
     def _report(self) -> None:
         """Print the kinds of columns, and columns that look like identifiers."""
-        num_rows = len(self._prepared["train"][1])
         numbers = [column for column in self.columns if not column.categories]
         yes_no = [c for c in self.columns if len(c.categories) == 2 and {n.lower() for n in c.categories} <= YES_NO]
         categories = [column for column in self.columns if column.categories and column not in yes_no]
@@ -240,73 +283,24 @@ class Table(ClassificationDataModule):
         if missing:
             affected = [f"{column.name} ({column.num_missing:,})" for column in self.columns if column.num_missing]
             rank_zero_print(f"{'missing':<13}{count_of(missing, 'value')} of the training part: {listed(affected, 10)}")
-        inputs = self._prepared["train"][0]
-        for i, column in enumerate(self.columns):
-            whole = bool((inputs[:, i] == inputs[:, i].round()).all())
-            num_values = len(column.categories) or (len(inputs[:, i].unique()) if whole else 0)
-            if num_rows > 20 and num_values == num_rows:
-                rank_zero_print(
-                    f"warning: every row has another {column.name}; if it is an identifier: data.drop=[{column.name}]"
-                )
+        for column in self.columns:
+            if column.is_identifier:
+                hint = f"if it is an identifier: data.drop=[{column.name}]"
+                rank_zero_print(f"warning: every row has another {column.name}; {hint}")
 
 
-def group_split(groups: list[Any], fraction: float, seed: int, key: str) -> tuple[Tensor, Tensor]:
-    """Split rows into two sets so that the rows of a group are in one set.
-
-    Args:
-        groups: The group of each row; a row without a group is a group of its own.
-        fraction: Fraction of the rows in the second set, approximately.
-        seed: Seed of the random choice.
-        key: Config key of the fraction, for errors.
-
-    Returns:
-        Row indices of the first and of the second set, both in ascending order.
-
-    Raises:
-        DataError: if one of the sets would be empty.
-    """
-    names = [(i, None) if group is None else (-1, group) for i, group in enumerate(groups)]
-    numbers = {name: number for number, name in enumerate(dict.fromkeys(names))}
-    group_of = torch.tensor([numbers[name] for name in names])
-    sizes = group_of.bincount()
-    order = torch.randperm(len(sizes), generator=Generator().manual_seed(derive_seed(seed)))
-    ends = sizes[order].cumsum(0)
-    # a group belongs to the second set if its middle lies within the fraction
-    chosen = torch.zeros(len(sizes), dtype=torch.bool)
-    chosen[order] = ends - sizes[order] / 2 <= fraction * len(groups)
-    second = chosen[group_of]
-    if second.all() or not second.any():
-        hint = f"data.group_column has {count_of(len(sizes), 'group')}; choose another fraction"
-        raise DataError(f"{key}: {fraction} of {len(groups)} rows leaves an empty set; {hint}")
-    return torch.nonzero(~second).flatten(), torch.nonzero(second).flatten()
+def _select(inputs: Tensor | MappedRows, rows: Tensor) -> Tensor | MappedRows:
+    return inputs.select(rows) if isinstance(inputs, MappedRows) else inputs[rows]
 
 
-def _class_names(labels: list[str]) -> tuple[str, ...]:
-    """Return the distinct labels, in numerical order if all are numbers, otherwise in alphabetical order."""
-    names = set(labels)
-    if len(names) < 2:
-        raise DataError(f"data.target: every row has the label {labels[0]!r}; at least two classes are needed")
-    are_numbers = all(_number(name) == _number(name) for name in names)
-    if are_numbers and len(names) > MAX_NUMBERS:
-        problem = f"{len(names):,} different numbers"
-        raise DataError(f"data.target: {problem}; this template classifies, and does not predict quantities")
-    if len(names) > len(labels) / 2 and len(labels) > 4:
-        raise DataError(
-            f"data.target: {len(names):,} different labels in {len(labels):,} rows; is it the right column?"
-        )
-    if similar := _same_but_for_case(names):
-        raise DataError(
-            f"data.target: the labels {similar[0]!r} and {similar[1]!r} differ only in case; write them alike"
-        )
-    return tuple(sorted(names, key=lambda name: (_number(name) if are_numbers else 0, name)))
+def _are_different(values: "pyarrow.ChunkedArray") -> bool:
+    """Return whether all values are different texts or whole numbers."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
 
-
-def _same_but_for_case(names: set[str]) -> tuple[str, str] | None:
-    seen: dict[str, str] = {}
-    for name in sorted(names):
-        if (other := seen.setdefault(name.casefold(), name)) != name:
-            return other, name
-    return None
+    if pa.types.is_floating(values.type) and not pc.all(pc.equal(values, pc.round(values))).as_py():
+        return False
+    return not values.null_count and pc.count_distinct(values).as_py() == len(values)
 
 
 def _number(text: str | None) -> float:

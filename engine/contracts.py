@@ -3,7 +3,7 @@
 This module imports neither torch nor Lightning, so that errors in a config are reported fast.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
@@ -16,7 +16,7 @@ COMMAND_LINE = "command line"  # replaces file and line in messages
 Modality = Literal["features", "image", "tokens"]
 Split = Literal["train", "val", "test"]
 Batch: TypeAlias = "tuple[Any, Tensor]"  # inputs: a tensor or a dict of tensors; labels (B,) of 0..K-1
-Labelled: TypeAlias = "tuple[Any, Tensor]"  # a whole split; inputs: a tensor (N, ...) or a TokenTable; labels (N,)
+Labelled: TypeAlias = "tuple[Any, Tensor]"  # a whole split; inputs: Rows (N, ...) or a TokenTable; labels (N,)
 
 
 def escape(text: str) -> str:
@@ -146,6 +146,20 @@ class Classifier(Protocol):
 
     def __call__(self, inputs: Any) -> "Tensor":
         """Return logits (B, K)."""
+
+
+@runtime_checkable
+class Rows(Protocol):
+    """N inputs of equal shape: a tensor, or rows of a memory-mapped file (`datamodules.parts.mapped.MappedRows`)."""
+
+    shape: Any
+    ndim: int
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, indices: Any) -> "Tensor": ...
+
+    def split(self, size: int) -> "Iterable[Tensor]": ...
 
 
 @runtime_checkable

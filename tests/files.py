@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from datamodules import cifar, mnist
 from engine.config.signatures import PROJECT
@@ -33,6 +34,8 @@ def options(name: str, root: Path) -> dict[str, str]:
     """The options with which the datamodule `name` finds the files of `write_all`; {} if it has none there."""
     if name == "table":
         return {"train": str(root / "table/train.csv"), "target": "label"}
+    if name == "pictures":
+        return {"train": str(root / "pictures"), "image_size": "32", "cache": str(root / "cache")}
     if name == "text":
         return {"train": str(root / "text/train.tsv"), "cache": str(root / "cache")}
     return {"root": str(root)} if name in ("mnist", "cifar") else {}
@@ -59,6 +62,7 @@ def write_all(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     write_cifar(root, "cifar100")
     write_texts(root / "text/train.tsv", 300)
     write_table(root / "table/train.csv", 300)
+    write_pictures(root / "pictures", 120)
     return root
 
 
@@ -135,6 +139,15 @@ def cifar_records(images: np.ndarray, labels: np.ndarray, label_bytes: int) -> b
     coarse = 255 - labels
     columns = [coarse, labels][-label_bytes:]
     return np.concatenate([np.stack(columns, axis=1), images.reshape(len(images), -1)], axis=1).tobytes()
+
+
+def write_pictures(root: Path, count: int, num_classes: int = 3) -> None:
+    """PNG files of 40x32 pixels, in a folder for each class."""
+    images, labels = pictures(count, num_classes, (3, 32, 40), seed=0)
+    for number, (image, label) in enumerate(zip(images, labels.tolist(), strict=True)):
+        folder = root / ("bird", "cat", "dog")[label]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image.transpose(1, 2, 0)).save(folder / f"{number:04}.png")
 
 
 def write_table(path: Path, count: int) -> None:

@@ -14,15 +14,15 @@ from tests import files
 from tests.runs import figures, run
 
 FITS = {
-    "mlp": {"iris", "mnist", "cifar", "table"},
-    "cnn": {"mnist", "cifar"},
-    "bert": {"iris", "mnist", "cifar", "table", "text"},
+    "mlp": {"iris", "mnist", "cifar", "pictures", "table"},
+    "cnn": {"mnist", "cifar", "pictures"},
+    "bert": {"iris", "mnist", "cifar", "pictures", "table", "text"},
 }
 SMALLER = {  # at its own size BERT takes seconds for three steps
     "bert": ["model.hidden_size=32", "model.num_layers=1", "model.num_heads=2"],
     "cnn": ["model.widths=[8, 8]"],
 }
-PATCHES = {"mnist": ["model.patch_size=14"], "cifar": ["model.patch_size=16"]}
+PATCHES = {"mnist": ["model.patch_size=14"], "cifar": ["model.patch_size=16"], "pictures": ["model.patch_size=16"]}
 # a project may have dropped some of them
 FITS = {model: {data for data in fits if (PROJECT / f"datamodules/{data}.py").exists()} for model, fits in FITS.items()}
 FITS = {model: fits for model, fits in FITS.items() if (PROJECT / f"lit_models/{model}.py").exists()}

@@ -5,6 +5,7 @@ type of the images, so they are cheapest before the images are converted to floa
 """
 
 import math
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -71,14 +72,40 @@ def random_affine(
     angle, scale = uniform[0] * math.radians(degrees), 1 + uniform[1] * scale_fraction
     shift = uniform[2:] * 2 * shift_fraction  # times 2, because the grid goes from -1 to 1
     cosine, sine = angle.cos() / scale, angle.sin() / scale
-    matrices = torch.stack([cosine, -sine, shift[0], sine, cosine, shift[1]], dim=1).view(-1, 3)  # (2 B, 3)
+    return _warp(images, torch.stack([cosine, -sine, shift[0], sine, cosine, shift[1]], dim=1), "zeros")
+
+
+def random_resized_crop(images: Tensor, min_area: float, generator: Generator) -> Tensor:
+    """Cut a random part out of each image, and scale it to the size of the image. Returns floats.
+
+    Area and proportion are chosen as in Szegedy et al. 2014 (https://arxiv.org/abs/1409.4842): the area is uniform, and the
+    logarithm of the proportion is uniform between 3/4 and 4/3.
+
+    Args:
+        images: (B, C, H, W).
+        min_area: Smallest area, as a fraction of the image.
+        generator: Source of the random numbers.
+    """
+    uniform = torch.rand(4, len(images), generator=generator, device=images.device)
+    area, proportion = min_area + uniform[0] * (1 - min_area), (4 / 3) ** (uniform[1] * 2 - 1)
+    width, height = (area * proportion).sqrt().clamp(max=1), (area / proportion).sqrt().clamp(max=1)
+    x, y = (uniform[2] * 2 - 1) * (1 - width), (uniform[3] * 2 - 1) * (1 - height)
+    zero = torch.zeros_like(x)
+    return _warp(images, torch.stack([width, zero, x, zero, height, y], dim=1), "border")
+
+
+def _warp(images: Tensor, matrices: Tensor, padding: Literal["zeros", "border"]) -> Tensor:
+    """Sample each image at the places that its affine matrix (B, 6) maps to. `padding` are the pixels outside the image.
+
+    Matrices map the grid of the result to the image. Both grids go from -1 to 1.
+    """
     height, width = images.shape[2:]
     # coordinates of the pixels' centres
     x, y = (torch.arange(1 - side, side, 2, device=images.device) / side for side in (width, height))
     points = torch.stack([x.repeat(height), y.repeat_interleave(width), torch.ones_like(x).repeat(height)])  # (3, H W)
     # one matrix product for the whole batch; `F.affine_grid` computes B small products and takes twenty times as long
-    grid = (matrices @ points).view(-1, 2, height, width).permute(0, 2, 3, 1)  # (B, H, W, 2)
-    return F.grid_sample(images.float(), grid, padding_mode="zeros", align_corners=False)
+    grid = (matrices.view(-1, 3) @ points).view(-1, 2, height, width).permute(0, 2, 3, 1)  # (B, H, W, 2)
+    return F.grid_sample(images.float(), grid, padding_mode=padding, align_corners=False)
 
 
 def _reflect(images: Tensor, padding: int) -> Tensor:

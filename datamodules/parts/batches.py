@@ -5,8 +5,11 @@ as indexing (https://github.com/pytorch/pytorch/issues/106704). There is no hidd
 (seed, epoch), and augmentation depends only on (seed, epoch, batch, rank).
 """
 
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -14,7 +17,11 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
+from engine.contracts import map_tensors
+
 # N samples, B batch
+
+NUM_AHEAD = 2  # batches that are gathered before they are needed
 
 
 @dataclass(frozen=True)
@@ -148,14 +155,44 @@ class TensorBatches:
         seeds = derive_seeds(len(order), order.seed, order.epoch, order.rank)
         batches = list(islice(order, first, None))
         on_device = _copy_indices(batches, device)
-        for i, (indices, device_indices) in enumerate(zip(batches, on_device, strict=True), first):
-            inputs = self.inputs[device_indices] if is_on_device else to_device(self.inputs[indices], device)
+        if is_on_device:
+            gathered = (self.inputs[indices] for indices in on_device)
+        else:
+            gathered = (to_device(batch, device) for batch in gather_ahead(self.inputs, batches, device))
+        for i, (device_indices, inputs) in enumerate(zip(on_device, gathered, strict=True), first):
             if self.augment is not None:
                 generator.manual_seed(seeds[i])
                 context = AugmentContext(generator, order.seed, order.epoch, device_indices)  # type: ignore[arg-type]
                 inputs = self.augment(inputs, context)
             self._num_yielded = i + 1
             yield inputs, self.labels[device_indices]
+
+
+def gather_ahead(inputs: Any, batches: Sequence[Tensor | slice], device: torch.device) -> Iterator[Any]:
+    """Yield ``inputs[indices]`` for each batch. A thread gathers the next batches, in pinned memory for a GPU.
+
+    Args:
+        inputs: (N, ...), or N rows of `TokenRows` or `MappedRows`.
+        batches: Indices of each batch.
+        device: Where the batches will be used.
+    """
+
+    def gather(indices: Tensor | slice) -> Any:
+        batch = inputs[indices]
+        return map_tensors(_pinned, batch) if device.type == "cuda" else batch
+
+    # without `set_device`, a thread that pins memory occupies memory of the first GPU
+    start = partial(torch.cuda.set_device, device) if device.type == "cuda" else None
+    with ThreadPoolExecutor(1, "gather", start) as thread:
+        waiting = deque(thread.submit(gather, indices) for indices in batches[:NUM_AHEAD])
+        for following in range(NUM_AHEAD, len(batches) + NUM_AHEAD):
+            if following < len(batches):
+                waiting.append(thread.submit(gather, batches[following]))
+            yield waiting.popleft().result()
+
+
+def _pinned(tensor: Tensor) -> Tensor:
+    return tensor.pin_memory() if tensor.device.type == "cpu" else tensor
 
 
 def derive_seed(*numbers: int) -> int:
@@ -175,7 +212,7 @@ def to_device(batch: Any, device: torch.device) -> Any:
     if isinstance(batch, Mapping):
         return {name: to_device(tensor, device) for name, tensor in batch.items()}
     if device.type == "cuda" and batch.device.type == "cpu":
-        return batch.pin_memory().to(device, non_blocking=True)
+        return batch.pin_memory().to(device, non_blocking=True)  # pinned memory is not copied again
     return batch.to(device)
 
 

@@ -7,7 +7,7 @@ whether a file was changed after it was written. Verifying 1 GB takes 0.7 s.
 import hashlib
 import os
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TypeVar
@@ -48,6 +48,16 @@ def load_or_create(
         folder = cache / (prefix + _digest(created))
         os.replace(created, folder)
     return load(folder)
+
+
+def describe_files(paths: Sequence[str]) -> Iterator[str]:
+    """Yield name, size and modification time of each file. They change if the file changes."""
+    for path in map(os.path.abspath, paths):
+        try:
+            status = os.stat(path)
+            yield f"{path}:{status.st_size}:{status.st_mtime_ns}"
+        except OSError:
+            yield f"{path}:missing"
 
 
 def _is_folder(path: Path) -> bool:

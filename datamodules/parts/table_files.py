@@ -6,9 +6,13 @@ they do not depend on the block size of a reader.
 
 import csv
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tqdm import tqdm
+
+from datamodules.parts.labels import MISSING, without_missing
 from engine.contracts import DataError, listed
 
 if TYPE_CHECKING:
@@ -16,12 +20,12 @@ if TYPE_CHECKING:
 
 PARQUET, TEXT = (".parquet", ".pq"), (".csv", ".tsv", ".txt", ".data")
 SEPARATORS = ",;\t|"
-MISSING = ("", "NA", "N/A", "na", "n/a", "NaN", "nan", "NULL", "null", "?")
 HEAD_BYTES = 1 << 18  # of a file, to find separator and header
+BLOCK_BYTES = 1 << 24  # of a text file in memory at a time; a row cannot be longer
 
 
 def read_table(key: str, path: Path) -> "pyarrow.Table":
-    """Read a table whose columns are texts without surrounding spaces, with null for missing values.
+    """Read a table into memory. All columns are texts.
 
     Args:
         key: Config key of the file, for errors.
@@ -31,51 +35,121 @@ def read_table(key: str, path: Path) -> "pyarrow.Table":
         DataError: if the file is missing or is not a table.
     """
     import pyarrow as pa
-    import pyarrow.compute as pc
 
+    names, batches = _open_table(key, path)
+    return pa.Table.from_batches(batches, pa.schema([(name, pa.string()) for name in names]))
+
+
+def copy_table(key: str, path: Path, target: Path) -> None:
+    """Copy a table to an Arrow file, which can be memory-mapped. Arguments and errors are those of `read_table`."""
+    import pyarrow as pa
+
+    names, batches = _open_table(key, path)
+    schema = pa.schema([(name, pa.string()) for name in names])
+    rows = tqdm(desc=f"reading {path.name}", unit=" rows", unit_scale=True, disable=None, leave=False)
+    with rows, pa.OSFile(str(target), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
+        for batch in batches:
+            writer.write_batch(batch)
+            rows.update(batch.num_rows)
+
+
+def map_table(path: Path) -> "pyarrow.Table":
+    """Memory-map an Arrow file of `copy_table`."""
+    import pyarrow as pa
+
+    return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+
+
+def estimated_bytes(path: Path) -> int:
+    """Return about how much memory it takes to read a table; 0 if it cannot be read."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        if path.suffix.lower() not in PARQUET:
+            return 3 * path.stat().st_size
+        metadata = pq.read_metadata(path)
+        return 24 * metadata.num_rows * metadata.num_columns
+    except (OSError, pa.ArrowInvalid):
+        return 0
+
+
+def get_column(key: str, path: Path, table: "pyarrow.Table", name: str) -> "pyarrow.ChunkedArray":
+    """Return a column of a table, without spaces around its texts, and with null for missing values.
+
+    Raises:
+        DataError: if there is no such column. It begins with `key`.
+    """
+    if name not in table.column_names:
+        raise DataError(f"{key}: {path} has no column {name!r}; {close_name(name, table.column_names)}")
+    return without_missing(table[name])
+
+
+def _open_table(key: str, path: Path) -> "tuple[list[str], Iterator[pyarrow.RecordBatch]]":
+    """Return the names of the columns, and an iterator over the rows in batches."""
+    import pyarrow as pa
+
+    expected = listed([*TEXT[:2], PARQUET[0]])
     if path.is_dir():
-        raise DataError(f"{key}: {path} is a folder; give a {listed([*TEXT[:2], PARQUET[0]])} file")
+        raise DataError(f"{key}: {path} is a folder; give a {expected} file")
     if path.exists() and not path.is_file():  # reading a pipe or a device might never end
         raise DataError(f"{key}: {path} is not a regular file")
     if not path.exists():
-        raise DataError(f"{key}: {path} does not exist; give a {listed([*TEXT[:2], PARQUET[0]])} file")
+        raise DataError(f"{key}: {path} does not exist; give a {expected} file")
     try:
-        table = _read_parquet(path) if path.suffix.lower() in PARQUET else _read_text(key, path)
+        names, batches = _open_parquet(path) if path.suffix.lower() in PARQUET else _open_text(key, path)
+        if repeated := sorted({name for name in names if names.count(name) > 1}):
+            raise DataError(f"{key}: {path} has two columns with the name {repeated[0]!r}; rename one of them")
+        first = next((batch for batch in batches if batch.num_rows), None)
     except OSError as error:
         raise DataError(f"{key}: {path} cannot be read ({error.strerror or error})") from None
     except pa.ArrowInvalid as error:
         raise DataError(f"{key}: {path} cannot be read: {_reason(error)}") from None
-    names = table.column_names
-    if repeated := sorted({name for name in names if names.count(name) > 1}):
-        raise DataError(f"{key}: {path} has two columns with the name {repeated[0]!r}; rename one of them")
-    if not table.num_rows:
+    if first is None:
         raise DataError(f"{key}: {path} has no rows")
-    missing = pa.array(MISSING, pa.string())
-    columns = []
-    for column in table.columns:
-        text = pc.utf8_trim_whitespace(column)
-        columns.append(pc.if_else(pc.is_in(text, missing), pa.scalar(None, pa.string()), text))
-    return pa.table(columns, names=names)
+    return names, _named_errors(key, path, first, batches)
 
 
-def _read_parquet(path: Path) -> "pyarrow.Table":
+def _named_errors(
+    key: str, path: Path, first: "pyarrow.RecordBatch", others: "Iterator[pyarrow.RecordBatch]"
+) -> "Iterator[pyarrow.RecordBatch]":
+    """Yield all batches. An error names the file."""
+    import pyarrow as pa
+
+    yield first
+    try:
+        yield from others
+    except OSError as error:
+        raise DataError(f"{key}: {path} cannot be read ({error.strerror or error})") from None
+    except pa.ArrowInvalid as error:
+        raise DataError(f"{key}: {path} cannot be read: {_reason(error)}") from None
+
+
+def _open_parquet(path: Path) -> "tuple[list[str], Iterator[pyarrow.RecordBatch]]":
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    table = pq.read_table(path)
-    columns = []
-    for name, column in zip(table.column_names, table.columns, strict=True):
-        try:
-            columns.append(column.cast(pa.string()))
-        except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
-            raise DataError(f"{path}: column {name!r} has the type {column.type}; drop it with data.drop") from None
-    return pa.table(columns, names=table.column_names)
+    file = pq.ParquetFile(path)
+    names = file.schema_arrow.names
+
+    def batches() -> "Iterator[pyarrow.RecordBatch]":
+        for batch in file.iter_batches():
+            columns = []
+            for name, column in zip(names, batch.columns, strict=True):
+                try:
+                    columns.append(column.cast(pa.string()))
+                except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+                    hint = "drop it with data.drop"
+                    raise DataError(f"{path}: column {name!r} has the type {column.type}; {hint}") from None
+            yield pa.record_batch(columns, names=names)
+
+    return names, batches()
 
 
-def _read_text(key: str, path: Path) -> "pyarrow.Table":
+def _open_text(key: str, path: Path) -> "tuple[list[str], Iterator[pyarrow.RecordBatch]]":
     import pyarrow as pa
     import pyarrow.compute as pc
-    from pyarrow.csv import ConvertOptions, ParseOptions, ReadOptions, read_csv
+    from pyarrow.csv import ConvertOptions, ParseOptions, ReadOptions, open_csv
 
     with path.open("rb") as file:
         head = file.read(HEAD_BYTES)
@@ -91,17 +165,23 @@ def _read_text(key: str, path: Path) -> "pyarrow.Table":
     has_header = is_header(names, rows)
     if not has_header:
         names = [f"column_{number}" for number in range(1, len(names) + 1)]
-    table = read_csv(
+    if len(set(names)) < len(names):
+        return names, iter(())  # an error, see `_open_table`
+    reader = open_csv(
         path,
-        ReadOptions(column_names=names, skip_rows=int(has_header)),
+        ReadOptions(column_names=names, skip_rows=int(has_header), block_size=BLOCK_BYTES),
         ParseOptions(delimiter=separator, newlines_in_values=True),
         ConvertOptions(column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=False),
     )
     if separator != ";":
-        return table
-    # such files usually have decimal commas
-    columns = [pc.replace_substring_regex(column, r"^([+-]?\d+),(\d+)$", r"\1.\2") for column in table.columns]
-    return pa.table(columns, names=names)
+        return names, iter(reader)
+
+    def with_decimal_points() -> "Iterator[pyarrow.RecordBatch]":  # such files usually have decimal commas
+        for batch in reader:
+            columns = [pc.replace_substring_regex(c, r"^([+-]?\d+),(\d+)$", r"\1.\2") for c in batch.columns]
+            yield pa.record_batch(columns, names=names)
+
+    return names, with_decimal_points()
 
 
 def find_separator(lines: list[str]) -> str:

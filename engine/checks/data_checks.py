@@ -12,11 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
-from engine.contracts import CheckResult, Labelled, TokenTable, listed
+from engine.contracts import CheckResult, Labelled, Rows, TokenTable, listed
 
 # N rows, M rows with known labels, A rows whose labels are predicted, K classes, V tokens in the vocabulary
 
 MIN_ROWS, MAX_ROWS = 50, 2000  # for `check_labels`: fewer rows are not significant, more rows take too long
+MAX_COMPARED = 2_000_000  # rows, for `check_duplicates`, whose table of digests takes 250 bytes per row
+CHUNK = 1024  # rows that are read at a time
 SIDE = 32  # larger images are averaged down to this side before they are compared
 MIN_DEVIATIONS = 3.0  # standard deviations above chance; random labels exceed it with a probability of 1/740
 # Above these deviations, labels may depend weakly on inputs, as in 1,000 pictures of cats and dogs. The second value is used
@@ -38,7 +40,7 @@ MAX_IMBALANCE = (
 def check_data(datamodule: Any) -> Iterator[CheckResult]:
     """Check the splits of a datamodule that is set up."""
     splits: Mapping[Any, Labelled] = datamodule.splits() if getattr(datamodule, "is_loaded", False) else {}
-    if not splits or not all(isinstance(inputs, Tensor | TokenTable) for inputs, _ in splits.values()):
+    if not splits or not all(isinstance(inputs, Rows | TokenTable) for inputs, _ in splits.values()):
         name = type(datamodule).__name__
         yield CheckResult("note", "data", f"{name} loads its data itself, so rows and labels are not checked")
         return
@@ -82,7 +84,7 @@ def check_balance(class_names: tuple[str, ...], labels: Mapping[Any, Tensor]) ->
             yield CheckResult("warning", title, f"{split} has no row of {listed(missing[split])}; {hint}")
 
 
-def check_labels(inputs: Tensor | TokenTable, labels: Tensor) -> CheckResult:
+def check_labels(inputs: Rows | TokenTable, labels: Tensor) -> CheckResult:
     """Check whether simple models predict labels from inputs better than by chance.
 
     Up to 2,000 rows are split into two halves, and the labels of one half are predicted from the other half. The models are
@@ -148,6 +150,11 @@ def check_duplicates(
     `place` returns the origin of a row, as text for the message.
     """
     title = "duplicate rows"
+    if (num_rows := sum(len(labels) for _, labels in splits.values())) > MAX_COMPARED:
+        yield CheckResult(
+            "note", title, f"{num_rows:,} rows are not compared, because they are more than {MAX_COMPARED:,}"
+        )
+        return
     first_places: dict[bytes, tuple[str, int]] = {}  # digest of the inputs -> split and row
     num_train, repeated, contradicting = len(splits["train"][1]), 0, 0
     for split in ("train", "val", "test"):
@@ -180,7 +187,7 @@ def check_duplicates(
         yield CheckResult("note" if contradicting <= MAX_CONTRADICTING * num_train else "warning", title, text)
 
 
-def _digests(inputs: Tensor | TokenTable) -> Iterator[bytes]:
+def _digests(inputs: Rows | TokenTable) -> Iterator[bytes]:
     """Yield a hash of 16 bytes for each row."""
     if isinstance(inputs, TokenTable):
         ids, starts = inputs.ids.numpy(), inputs.starts.tolist()
@@ -189,11 +196,12 @@ def _digests(inputs: Tensor | TokenTable) -> Iterator[bytes]:
             row = ids[start : start + length].tobytes() + second_start.to_bytes(4)
             yield blake2b(row, digest_size=16).digest()
     else:
-        for values in inputs.contiguous().numpy():
-            yield blake2b(values.data, digest_size=16).digest()
+        for chunk in inputs.split(CHUNK):
+            for values in chunk.contiguous().numpy():
+                yield blake2b(values.data, digest_size=16).digest()
 
 
-def standardized_products(inputs: Tensor, known: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
+def standardized_products(inputs: Rows, known: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
     """Return mean products of standardized rows: `known` with `known` (M, M), and `others` with `known` (A, M)."""
     chunks = [inputs[rows].float() for rows in torch.cat([known, others]).split(100)]
     if inputs.ndim == 4 and max(inputs.shape[2:]) > SIDE:

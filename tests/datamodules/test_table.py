@@ -10,8 +10,9 @@ import pytest
 import torch
 
 import train
+from datamodules.parts.splits import group_split
 from datamodules.parts.table_files import find_separator, is_header
-from datamodules.table import Table, group_split
+from datamodules.table import Table
 from engine.contracts import DataError, UserError
 from tests.files import write_table
 from tests.runs import WITHOUT_PICTURES, figures, run
@@ -160,7 +161,7 @@ def test_groups_stay_on_one_side(make):
     assert not people["train"] & people["test"]
     assert not people["val"] & people["test"]
     assert len(people["test"]) == pytest.approx(20, abs=2)
-    first, _ = group_split(["a", None, "a", None], 0.5, 0, "data.val_fraction")
+    first, _ = group_split(torch.tensor([0, -1, 0, -1]), 0.5, 0, "data.val_fraction")
     assert {0, 2} <= {*first.tolist()} or not {0, 2} & {*first.tolist()}
 
 
@@ -226,7 +227,7 @@ MISTAKES = [
     (GOOD.replace("red", "r\xe9d").encode("latin-1"), {}, "it is not UTF-8 text; save it as UTF-8"),
     (b"\x89PNG\r\n\0\0\0", {}, "is not a text file; give a CSV or TSV file in UTF-8"),
     (GOOD.replace(",yes", ",no"), {}, "data.target: every row has the label 'no'"),
-    (GOOD.replace(",yes", ","), {}, "20 rows without 'y', first row 2; every row needs a label"),
+    (GOOD.replace(",yes", ","), {}, "row 2: no label in column 'y', and 19 more rows; every row needs a label"),
     (GOOD + "1,red,Yes\n", {}, "the labels 'Yes' and 'yes' differ only in case; write them alike"),
     ("a,y\n" + "".join(f"{i},{i / 3}\n" for i in range(500)), {}, "500 different numbers; this template classifies"),
     (
@@ -256,7 +257,7 @@ def test_a_mistake_is_one_line(text, options, expected, make, tmp_path):
         ("a,y\n1,no\n", "data.test: TEST has no column 'b', which the training set has; it has a, y"),
         ("a,b\n1,red\n", "data.target: TEST has no column 'y'"),
         ("a,b,y\n1,red,maybe\n", "data.test: TEST, row 1: the label 'maybe' does not occur in the training set"),
-        ("a,b,y\n1,red,\n", "data.test: TEST: 1 row without 'y', first row 1"),
+        ("a,b,y\n1,red,\n", "data.test: TEST, row 1: no label in column 'y'; every row needs a label"),
     ],
 )
 def test_a_test_file_that_does_not_fit(text, expected, make, tmp_path):

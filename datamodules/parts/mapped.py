@@ -1,0 +1,60 @@
+"""Rows of an array in a file. They are read when they are needed, so the array may be larger than memory."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+# N rows, B batch
+
+ROWS_AT_A_TIME = 1024  # copied to a device at a time
+
+
+class MappedRows:
+    """Chosen rows of a memory-mapped array. It is read like a tensor (N, ...).
+
+    The operating system keeps the pages that were read in its cache as long as memory is free. Several processes share them.
+
+    Args:
+        array: The array, as `numpy.load` with ``mmap_mode`` returns it.
+        rows: (N,) indices of the rows.
+    """
+
+    def __init__(self, array: np.ndarray, rows: Tensor) -> None:
+        self.array, self.rows = np.asarray(array), rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (len(self.rows), *self.array.shape[1:])
+
+    @property
+    def ndim(self) -> int:
+        return self.array.ndim
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of the chosen rows in bytes."""
+        return len(self.rows) * self.array[:1].nbytes
+
+    def __getitem__(self, indices: Tensor | slice) -> Tensor:
+        """Return a batch of rows (B, ...). NumPy copies them in one thread, so the other cores stay free for training."""
+        return torch.from_numpy(self.array.take(self.rows[indices].numpy(), axis=0))
+
+    def select(self, rows: Tensor) -> "MappedRows":
+        """Return some of the rows. They share the array."""
+        return MappedRows(self.array, self.rows[rows])
+
+    def split(self, size: int) -> Iterator[Tensor]:
+        """Yield all rows in parts of at most `size` rows, as `Tensor.split` does."""
+        return (self[start : start + size] for start in range(0, len(self), size))
+
+    def to(self, device: torch.device) -> Tensor:
+        """Copy all rows to the memory of a device."""
+        result = torch.empty(self.shape, dtype=self[:0].dtype, device=device)
+        for start in range(0, len(self), ROWS_AT_A_TIME):
+            result[start : start + ROWS_AT_A_TIME] = self[start : start + ROWS_AT_A_TIME]
+        return result

@@ -1,0 +1,46 @@
+"""How much main memory is free. This module does not import torch."""
+
+import os
+from contextlib import suppress
+from pathlib import Path
+
+
+def available_memory(root: Path = Path("/")) -> int:
+    """Return the number of bytes that a process can still use: free memory and pages of files that can be dropped.
+
+    The limit of the cgroup, which containers and SLURM set, is taken into account. On systems without ``/proc``, the result
+    is half of the memory of the machine.
+
+    Args:
+        root: Folder that contains ``proc`` and ``sys``.
+    """
+    limits = []
+    with suppress(OSError, ValueError, StopIteration):
+        lines = (root / "proc/meminfo").read_text(encoding="ascii").splitlines()
+        limits.append(1024 * int(next(line for line in lines if line.startswith("MemAvailable:")).split()[1]))
+    with suppress(OSError, ValueError):
+        for line in (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines():
+            _, controllers, path = line.split(":", 2)  # version 2 has no controllers
+            group = Path(path.lstrip("/"))
+            for folder in (group, *group.parents):
+                for limit, usage in (
+                    ("memory.max", "memory.current"),
+                    ("memory.limit_in_bytes", "memory.usage_in_bytes"),
+                ):
+                    files = root / "sys/fs/cgroup" / ("memory" if "memory" in controllers else "") / folder
+                    with suppress(OSError, ValueError):  # "max" means no limit
+                        limits.append(_number(files / limit) - _number(files / usage) + _file_pages(files))
+    return max(0, min(limits)) if limits else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+
+
+def _number(path: Path) -> int:
+    return int(path.read_text(encoding="ascii"))
+
+
+def _file_pages(folder: Path) -> int:
+    """Return the bytes of a cgroup that are pages of files, which the kernel drops if memory is needed."""
+    for line in (folder / "memory.stat").read_text(encoding="ascii").splitlines():
+        name, value = line.split()
+        if name in ("file", "total_cache"):
+            return int(value)
+    return 0
