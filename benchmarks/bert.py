@@ -104,10 +104,10 @@ def train_hugging_face(
             counter.end_step(BATCH_SIZE)
 
     def tokenize(split: str) -> list[dict[str, Any]]:
-        rows = read_file("data", data / f"{split}.tsv", Columns("sentence", None, "label"))
+        rows = list(read_file("data", data / f"{split}.tsv", Columns("sentence", None, "label")))
         padding = "max_length" if is_padded else False
-        encoded = tokenizer(rows.texts, truncation=True, max_length=MAX_LENGTH, padding=padding)
-        columns = zip(*encoded.values(), map(int, rows.labels), strict=True)
+        encoded = tokenizer([row.text for row in rows], truncation=True, max_length=MAX_LENGTH, padding=padding)
+        columns = zip(*encoded.values(), (int(row.label) for row in rows), strict=True)
         return [dict(zip([*encoded, "labels"], values, strict=True)) for values in columns]
 
     def compute_metrics(prediction: Any) -> dict[str, float]:

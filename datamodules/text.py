@@ -1,9 +1,10 @@
 """Texts with labels, from files of the user or from a dataset of the Hugging Face hub.
 
-Texts are tokenized once. The token ids are stored in a cache and memory-mapped.
+Texts are read and tokenized once. Texts and token ids are stored in a cache and memory-mapped.
 """
 
-import re
+import hashlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
@@ -12,17 +13,20 @@ import torch
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
-from datamodules.classification import ClassificationDataModule, DataError, DataSpec, Labelled, Split, stratified_split
+from datamodules.classification import ClassificationDataModule, DataError, DataSpec, Labelled, Split
 from datamodules.parts.batches import EpochOrder
-from datamodules.parts.cache import load_or_create
+from datamodules.parts.cache import describe_files, load_or_create
 from datamodules.parts.download import lock_folder
-from datamodules.parts.text_files import Columns, LabelledTexts, read_file, read_hub
+from datamodules.parts.labels import check_missing, class_names_of, class_numbers, without_missing
+from datamodules.parts.splits import hold_out
+from datamodules.parts.text_files import Columns, LabelledTexts, check_file, copy_rows, map_rows, read_file, read_hub
 from datamodules.parts.tokenizer import NO_WORDS, encode, pretrained_tokenizer, train_tokenizer
 from datamodules.parts.tokens import GPU_MULTIPLE, LengthOrder, TokenRows, round_up
-from engine.contracts import OptionError, listed
+from engine.contracts import OptionError
 from engine.terminal import print_line
 
 if TYPE_CHECKING:
+    import pyarrow
     from transformers import PreTrainedTokenizerBase
 
 rank_zero_print = rank_zero_only(print_line)
@@ -30,9 +34,9 @@ MANY_UNKNOWN = 0.05  # fraction of unknown tokens above which a warning is print
 
 
 class Text(ClassificationDataModule):
-    """Texts, or pairs of texts, from CSV, TSV or JSON Lines files (UTF-8, with a header) or from the hub.
+    """Texts, or pairs of texts, from CSV, TSV, JSON Lines or Parquet files or from the hub.
 
-    The rows of a batch have similar lengths, so there is little padding. Labels are words or whole numbers.
+    The rows of a batch have similar lengths, so there is little padding. Labels are words or numbers.
 
     Args:
         train: File with the training set; if `dataset` is set, name of the split.
@@ -40,7 +44,7 @@ class Text(ClassificationDataModule):
         test: File or split with the test set; null to use a fraction of the training set.
         text_column: Name of the column with the text.
         text_pair_column: Name of the column with the second text of a pair; null for single texts.
-        label_column: Name of the column with the label.
+        target: Name of the column with the label.
         dataset: Name of a dataset on the Hugging Face hub, such as stanfordnlp/sst2; null for files.
         dataset_subset: Subset of the dataset, if it has several.
         dataset_revision: Commit, tag or branch of the dataset; null for the newest.
@@ -62,6 +66,7 @@ class Text(ClassificationDataModule):
         split_seed: Seed of both splits.
         cache: Folder for tokenized texts. It can be deleted at any time.
         seed: Seed of shuffling. `train.py` passes the seed of the experiment.
+        label_column: Old name of `target`.
     """
 
     modality = "tokens"
@@ -74,7 +79,7 @@ class Text(ClassificationDataModule):
         test: str | None = None,
         text_column: str = "text",
         text_pair_column: str | None = None,
-        label_column: str = "label",
+        target: str = "label",
         dataset: str | None = None,
         dataset_subset: str | None = None,
         dataset_revision: str | None = None,
@@ -93,11 +98,15 @@ class Text(ClassificationDataModule):
         split_seed: Annotated[int, ">= 0"] = 0,
         cache: str = "data/cache",
         seed: int = 0,
+        label_column: str | None = None,
     ) -> None:
         super().__init__(batch_size, eval_batch_size, val_fraction, split_seed, normalize=False, seed=seed)
         given: dict[Split, str | None] = {"train": train, "val": val, "test": test}
         self.sources = {split: source for split, source in given.items() if source is not None}
-        self.columns = Columns(text_column, text_pair_column, label_column)
+        if label_column is not None:
+            rank_zero_print("data.label_column is now data.target; the old name is still read")
+            target = label_column
+        self.columns = Columns(text_column, text_pair_column, target)
         self.dataset, self.dataset_subset, self.dataset_revision = dataset, dataset_subset, dataset_revision
         self.pretrained, self.revision = tokenizer, tokenizer_revision
         self.vocab_size, self.lowercase, self.max_length = vocab_size, lowercase, max_length
@@ -107,15 +116,16 @@ class Text(ClassificationDataModule):
         if len(paths) < len(self.sources):
             hint = "use different files for training and evaluation"
             raise OptionError(f"data.train: another split uses the same file; {hint}")
-        if label_column in (text_column, text_pair_column):
+        if target in (text_column, text_pair_column):
             hint = "the model would see the label"
-            raise OptionError(f"data.label_column: {label_column} is also a column of text; {hint}")
+            raise OptionError(f"data.target: {target} is also a column of text; {hint}")
         for key, limit in (("data.max_tokens", max_tokens), ("data.eval_max_tokens", eval_max_tokens)):
             if limit < self._longest:
                 problem = f"{limit} is too small for a row: data.max_length={max_length} needs {self._longest} tokens"
                 raise OptionError(f"{key}: {problem}; raise it or lower data.max_length")
         self.class_names: tuple[str, ...] = ()
         self._prepared: dict[Split, Labelled] = {}
+        self._texts: dict[Split, LabelledTexts] = {}
         self._rows: dict[Split, tuple[Split, Tensor]] = {}  # for each split, its source and its rows in that source
 
     @property
@@ -134,17 +144,13 @@ class Text(ClassificationDataModule):
         """Read, check, split and tokenize the texts, once."""
         if self._prepared:
             return
-        texts = {split: self._read(split, source) for split, source in self.sources.items()}
-        self.class_names = _class_names(texts["train"])
-        labels = {split: self._encode_labels(labelled) for split, labelled in texts.items()}
-        rows = {split: (split, torch.arange(len(labelled))) for split, labelled in texts.items()}
-        fractions: dict[Split, float] = {"test": self.test_fraction, "val": self.val_fraction}
-        for split, fraction in fractions.items():
-            if split not in texts:
-                training, key = rows["train"][1], f"data.{split}_fraction"
-                first, second = stratified_split(labels["train"][training], fraction, self.split_seed, key)
-                rows["train"], rows[split] = ("train", training[first]), ("train", training[second])
         with lock_folder(self.cache, "data.cache"):
+            texts = {split: self._read(split, source) for split, source in self.sources.items()}
+            names = {split: self._labels(labelled) for split, labelled in texts.items()}
+            self.class_names = class_names_of(names["train"])
+            labels = {split: class_numbers(names[split], self.class_names, texts[split].place) for split in texts}
+            fractions: dict[Split, float] = {"test": self.test_fraction, "val": self.val_fraction}
+            rows = hold_out(labels, fractions, self.split_seed)
             self.tokenizer = self._make_tokenizer(texts["train"], rows["train"][1])
             tokens = {split: self._tokenize(labelled) for split, labelled in texts.items()}
         if int(tokens["train"].lengths.max()) <= self.tokenizer.num_special_tokens_to_add(
@@ -154,7 +160,7 @@ class Text(ClassificationDataModule):
         self._prepared = {
             split: (tokens[source].select(chosen), labels[source][chosen]) for split, (source, chosen) in rows.items()
         }
-        self._rows = rows
+        self._texts, self._rows = texts, rows
         self._warn_about_lost_text(self._prepared["train"][0])
 
     def splits(self) -> dict[Split, Labelled]:
@@ -163,12 +169,9 @@ class Text(ClassificationDataModule):
         return self._prepared
 
     def place(self, split: Split, row: int) -> str:
-        """Return ``FILE:LINE`` of a row.
-
-        The file is read again, because storing the places of all rows would need much memory.
-        """
+        """Return ``FILE:LINE`` of a row."""
         source, rows = self._rows[split]
-        return self._read(source, self.sources[source]).places[int(rows[row])]
+        return self._texts[source].place(int(rows[row]))
 
     def order(self, inputs: TokenRows, batch_size: int, shuffle: bool, rank: int, world_size: int) -> EpochOrder:
         """Return batches of rows of similar length."""
@@ -186,23 +189,32 @@ class Text(ClassificationDataModule):
         return [str(self.tokenizer.convert_ids_to_tokens(token)) for token in ids.tolist()]
 
     def _read(self, split: Split, source: str) -> LabelledTexts:
+        """Copy the rows of a source to the cache, and memory-map them."""
+        key, path = f"data.{split}", Path(source).expanduser()
         if self.dataset is None:
-            return read_file(f"data.{split}", Path(source).expanduser(), self.columns)
-        return read_hub(self.dataset, self.dataset_subset, self.dataset_revision, f"data.{split}", source, self.columns)
+            check_file(key, path)
+            name, files, rows = str(path), [str(path)], read_file(key, path, self.columns)
+        else:
+            name = f"{self.dataset} ({source})"
+            subset, revision = self.dataset_subset, self.dataset_revision
+            files, rows = read_hub(self.dataset, subset, revision, key, source, self.columns)
 
-    def _encode_labels(self, texts: LabelledTexts) -> Tensor:
-        """Convert labels to numbers (N,)."""
-        numbers = {name: i for i, name in enumerate(self.class_names)}
-        for place, label in zip(texts.places, texts.labels, strict=True):
-            if label not in numbers:
-                known = listed(self.class_names, most=20)
-                raise DataError(f"{place}: label {label!r} does not occur in the training set, which has {known}")
-        return torch.tensor([numbers[label] for label in texts.labels])
+        def load(folder: Path) -> LabelledTexts:
+            return map_rows(name, folder / "rows.arrow", folder.name)
+
+        identity = (self.columns, name, *describe_files(files))
+        return load_or_create(self.cache, "rows", identity, lambda folder: copy_rows(rows, folder / "rows.arrow"), load)
+
+    def _labels(self, texts: LabelledTexts) -> "pyarrow.ChunkedArray":
+        labels = without_missing(texts.table["label"])
+        check_missing(labels, self.columns.label, texts.place)
+        return labels
 
     def _warn_about_lost_text(self, rows: TokenRows) -> None:
         """Print how many texts were truncated, and whether many tokens are unknown. Both can reduce the accuracy."""
         num_full = int((rows.lengths >= self.max_length).sum())
-        unknown = float((rows.ids == self.tokenizer.unk_token_id).float().mean())
+        num_unknown = sum(int((ids == self.tokenizer.unk_token_id).sum()) for ids in rows.ids.split(1 << 20))
+        unknown = num_unknown / len(rows.ids)
         if num_full:
             limit = f"data.max_length={self.max_length}"
             rank_zero_print(
@@ -217,42 +229,36 @@ class Text(ClassificationDataModule):
         """Load the pretrained tokenizer, or train a tokenizer on `rows` of the training texts."""
         if self.pretrained is not None:
             return pretrained_tokenizer(self.pretrained, self.revision)
-        training = [column[i] for column in (texts.texts, texts.second_texts) if column for i in rows.tolist()]
+        is_training = np.zeros(len(texts), bool)
+        is_training[rows.numpy()] = True
+
+        class TrainingTexts:
+            def __iter__(self) -> Iterator[str]:
+                for chunk in texts.chunks(is_training):
+                    for pair in chunk:
+                        yield from (text for text in pair if text is not None)
 
         def create(folder: Path) -> None:
-            train_tokenizer(training, self.vocab_size, self.lowercase).save_pretrained(folder)
+            train_tokenizer(TrainingTexts(), self.vocab_size, self.lowercase).save_pretrained(folder)
 
         def load(folder: Path) -> "PreTrainedTokenizerBase":
             return pretrained_tokenizer(str(folder), None)
 
-        return load_or_create(self.cache, "tokenizer", (self.vocab_size, self.lowercase, *training), create, load)
+        key = (self.vocab_size, self.lowercase, texts.digest, hashlib.sha256(is_training.tobytes()).hexdigest())
+        return load_or_create(self.cache, "tokenizer", key, create, load)
 
     def _tokenize(self, texts: LabelledTexts) -> TokenRows:
         """Tokenize all rows of a source. The ids are memory-mapped."""
 
         def create(folder: Path) -> None:
-            for name, array in encode(self.tokenizer, texts.texts, texts.second_texts, self.max_length).items():
-                np.save(folder / f"{name}.npy", array)
+            encode(self.tokenizer, texts.chunks(), len(texts), self.max_length, folder)
 
         def load(folder: Path) -> TokenRows:
             arrays = {path.stem: np.load(path, mmap_mode="c") for path in folder.glob("*.npy")}
             tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
-            ids, lengths, pad_id = tensors["ids"], tensors["lengths"], int(self.tokenizer.pad_token_id)
+            lengths, pad_id = tensors["lengths"], int(self.tokenizer.pad_token_id)
             starts = lengths.cumsum(0) - lengths
-            return TokenRows(ids, starts, lengths, tensors.get("second_starts"), pad_id, self.multiple)
+            return TokenRows(tensors["ids"], starts, lengths, tensors.get("second_starts"), pad_id, self.multiple)
 
-        vocabulary = self.tokenizer.backend_tokenizer.to_str()
-        key = (vocabulary, self.max_length, len(texts.second_texts), *texts.texts, *texts.second_texts)
+        key = (self.tokenizer.backend_tokenizer.to_str(), self.max_length, texts.digest)
         return load_or_create(self.cache, "tokens", key, create, load)
-
-
-def _class_names(texts: LabelledTexts) -> tuple[str, ...]:
-    """Return the distinct labels, in numerical order if all are whole numbers, otherwise in alphabetical order."""
-    names = set(texts.labels)
-    if len(names) < 2:
-        raise DataError(f"{texts.source}: every row has the label {texts.labels[0]!r}; at least two classes are needed")
-    if len(names) > len(texts) / 2 and len(texts) > 4:
-        problem = f"{len(names)} different labels in {len(texts)} rows"
-        raise DataError(f"data.label_column: {problem}; is it the right column?")
-    are_numbers = all(re.fullmatch(r"-?\d{1,18}", name) for name in names)
-    return tuple(sorted(names, key=lambda name: (int(name) if are_numbers else 0, name)))

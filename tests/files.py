@@ -35,7 +35,7 @@ def options(name: str, root: Path) -> dict[str, str]:
     if name == "table":
         return {"train": str(root / "table/train.csv"), "target": "label"}
     if name == "pictures":
-        return {"train": str(root / "pictures"), "image_size": "32", "cache": str(root / "cache")}
+        return {"train": str(root / "pictures"), "cache": str(root / "cache")}
     if name == "text":
         return {"train": str(root / "text/train.tsv"), "cache": str(root / "cache")}
     return {"root": str(root)} if name in ("mnist", "cifar") else {}

@@ -1,6 +1,8 @@
-"""Rows of an array in a file. They are read when they are needed, so the array may be larger than memory."""
+"""Arrays in files. Rows are read when they are needed, so an array may be larger than memory."""
 
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -58,3 +60,35 @@ class MappedRows:
         for start in range(0, len(self), ROWS_AT_A_TIME):
             result[start : start + ROWS_AT_A_TIME] = self[start : start + ROWS_AT_A_TIME]
         return result
+
+
+class GrowingArray:
+    """Writes a one-dimensional array to a .npy file, part after part.
+
+    NumPy leaves space in the header of such a file, so that it has the same size for every length of the array.
+
+    Args:
+        path: The file.
+        dtype: Type of the elements.
+    """
+
+    def __init__(self, path: Path, dtype: np.dtype) -> None:
+        self.file, self.dtype, self.length = path.open("wb"), dtype, 0
+
+    def __enter__(self) -> Self:
+        self._write_header()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.file.seek(0)
+        self._write_header()
+        self.file.close()
+
+    def append(self, array: np.ndarray) -> None:
+        """Write a part of the array."""
+        self.file.write(array.astype(self.dtype).data)
+        self.length += len(array)
+
+    def _write_header(self) -> None:
+        header: dict[str, Any] = {"descr": self.dtype.str, "fortran_order": False, "shape": (self.length,)}
+        np.lib.format.write_array_header_1_0(self.file, header)

@@ -5,12 +5,15 @@ https://arxiv.org/abs/1810.04805, section 3).
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from tqdm import tqdm
 
+from datamodules.parts.mapped import GrowingArray
 from engine.contracts import DataError
 from engine.hub import MODEL_FILES, load_pretrained
 
@@ -24,7 +27,6 @@ NO_WORDS = f"data.train: no text has a word of 1 to {MAX_WORD} visible character
 # A character that is not a space, ASCII punctuation or Chinese. BERT always splits texts at those characters.
 RUN = r"[^ \t\n\r!-/:-@\[-`{-~\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]"
 LONG_RUN = re.compile(rf"(?<!{RUN}){RUN}{{{MAX_WORD + 1},}}")
-CHUNK = 10_000  # texts to encode at a time, because encodings take much more memory than their ids
 
 
 def pretrained_tokenizer(name: str, revision: str | None) -> "PreTrainedTokenizerBase":
@@ -49,11 +51,11 @@ def pretrained_tokenizer(name: str, revision: str | None) -> "PreTrainedTokenize
     return tokenizer
 
 
-def train_tokenizer(texts: Sequence[str], vocab_size: int, lowercase: bool) -> "PreTrainedTokenizerBase":
+def train_tokenizer(texts: Iterable[str], vocab_size: int, lowercase: bool) -> "PreTrainedTokenizerBase":
     """Train a WordPiece tokenizer. The same texts always give the same tokenizer.
 
     Args:
-        texts: Training texts.
+        texts: Training texts, which are read twice.
         vocab_size: Number of tokens. It is larger if the texts have more distinct characters, because each is a token.
         lowercase: Convert texts to lower case. Accents are kept.
 
@@ -63,7 +65,7 @@ def train_tokenizer(texts: Sequence[str], vocab_size: int, lowercase: bool) -> "
     from tokenizers import decoders, models, processors
     from transformers import PreTrainedTokenizerFast
 
-    special, texts = list(SPECIAL_TOKENS.values()), _without_long_words(texts, lowercase)
+    special = list(SPECIAL_TOKENS.values())
     # `tokenizers` numbers the characters inside words (##a) in the order of a hash table. It uses these numbers to choose
     # between equally frequent pairs (https://github.com/huggingface/tokenizers/issues/1794). If the characters are passed in
     # sorted order, the vocabulary depends only on the texts.
@@ -86,48 +88,61 @@ def train_tokenizer(texts: Sequence[str], vocab_size: int, lowercase: bool) -> "
 
 
 def encode(
-    tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str], second_texts: Sequence[str], max_length: int
-) -> dict[str, np.ndarray]:
-    """Convert texts to token ids.
+    tokenizer: "PreTrainedTokenizerBase",
+    chunks: Iterable[list[tuple[str, str | None]]],
+    num_rows: int,
+    max_length: int,
+    folder: Path,
+) -> None:
+    """Convert texts to token ids, and write them to .npy files.
+
+    The files are ``ids`` of all rows (int32), ``lengths`` (N,) of int64, and ``second_starts`` (N,) of int64 for pairs.
 
     Args:
         tokenizer: A fast tokenizer.
-        texts: N texts.
-        second_texts: The second texts of N pairs; empty for single texts.
+        chunks: Lists of texts and second texts. The latter are None for single texts.
+        num_rows: Number of all texts N, for the progress bar.
         max_length: Maximum number of tokens in a row. Longer rows are truncated; in pairs, the longer text is truncated.
-
-    Returns:
-        ``ids`` of all rows in one array, ``lengths`` (N,), and ``second_starts`` (N,) for pairs.
+        folder: Folder for the files.
     """
     original = tokenizer.backend_tokenizer
     backend = type(original).from_str(original.to_str())  # a copy, so that the settings of the tokenizer do not change
     backend.no_padding()
     backend.enable_truncation(max_length)
-    inputs = list(zip(texts, second_texts, strict=True)) if second_texts else list(texts)
-    ids, lengths, second_starts = [], [], []
-    with tqdm(total=len(inputs), desc="tokenizing", unit=" texts", disable=None, leave=False) as progress:
-        for start in range(0, len(inputs), CHUNK):
-            encodings = backend.encode_batch_fast(inputs[start : start + CHUNK])
-            ids.append(np.array([token for encoding in encodings for token in encoding.ids], np.int32))
-            lengths += [len(encoding.ids) for encoding in encodings]
-            if second_texts:
-                second_starts += [len(encoding.ids) - sum(encoding.type_ids) for encoding in encodings]
+    with ExitStack() as stack:
+        progress = stack.enter_context(
+            tqdm(total=num_rows, desc="tokenizing", unit=" texts", disable=None, leave=False)
+        )
+        files: dict[str, GrowingArray] = {}
+        for chunk in chunks:
+            encodings = backend.encode_batch_fast(
+                [text if second is None else (text, second) for text, second in chunk]
+            )
+            arrays: dict[str, np.ndarray] = {
+                "ids": np.array([token for encoding in encodings for token in encoding.ids], np.int32),
+                "lengths": np.array([len(encoding.ids) for encoding in encodings], np.int64),
+            }
+            if chunk[0][1] is not None:
+                second_starts = [len(encoding.ids) - sum(encoding.type_ids) for encoding in encodings]
+                arrays["second_starts"] = np.array(second_starts, np.int64)
+            for name, array in arrays.items():
+                if name not in files:
+                    files[name] = stack.enter_context(GrowingArray(folder / f"{name}.npy", array.dtype))
+                files[name].append(array)
             progress.update(len(encodings))
-    arrays = {"ids": np.concatenate(ids), "lengths": np.array(lengths)}
-    return arrays | ({"second_starts": np.array(second_starts)} if second_texts else {})
 
 
-def _train_vocabulary(texts: Sequence[str], size: int, lowercase: bool, special: list[str]) -> dict[str, int]:
+def _train_vocabulary(texts: Iterable[str], size: int, lowercase: bool, special: list[str]) -> dict[str, int]:
     from tokenizers import trainers
 
     tokenizer = _untrained_tokenizer(lowercase)
     trainer = trainers.WordPieceTrainer(vocab_size=size, min_frequency=2, special_tokens=special, show_progress=False)
-    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.train_from_iterator(_without_long_words(texts, lowercase), trainer)
     return tokenizer.get_vocab()
 
 
-def _without_long_words(texts: Sequence[str], lowercase: bool) -> list[str]:
-    """Remove words that WordPiece always replaces by the unknown token.
+def _without_long_words(texts: Iterable[str], lowercase: bool) -> Iterator[str]:
+    """Yield texts without the words that WordPiece always replaces by the unknown token.
 
     With them, the training time grows with the square of their length.
     """
@@ -137,7 +152,7 @@ def _without_long_words(texts: Sequence[str], lowercase: bool) -> list[str]:
         words = tokenizer.pre_tokenizer.pre_tokenize_str(tokenizer.normalizer.normalize_str(run[0]))
         return " ".join(word for word, _ in words if len(word) <= MAX_WORD)
 
-    return [LONG_RUN.sub(shorten, text) for text in texts]
+    return (LONG_RUN.sub(shorten, text) for text in texts)
 
 
 def _untrained_tokenizer(lowercase: bool) -> "Tokenizer":

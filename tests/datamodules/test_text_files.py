@@ -15,7 +15,7 @@ PAIRS = Columns("text", "second", "label")
 def read(tmp_path, name: str, content: str | bytes, columns: Columns = COLUMNS):
     path = tmp_path / name
     path.write_bytes(content.encode() if isinstance(content, str) else content)
-    return read_file("data.train", path, columns)
+    return list(read_file("data.train", path, columns))
 
 
 def refused(tmp_path, name: str, content: str | bytes, columns: Columns = COLUMNS) -> str:
@@ -28,27 +28,23 @@ def refused(tmp_path, name: str, content: str | bytes, columns: Columns = COLUMN
 
 def test_csv_quotes_commas_and_line_breaks(tmp_path):
     rows = read(tmp_path, "a.csv", 'id,text,label\r\n1,"one, ""two""\nthree",x\r\n\r\n2,four\u2028five, y \r\n')
-    assert rows.texts == ['one, "two"\nthree', "four\u2028five"]
-    assert rows.labels == ["x", "y"]
-    assert [place.rsplit(":", 1)[1] for place in rows.places] == ["2", "5"]
+    assert rows == [(2, 'one, "two"\nthree', None, "x"), (5, "four\u2028five", None, " y ")]
 
 
 def test_quotation_marks_are_ordinary_characters_in_tsv(tmp_path):
     rows = read(tmp_path, "a.tsv", 'text\tlabel\n"open\t0\nit\'s "so"\t1\n')
-    assert rows.texts == ['"open', 'it\'s "so"']
-    assert rows.labels == ["0", "1"]
+    assert rows == [(2, '"open', None, "0"), (3, 'it\'s "so"', None, "1")]
 
 
 def test_json_lines_with_numbers_as_labels(tmp_path):
     lines = [{"text": "一\n二", "label": 3, "more": [1]}, {"text": "b", "label": "c"}]
     rows = read(tmp_path, "a.jsonl", "\n\n".join(json.dumps(one) for one in lines))
-    assert rows.texts == ["一\n二", "b"]
-    assert rows.labels == ["3", "c"]
+    assert rows == [(1, "一\n二", None, "3"), (3, "b", None, "c")]
 
 
 def test_pairs_and_a_byte_order_mark(tmp_path):
     rows = read(tmp_path, "a.CSV", b"\xef\xbb\xbftext,second,label\na,b,c\n", PAIRS)
-    assert (rows.texts, rows.second_texts, rows.labels) == (["a"], ["b"], ["c"])
+    assert rows == [(2, "a", "b", "c")]
 
 
 @pytest.mark.parametrize(
@@ -57,11 +53,11 @@ def test_pairs_and_a_byte_order_mark(tmp_path):
         ("a.csv", "", "data.train: a.csv is empty"),
         ("a.csv", " \n\n", "data.train: a.csv is empty"),
         ("a.csv", "text,label\n", "data.train: a.csv has a header and no rows"),
-        ("a.txt", "text,label\n", "data.train: the format of a.txt is unknown; give a .csv, .tsv or .jsonl file (one"),
+        ("a.txt", "text,label\n", "data.train: the format of a.txt is unknown; give a .csv, .tsv, .jsonl or .parquet file"),
         ("a.csv", "txt,label\na,b\n", "data.text_column: a.csv:2 has no column 'text'; did you mean txt?"),
         ("a.csv", "sentence,label\na,b\n", "data.text_column: a.csv:2 has no column 'text'; it has sentence, label"),
         ("a.tsv", "text,label\na,b\n", "data.text_column: a.tsv:2 has no column 'text'; its header has one column, 'text,l"),
-        ("a.tsv", "text\nb\n", "data.label_column: a.tsv:2 has no column 'label'; it has text"),
+        ("a.tsv", "text\nb\n", "data.target: a.tsv:2 has no column 'label'; it has text"),
         ("a.csv", "text,text\na,b\n", "a.csv:1: the header has 'text' twice"),
         ("a.csv", "text,label\na,b\nc\n", "a.csv:3: 1 columns; the header has 2"),
         ("a.csv", "text,label\na,b,c\n", "a.csv:2: 3 columns; the header has 2"),
@@ -88,19 +84,21 @@ def test_a_pair_without_its_second_text(tmp_path):
 
 
 def test_missing_files(tmp_path):
-    with pytest.raises(DataError, match=r"data\.test: .*/no\.csv does not exist; give a \.csv, \.tsv, \.jsonl file"):
-        read_file("data.test", tmp_path / "no.csv", COLUMNS)
+    with pytest.raises(
+        DataError, match=r"data\.test: .*/no\.csv does not exist; give a \.csv, \.tsv, \.jsonl, \.parquet file"
+    ):
+        list(read_file("data.test", tmp_path / "no.csv", COLUMNS))
     (tmp_path / "folder.csv").mkdir()
     with pytest.raises(DataError, match=r"data\.test: .*/folder\.csv cannot be read \(Is a directory\)"):
-        read_file("data.test", tmp_path / "folder.csv", COLUMNS)
+        list(read_file("data.test", tmp_path / "folder.csv", COLUMNS))
 
 
 @pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("/dev/zero")], ids=["pipe", "device"])
 def test_a_file_that_never_ends_is_not_read(tmp_path, make):
     make(tmp_path / "a.csv")
     with pytest.raises(DataError, match=r"data\.test: .*/a\.csv is not a regular file"):
-        read_file("data.test", tmp_path / "a.csv", COLUMNS)
+        list(read_file("data.test", tmp_path / "a.csv", COLUMNS))
 
 
 def test_a_field_longer_than_the_limit_of_the_csv_module(tmp_path):
-    assert len(read(tmp_path, "a.csv", f"text,label\n{'a' * 200_000},b\n").texts[0]) == 200_000
+    assert len(read(tmp_path, "a.csv", f"text,label\n{'a' * 200_000},b\n")[0].text) == 200_000

@@ -376,7 +376,7 @@ def test_a_small_chinese_file_trains_as_shipped_and_its_class_names_come_back(tm
         rows["".join(generator.sample(words, len(words)))] = label
     lines = ["评论\t类别", *(f"{text}\t{label}" for text, label in rows.items())]
     (tmp_path / "评论.tsv").write_text("\n".join(lines), encoding="utf-8")
-    columns = ["data.text_column=评论", "data.label_column=类别", f"data.cache={tmp_path}/cache"]
+    columns = ["data.text_column=评论", "data.target=类别", f"data.cache={tmp_path}/cache"]
     done = run(tmp_path / "runs", "--config", "configs/text_bert.yaml", f"data.train={tmp_path}/评论.tsv", *columns)
     assert figures(done)["test/accuracy"] > 0.8
     again = LitBERT.load_from_checkpoint(done / "checkpoints/best.ckpt", map_location="cpu")
