@@ -16,7 +16,7 @@ from torch import Tensor
 from datamodules.parts.batches import AugmentContext, EpochOrder, TensorBatches
 from datamodules.parts.mapped import MappedRows
 from datamodules.parts.splits import stratified_split
-from datamodules.parts.statistics import CHUNK, fingerprint, mean_and_std, num_bytes
+from datamodules.parts.statistics import chunks, fingerprint, mean_and_std, num_bytes
 from engine.contracts import DataError, DataSpec, Labelled, Modality, Split
 from engine.memory import available_memory
 
@@ -188,11 +188,13 @@ class ClassificationDataModule(LightningDataModule):
             raise DataError(f"{title} set: {len(inputs)} inputs and {len(labels)} labels; every input needs one label")
         if tuple(inputs.shape[1:]) != spec.input_shape:
             raise DataError(f"{title} set: inputs of shape {tuple(inputs.shape[1:])}; the spec says {spec.input_shape}")
-        for i, chunk in enumerate(inputs.split(CHUNK) if inputs.is_floating_point() else ()):
+        start = 0
+        for chunk in chunks(inputs) if inputs.is_floating_point() else ():
             bad_rows = torch.nonzero(~torch.isfinite(chunk).flatten(1).all(1))
             if len(bad_rows):
-                row = i * CHUNK + int(bad_rows[0])
+                row = start + int(bad_rows[0])
                 raise DataError(f"{title} set: row {row} (the first is 0) has a value that is NaN or infinite")
+            start += len(chunk)
         check_labels(f"{title} set", labels, spec.num_classes)
 
 

@@ -56,6 +56,7 @@ class Pictures(ClassificationDataModule):
         padding: Maximum shift in pixels.
         min_crop_area: Smallest part that `crop=resized` cuts out, as a fraction of the area.
         flip: Mirror each image with probability 0.5 (random) or in every second epoch (alternating), or never (none).
+        eval_batch_size: Number of samples per validation or test batch. It changes speed and memory, but no results.
         val_fraction: Fraction of the training set that is used for validation if `val` is null.
         test_fraction: Fraction of the training set that is used for the test if `test` is null.
         cache: Folder for decoded pictures. It can be deleted at any time.
@@ -82,13 +83,14 @@ class Pictures(ClassificationDataModule):
         padding: Annotated[int, ">= 0"] = 4,
         min_crop_area: Annotated[float, "> 0, <= 1"] = 0.35,
         flip: Literal["none", "random", "alternating"] = "random",
+        eval_batch_size: Annotated[int, ">= 1"] = 200,
         val_fraction: Annotated[float, "> 0, < 1"] = 0.1,
         test_fraction: Annotated[float, "> 0, < 1"] = 0.2,
         cache: str = "data/cache",
         memory_gigabytes: Annotated[float, ">= 0"] | None = None,
         **options: Any,
     ) -> None:
-        super().__init__(val_fraction=val_fraction, **options)
+        super().__init__(eval_batch_size=eval_batch_size, val_fraction=val_fraction, **options)
         given: dict[Split, str | None] = {"train": train, "val": val, "test": test}
         self.sources = {split: Path(source).expanduser() for split, source in given.items() if source is not None}
         self.path_column, self.target, self.test_fraction = path_column, target, test_fraction

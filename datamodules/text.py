@@ -6,7 +6,7 @@ Texts are read and tokenized once. Texts and token ids are stored in a cache and
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -65,6 +65,8 @@ class Text(ClassificationDataModule):
         test_fraction: Fraction of the training set that is used for the test if `test` is null.
         split_seed: Seed of both splits.
         cache: Folder for tokenized texts. It can be deleted at any time.
+        memory_gigabytes: Maximum main memory for the token ids; null for half of the free memory. Ids that do not fit are
+            read from the cache in every epoch.
         seed: Seed of shuffling. `train.py` passes the seed of the experiment.
         label_column: Old name of `target`.
     """
@@ -97,6 +99,7 @@ class Text(ClassificationDataModule):
         test_fraction: Annotated[float, "> 0, < 1"] = 0.1,
         split_seed: Annotated[int, ">= 0"] = 0,
         cache: str = "data/cache",
+        memory_gigabytes: Annotated[float, ">= 0"] | None = None,
         seed: int = 0,
         label_column: str | None = None,
     ) -> None:
@@ -112,6 +115,7 @@ class Text(ClassificationDataModule):
         self.vocab_size, self.lowercase, self.max_length = vocab_size, lowercase, max_length
         self.max_tokens, self.eval_max_tokens, self.multiple = max_tokens, eval_max_tokens, pad_to_multiple_of
         self.test_fraction, self.cache = test_fraction, Path(cache).expanduser()
+        self.memory_gigabytes = memory_gigabytes
         paths = {source if dataset else str(Path(source).expanduser().resolve()) for source in self.sources.values()}
         if len(paths) < len(self.sources):
             hint = "use different files for training and evaluation"
@@ -254,7 +258,9 @@ class Text(ClassificationDataModule):
             encode(self.tokenizer, texts.chunks(), len(texts), self.max_length, folder)
 
         def load(folder: Path) -> TokenRows:
-            arrays = {path.stem: np.load(path, mmap_mode="c") for path in folder.glob("*.npy")}
+            files = list(folder.glob("*.npy"))
+            mode: Literal["c"] | None = None if self._fits_in_memory(sum(f.stat().st_size for f in files)) else "c"
+            arrays = {path.stem: np.load(path, mmap_mode=mode) for path in files}
             tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
             lengths, pad_id = tensors["lengths"], int(self.tokenizer.pad_token_id)
             starts = lengths.cumsum(0) - lengths

@@ -24,14 +24,10 @@ def random_crop(images: Tensor, padding: int, generator: Generator) -> Tensor:
         padding: Number of pixels on each side. It is also the maximum shift.
         generator: Source of the random numbers.
     """
-    batch, channels, height, width = images.shape
-    padded = _reflect(images, padding)  # (B, C, H + 2P, W + 2P)
-    offsets = torch.randint(2 * padding + 1, (2, batch), generator=generator, device=images.device)
-    rows = offsets[0, :, None] + torch.arange(height, device=images.device)  # (B, H)
-    columns = offsets[1, :, None] + torch.arange(width, device=images.device)  # (B, W)
-    rows = rows[:, None, :, None].expand(batch, channels, height, padded.shape[3])
-    columns = columns[:, None, None, :].expand(batch, channels, height, width)
-    return padded.gather(2, rows).gather(3, columns)
+    count, _, height, width = images.shape
+    windows = _reflect(images, padding).unfold(2, height, 1).unfold(3, width, 1)  # (B, C, 2P + 1, 2P + 1, H, W), a view
+    offsets = torch.randint(2 * padding + 1, (2, count), generator=generator, device=images.device)
+    return windows[torch.arange(count, device=images.device), :, offsets[0], offsets[1]]
 
 
 def random_flip(images: Tensor, generator: Generator) -> Tensor:
@@ -110,9 +106,10 @@ def _warp(images: Tensor, matrices: Tensor, padding: Literal["zeros", "border"])
 
 def _reflect(images: Tensor, padding: int) -> Tensor:
     """Pad by reflection. In contrast to `F.pad`, this supports all types."""
+    if padding == 0:
+        return images
     for axis in (2, 3):
         size = images.shape[axis]
-        index = torch.arange(-padding, size + padding, device=images.device).abs()
-        index = torch.where(index >= size, 2 * (size - 1) - index, index)
-        images = images.index_select(axis, index)
+        before, after = images.narrow(axis, 1, padding), images.narrow(axis, size - padding - 1, padding)
+        images = torch.cat([before.flip(axis), images, after.flip(axis)], axis)
     return images

@@ -10,11 +10,16 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TypeVar
+from typing import Any, TypeVar
+
+from tqdm import tqdm
 
 from engine.terminal import print_line
 
 FORMAT = "2"  # format of the stored files; results in other formats are ignored
+
+LARGE_BYTES = 10**9  # a result that takes seconds to verify
+CHUNK_BYTES = 1 << 20  # that are read at a time
 
 T = TypeVar("T")
 
@@ -69,14 +74,22 @@ def _digest(folder: Path) -> str:
 
     The result is "" if the folder contains anything other than readable files.
     """
-    digest = hashlib.sha256()
-    for path in sorted(folder.iterdir()):
-        if path.is_symlink() or not path.is_file():  # reading a pipe or a device might never end
-            return ""
-        try:
-            with path.open("rb") as file:
-                digest.update(path.name.encode("utf-8", "surrogateescape") + b"\0")
-                digest.update(hashlib.file_digest(file, "sha256").digest())
-        except OSError:
-            return ""
+    digest, files = hashlib.sha256(), sorted(folder.iterdir())
+    if any(path.is_symlink() or not path.is_file() for path in files):  # reading a pipe or a device might never end
+        return ""
+    size = sum(path.stat().st_size for path in files)
+    is_hidden = None if size > LARGE_BYTES else True  # None for a bar in terminals alone
+    options: dict[str, Any] = {"unit": "B", "unit_scale": True, "disable": is_hidden, "leave": False}
+    with tqdm(total=size, desc=f"verifying {folder.parent.name}", **options) as progress:
+        for path in files:
+            content = hashlib.sha256()
+            try:
+                with path.open("rb") as file:
+                    while chunk := file.read(CHUNK_BYTES):
+                        content.update(chunk)
+                        progress.update(len(chunk))
+            except OSError:
+                return ""
+            digest.update(path.name.encode("utf-8", "surrogateescape") + b"\0")
+            digest.update(content.digest())
     return digest.hexdigest()[:32]

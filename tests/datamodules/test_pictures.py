@@ -432,7 +432,13 @@ def test_the_pixels_of_cifar_give_the_figures_of_cifar(small_data, tmp_path):
             folder.mkdir(parents=True, exist_ok=True)
             Image.fromarray(image.permute(1, 2, 0).numpy()).save(folder / f"{number:05}.png")
     pictures = [f"data.train={tmp_path}/pictures", "data.image_size=32", f"data.cache={tmp_path}/cache"]
-    same = ["data.batch_size=50", "data.padding=2", "data.flip=alternating", *WITHOUT_PICTURES]
+    same = [
+        "data.batch_size=50",
+        "data.padding=2",
+        "data.flip=alternating",
+        "data.eval_batch_size=100",
+        *WITHOUT_PICTURES,
+    ]
     expected = figures(run(tmp_path / "runs0", *SHORT, f"data.root={small_data}", *same))
     found = figures(run(tmp_path / "runs1", *SHORT, "data.name=pictures", *pictures, *same))
     for name in ("val/loss", "val/accuracy", "test/loss", "test/accuracy", "test/calibration_error"):
