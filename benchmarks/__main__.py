@@ -9,6 +9,9 @@
     checkpoint  saving a checkpoint, compared with Lightning (1 minute)
     pictures    time of TensorBoard's pictures in a training on MNIST (2 minutes)
     busy        training beside 0, 1 and 2 busy processes, compared with the defaults of libgomp and Linux (3 minutes)
+    decode      decoding CIFAR-10 as PNG files, compared with a loop with Pillow on every core (2 minutes)
+    large       training from files that are larger than the memory for data, compared with training from memory
+                (15 minutes, 20 GB of disk)
     ddp         two processes, compared with a bare loop with DistributedDataParallel (5 minutes)
 
 The results are medians of ratios, with their ranges. On a shared machine, ratios are more reliable than seconds. They are
@@ -22,7 +25,20 @@ import sys
 
 from engine.contracts import UserError
 
-NAMES = ("start", "loader", "step", "mnist", "cifar", "bert", "checkpoint", "pictures", "busy", "ddp")
+NAMES = (
+    "start",
+    "loader",
+    "step",
+    "mnist",
+    "cifar",
+    "bert",
+    "checkpoint",
+    "pictures",
+    "busy",
+    "decode",
+    "large",
+    "ddp",
+)
 
 
 def main() -> None:

@@ -13,7 +13,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
 from datamodules.classification import ClassificationDataModule, DataError, DataSpec, Labelled, Split
-from datamodules.parts.cache import describe_files, load_or_create
+from datamodules.parts.cache import create_array, describe_files, load_or_create
 from datamodules.parts.download import lock_folder
 from datamodules.parts.labels import check_missing, class_names_of, class_numbers, without_missing
 from datamodules.parts.mapped import MappedRows
@@ -203,7 +203,7 @@ class Table(ClassificationDataModule):
             return inputs
 
         def create(folder: Path) -> None:
-            self._encode(table, np.lib.format.open_memmap(folder / "inputs.npy", "w+", np.float32, shape))
+            self._encode(table, create_array(folder / "inputs.npy", np.float32, shape))
 
         def load(folder: Path) -> MappedRows:
             return MappedRows(np.load(folder / "inputs.npy", mmap_mode="r"), torch.arange(shape[0]))

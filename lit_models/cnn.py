@@ -22,6 +22,7 @@ from lit_models.classifier import LitClassifier
 WHITENING_SIZE = 2  # side of a patch, in pixels
 WHITENING_PATCHES = 5_000_000  # a larger data set is subsampled to at least this number of patches
 WHITENING_CHUNK = 2**20  # patches in memory at a time
+MIN_VARIANCE = 1e-6  # of a component, relative to the largest; a smaller component has no information
 VARIANCE_EPS = 5e-4  # added to the variance of each component: a small variance is noise (the value of airbench)
 
 
@@ -40,7 +41,11 @@ class Whitening(nn.Conv2d):
 
     @torch.no_grad()
     def fit(self, images: Tensor) -> None:
-        """Compute the filters from normalized images (N, C, H, W)."""
+        """Compute the filters from normalized images (N, C, H, W).
+
+        Raises:
+            OptionError: if the channels depend on each other. Training would diverge.
+        """
         size, count = WHITENING_SIZE, 0
         products = torch.zeros(self.weight[0].numel(), self.weight[0].numel(), dtype=torch.float64)
         for chunk in images.split(max(1, WHITENING_CHUNK // images[0, 0].numel())):
@@ -49,6 +54,9 @@ class Whitening(nn.Conv2d):
             products += patches.T @ patches  # (F, F)
             count += len(patches)
         variances, components = torch.linalg.eigh(products / count)  # (F,), (F, F)
+        if variances[0] < MIN_VARIANCE * variances[-1]:
+            problem = "the channels of the images depend on each other, as in grey images with three equal channels"
+            raise OptionError(f"model.whitening: {problem}; set model.whitening=false")
         filters = (components / (variances + VARIANCE_EPS).sqrt()).T.view(-1, *self.weight.shape[1:])
         self.weight.copy_(torch.cat([filters, -filters]))
 

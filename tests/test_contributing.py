@@ -1,10 +1,12 @@
 """The files that README.md and CONTRIBUTING.md show, in a copy of the project: their commands run as they are written."""
 
+import io
 import json
 import re
 import shutil
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +14,17 @@ import pytest
 from PIL import Image
 
 from engine.config.signatures import PROJECT
+from tests import files
 from tests.runs import events
 from tests.test_docs import FOLDERS, PAGES, SHOWN_FILES, TRAIN, blocks, is_shown
 
-COMMANDS = {" ".join(words): words for page, words in TRAIN if is_shown(words)}
+OWN_DATA = ("data.train=customers.csv", "data.train=photos", "data.train=reviews.tsv", "data.train=numbers.csv")
+# commands of the README that need files of the user, and commands that need the files that the pages show
+COMMANDS = {
+    " ".join(words): words
+    for page, words in TRAIN
+    if is_shown(words) or (page == "README.md" and any(word in OWN_DATA for word in words))
+}
 EXPLAIN = ["--config", "configs/iris_maxout.yaml", "--explain", "model.num_pieces"]
 OUT_OF_RANGE = ["--config", "configs/iris_maxout.yaml", "model.num_pieces=1"]
 MISSING_FILE = ["--config", "configs/penguins_mlp.yaml", "data.file=nowhere.csv"]
@@ -61,7 +70,6 @@ def write_data(folder: Path) -> None:
     folder.mkdir(exist_ok=True)
     generator, labels = np.random.default_rng(0), np.arange(120) % 3
     numbers = 5 * labels[:, None] + generator.normal(10, 1, (120, 4))
-    np.savez(folder / "my_arrays.npz", inputs=numbers, labels=labels % 2)
     for path, header, names in (
         (
             folder / "penguins.csv",
@@ -69,15 +77,26 @@ def write_data(folder: Path) -> None:
             ["Adelie", "Chinstrap", "Gentoo"],
         ),
         (folder.parent / "customers.csv", "age,orders,visits,returns,churned", ["no", "yes", "yes"]),
+        (folder.parent / "numbers.csv", "a,b,c,d,label", ["0", "1", "1"]),
     ):
         rows = [",".join([*(f"{number:.1f}" for number in row), names[i % 3]]) for i, row in enumerate(numbers)]
         path.write_text("\n".join([header, *rows]) + "\n", encoding="utf-8")
+    files.write_pictures(folder.parent / "photos", 60)
+    rows = [f"{text}\t{label}" for text, label in files.texts(200)]
+    (folder.parent / "reviews.tsv").write_text("\n".join(["review\trating", *rows, ""]))
+    (folder / "shards").mkdir()
+    (folder / "shards/classes.txt").write_text("dark\nlight\n")
     for split in ("train", "val", "test"):
-        for brightness, label in ((60, "dark"), (190, "light")):
-            (folder / "pictures" / split / label).mkdir(parents=True)
-            for i in range(8):
-                pixels = np.random.default_rng(i).integers(brightness - 40, brightness + 40, (20, 24, 3))
-                Image.fromarray(pixels.astype(np.uint8)).save(folder / "pictures" / split / label / f"{i}.png")
+        for number in range(2):
+            with tarfile.open(folder / f"shards/{split}-{number}.tar", "w") as tar:
+                for i in range(8):
+                    low, high = ((20, 100), (150, 230))[i % 2]
+                    pixels = generator.integers(low, high, (20, 24, 3)).astype(np.uint8)
+                    Image.fromarray(pixels).save(content := io.BytesIO(), "PNG")
+                    for suffix, data in (("png", content.getvalue()), ("cls", str(i % 2).encode())):
+                        member = tarfile.TarInfo(f"{i:04}.{suffix}")
+                        member.size = len(data)
+                        tar.addfile(member, io.BytesIO(data))
 
 
 @pytest.fixture(scope="module")
@@ -94,8 +113,7 @@ def run(copy: Path, *argv: str) -> subprocess.CompletedProcess:
 
 def test_the_files_that_the_pages_show():
     assert {
-        "datamodules/my_arrays.py", "lit_models/my_model.py",
-        "datamodules/penguins.py", "configs/penguins_mlp.yaml", "datamodules/picture_folder.py",
+        "lit_models/my_model.py", "datamodules/penguins.py", "configs/penguins_mlp.yaml", "datamodules/shards.py",
         "lit_models/maxout.py", "configs/iris_maxout.yaml", "callbacks/mistake_counts.py",
     } == SHOWN_FILES  # fmt: skip
 
@@ -132,7 +150,7 @@ def test_keys_are_explained_and_checked(output):
 
 @pytest.mark.slow
 def test_the_contracts_cover_new_files(copy):
-    names = "penguins or maxout or my_arrays or my_model"
+    names = "penguins or maxout or my_model"
     done = run(copy, "-m", "pytest", "-q", "tests/test_contracts.py", "-k", names)
     assert done.returncode == 0, done.stdout
     assert re.search(r"\d\d passed", done.stdout)

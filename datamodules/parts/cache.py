@@ -12,12 +12,14 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
+import numpy as np
 from tqdm import tqdm
 
 from engine.terminal import print_line
 
 FORMAT = "2"  # format of the stored files; results in other formats are ignored
 
+UNFINISHED = ".creating-"  # prefix of folders that are not complete
 LARGE_BYTES = 10**9  # a result that takes seconds to verify
 CHUNK_BYTES = 1 << 20  # that are read at a time
 
@@ -46,13 +48,30 @@ def load_or_create(
             return load(found)
         print_line(f"data.cache: {found} was changed after it was written; it is created again")
         shutil.rmtree(found) if _is_folder(found) else found.unlink()
-    with TemporaryDirectory(dir=cache, prefix=".creating-") as temporary:
+    for unfinished in cache.glob(f"{UNFINISHED}*"):  # of a process that was killed
+        shutil.rmtree(unfinished, ignore_errors=True)
+    with TemporaryDirectory(dir=cache, prefix=UNFINISHED) as temporary:
         created = Path(temporary) / "created"
         created.mkdir()
         create(created)
         folder = cache / (prefix + _digest(created))
         os.replace(created, folder)
     return load(folder)
+
+
+def create_array(path: Path, dtype: Any, shape: tuple[int, ...]) -> np.ndarray:
+    """Create a .npy file, and memory-map it.
+
+    The disk space is allocated now, because writing to a mapped file on a full disk would kill the process.
+
+    Raises:
+        OSError: if the disk is full.
+    """
+    array = np.lib.format.open_memmap(path, "w+", dtype, shape)
+    if hasattr(os, "posix_fallocate"):  # not on macOS
+        with path.open("rb+") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    return array
 
 
 def describe_files(paths: Sequence[str]) -> Iterator[str]:

@@ -12,6 +12,7 @@ import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import wait
@@ -22,6 +23,7 @@ import numpy as np
 from PIL import Image, ImageColor, ImageOps
 from tqdm import tqdm
 
+from datamodules.parts.cache import create_array
 from engine.contracts import DataError, OptionError, listed, one_line
 from engine.terminal import count_of
 from engine.threads import available_cores
@@ -138,7 +140,7 @@ def decode_pictures(paths: Sequence[str], how: Format, folder: Path, executor: P
         executor: Processes that decode, from `decoding_processes`.
     """
     file = folder / "images.npy"
-    np.lib.format.open_memmap(file, "w+", np.uint8, (len(paths), 3, how.size, how.size))
+    create_array(file, np.uint8, (len(paths), 3, how.size, how.size))
     chunks = [(start, paths[start : start + CHUNK]) for start in range(0, len(paths), CHUNK)]
     broken: list[tuple[int, str]] = []
     with tqdm(total=len(paths), desc="decoding", unit=" pictures", disable=None, leave=False) as progress:
@@ -146,9 +148,14 @@ def decode_pictures(paths: Sequence[str], how: Format, folder: Path, executor: P
             broken = _decode_chunk(0, paths, how, file)
         else:
             jobs = {executor.submit(_decode_chunk, start, part, how, file): len(part) for start, part in chunks}
-            for job in as_completed(jobs):
-                broken += job.result()
-                progress.update(jobs[job])
+            try:
+                for job in as_completed(jobs):
+                    broken += job.result()
+                    progress.update(jobs[job])
+            except BrokenProcessPool:
+                raise DataError(
+                    "data.train: a process that decodes pictures was killed; is there enough memory?"
+                ) from None
     (folder / "broken.json").write_text(json.dumps(sorted(broken)), encoding="utf-8")
 
 

@@ -2,6 +2,10 @@
 
 import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -474,3 +478,42 @@ def test_resized_crops_show_a_part_of_each_picture():
     assert torch.equal(again, cropped)
     whole = random_resized_crop(ramp[..., :32], 1.0, torch.Generator().manual_seed(0))
     assert (whole[:, 0, 16, -1] - whole[:, 0, 16, 0]).min() > 22  # the proportion still changes
+
+
+def workers_of(pid: int) -> list[int]:
+    """The processes that the process `pid` has started to decode pictures."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [int(child) for child in children if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()]
+
+
+def is_running(pid: int) -> bool:
+    stat = Path(f"/proc/{pid}/stat")
+    return stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="reads /proc")
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)])
+def test_a_command_that_is_stopped_while_it_decodes_leaves_no_processes(signum, code, tmp_path):
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (1500, 1500, 3), np.uint8))
+    for name in ("cat", "dog"):
+        (tmp_path / "pictures" / name).mkdir(parents=True)
+        image.save(tmp_path / f"pictures/{name}/0.jpg")
+        for number in range(1, 1500):
+            os.link(tmp_path / f"pictures/{name}/0.jpg", tmp_path / f"pictures/{name}/{number}.jpg")
+    options = [f"data.train={tmp_path}/pictures", f"data.cache={tmp_path}/cache", f"run.root={tmp_path}/runs"]
+    command = [sys.executable, "train.py", "--config", "configs/pictures_cnn.yaml", *options]
+    with subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True
+    ) as process:
+        deadline = time.monotonic() + 120
+        while not (workers := workers_of(process.pid)) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert workers
+        time.sleep(0.5)
+        os.killpg(process.pid, signum) if signum == signal.SIGINT else process.send_signal(signum)
+        assert process.wait(60) == code
+        assert b"Traceback" not in process.stderr.read()
+    while any(map(is_running, workers)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not any(map(is_running, workers))

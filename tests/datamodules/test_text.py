@@ -485,3 +485,58 @@ def test_the_saved_tokenizer_encodes_text_as_in_training(folder):
         again = tokenizer(text, truncation=True)["input_ids"]
         assert again == ids
     assert {datamodule.class_names[label] for label in labels} == set(everything.values())
+
+
+def write(path, header: str, labels) -> None:
+    lines = [f"{text}\t{label}" for (text, _), label in zip(texts(len(labels)), labels, strict=True)]
+    path.write_text("\n".join([header, *lines, ""]))
+
+
+def test_the_old_name_of_the_target_is_read_with_a_hint(tmp_path, capsys):
+    write(tmp_path / "train.tsv", "text\tmood", ["up", "down"] * 30)
+    options = {"train": str(tmp_path / "train.tsv"), "vocab_size": 200, "cache": str(tmp_path / "cache")}
+    new = Text(**options, target="mood")
+    assert "data.label_column" not in capsys.readouterr().out
+    old = Text(**options, label_column="mood")
+    assert "data.label_column is now data.target" in capsys.readouterr().out
+    for datamodule in (new, old):
+        datamodule.setup()
+    assert new.class_names == old.class_names == ("down", "up")
+    assert new.fingerprint == old.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (
+            ["up", "NA", "down"] * 20,
+            "train.tsv:3: no label in column 'label', and 19 more rows; every row needs a label",
+        ),
+        (["up", "Up", "down"] * 20, "data.target: the labels 'Up' and 'up' differ only in case; write them alike"),
+        ([*range(120)] * 4, "data.target: 120 different numbers; this template classifies"),
+        (["up"] * 60, "data.target: every row has the label 'up'; at least two classes are needed"),
+    ],
+)
+def test_labels_are_checked_as_in_tables(labels, message, tmp_path):
+    write(tmp_path / "train.tsv", "text\tlabel", labels)
+    with pytest.raises(DataError) as caught:
+        Text(train=str(tmp_path / "train.tsv"), cache=str(tmp_path / "cache")).setup()
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_parquet_gives_the_tokens_of_tsv(tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    rows = texts(60)
+    write_texts(tmp_path / "train.tsv", 60)
+    columns = {"text": [text for text, _ in rows], "label": [label for _, label in rows]}
+    pq.write_table(pa.table(columns), tmp_path / "train.parquet")
+    found = []
+    for name in ("train.tsv", "train.parquet"):
+        datamodule = Text(train=str(tmp_path / name), vocab_size=200, cache=str(tmp_path / f"cache-{name}"))
+        datamodule.setup()
+        found.append(datamodule.fingerprint)
+    assert found[0] == found[1]
+    assert datamodule.place("test", 0).startswith(f"{tmp_path}/train.parquet row ")

@@ -3,9 +3,12 @@
 import json
 import os
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from datamodules.parts.text_files import Columns, read_file
+from datamodules.parts.text_files import Columns, copy_rows, map_rows, read_file
 from engine.contracts import DataError
 
 COLUMNS = Columns("text", None, "label")
@@ -102,3 +105,47 @@ def test_a_file_that_never_ends_is_not_read(tmp_path, make):
 
 def test_a_field_longer_than_the_limit_of_the_csv_module(tmp_path):
     assert len(read(tmp_path, "a.csv", f"text,label\n{'a' * 200_000},b\n")[0].text) == 200_000
+
+
+def parquet(tmp_path, **columns):
+    pq.write_table(pa.table(columns), tmp_path / "a.parquet")
+    return read_file("data.train", tmp_path / "a.parquet", COLUMNS)
+
+
+def test_parquet(tmp_path):
+    rows = list(parquet(tmp_path, text=["a\nb", "c"], label=[1, 0], more=[[1], [2]]))
+    assert rows == [(1, "a\nb", None, "1"), (2, "c", None, "0")]
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"text": ["a", None], "label": [1, 0]}, "a.parquet row 2: no text in column 'text'"),
+        ({"text": ["a", "b"], "label": [1, None]}, "a.parquet row 2: no label in column 'label'"),
+        ({"text": ["a", "b"], "label": [0.5, 1.5]}, "a.parquet row 1: 0.5 in column 'label' is not a label"),
+        ({"text": [1, 2], "label": [0, 1]}, "a.parquet row 1: 1 in column 'text' is not a text"),
+        ({"words": ["a"], "label": [0]}, "data.text_column: a.parquet row 1 has no column 'text'; it has words, label"),
+        ({"text": [], "label": []}, "data.train: a.parquet has a header and no rows"),
+    ],
+)
+def test_an_error_in_parquet(columns, message, tmp_path):
+    with pytest.raises(DataError) as caught:
+        list(parquet(tmp_path, **columns))
+    assert str(caught.value).replace(f"{tmp_path}/", "").startswith(message)
+
+
+def test_a_damaged_parquet_file(tmp_path):
+    (tmp_path / "a.parquet").write_bytes(b"PAR1 no")
+    with pytest.raises(DataError, match=r"a\.parquet cannot be read"):
+        list(read_file("data.train", tmp_path / "a.parquet", COLUMNS))
+
+
+def test_rows_of_a_mapped_file(tmp_path):
+    read(tmp_path, "a.tsv", "text\tlabel\n" + "".join(f"t{i}\t{i % 3}\n" for i in range(25)))
+    copy_rows(read_file("data.train", tmp_path / "a.tsv", COLUMNS), tmp_path / "rows.arrow")
+    rows = map_rows(str(tmp_path / "a.tsv"), tmp_path / "rows.arrow", "digest")
+    assert len(rows) == 25
+    assert rows.place(7) == f"{tmp_path}/a.tsv:9"
+    assert [pair for chunk in rows.chunks() for pair in chunk] == [(f"t{i}", None) for i in range(25)]
+    chosen = np.arange(25) % 2 == 1
+    assert [text for chunk in rows.chunks(chosen) for text, _ in chunk] == [f"t{i}" for i in range(1, 25, 2)]
