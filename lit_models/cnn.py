@@ -118,8 +118,8 @@ class CNN(nn.Module):
         residual: Add the input of a block to its output, except in the first block of a stage.
         dropout: Probability of zeroing a channel before the linear layer.
         whitening: Start with a `Whitening` layer.
-        stem: Start with a `Stem`.
         logit_scale: Factor of the logits.
+        stem: Start with a `Stem`, after the `Whitening` layer.
         block_options: Further arguments of every `ConvBlock`.
     """
 
@@ -132,8 +132,8 @@ class CNN(nn.Module):
         residual: bool,
         dropout: float,
         whitening: bool,
-        stem: bool,
         logit_scale: float,
+        stem: bool = False,
         **block_options: Any,
     ) -> None:
         super().__init__()
@@ -141,7 +141,7 @@ class CNN(nn.Module):
         in_channels = self.whitening.out_channels if self.whitening else in_channels
         blocks: list[nn.Module] = []
         if stem:
-            blocks.append(Stem(in_channels, widths[0], block_options["norm_momentum"]))
+            blocks.append(Stem(in_channels, widths[0], block_options.get("norm_momentum", 0.1)))
             in_channels = widths[0]
         for width in widths:
             blocks.append(ConvBlock(in_channels, width, halve=True, **block_options))
@@ -208,7 +208,6 @@ class LitCNN(LitClassifier):
                 f"model.widths: {len(widths)} stages do not fit images of {height}x{width} pixels, because each stage halves"
                 f" the image; set 1 to {most} widths"
             )
-        block_options = {"dirac": dirac, "norm_momentum": norm_momentum, "norm_scale": norm_scale}
         self.network = CNN(
             channels,
             num_classes,
@@ -217,9 +216,11 @@ class LitCNN(LitClassifier):
             residual,
             dropout,
             whitening,
-            stem,
             logit_scale,
-            **block_options,
+            stem,
+            dirac=dirac,
+            norm_momentum=norm_momentum,
+            norm_scale=norm_scale,
         )
 
     def initialize_from_data(self, inputs: Tensor, mean: Tensor, std: Tensor) -> None:

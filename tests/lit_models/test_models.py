@@ -57,6 +57,18 @@ def test_the_tutorial_network_is_what_the_options_say():
     assert [type(layer) for layer in mlp(hidden_sizes=[]).network.layers] == [nn.Linear]
 
 
+def test_a_stem_halves_the_image_before_the_stages():
+    torch.manual_seed(0)
+    plain, halved = (LitCNN((3, 16, 16), 2, widths=[4, 8], stem=stem).network for stem in (False, True))
+    images = torch.randn(2, 3, 16, 16)
+    assert plain.stages(images).shape == (2, 8, 4, 4)
+    assert halved.stages[0](images).shape == (2, 4, 8, 8)
+    assert halved.stages(images).shape == (2, 8, 2, 2)
+    assert LitCNN((3, 16, 16), 2, widths=[4, 4], stem=True, whitening=True)(images).shape == (2, 2)
+    with pytest.raises(OptionError, match="set 1 to 3 widths"):
+        LitCNN((3, 16, 16), 2, widths=[4] * 4, stem=True)
+
+
 def test_a_cnn_with_too_many_stages_says_how_many_fit():
     with pytest.raises(
         OptionError, match=r"model.widths: 5 stages do not fit images of 28x28 pixels, .*; set 1 to 4 widths"

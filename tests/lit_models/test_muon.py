@@ -6,6 +6,7 @@ from torch import nn
 
 from datamodules.parts.augment import alternating_flip
 from datamodules.parts.batches import AugmentContext
+from engine.contracts import OptionError
 from lit_models import cnn, optimizers
 from lit_models.cnn import CNN, LitCNN, Whitening
 from lit_models.parts.muon import orthogonalize
@@ -133,6 +134,13 @@ def test_whitening_is_measured_on_normalised_images_and_is_in_the_state():
     expected = Whitening(3)
     expected.fit((images.float() - mean) / std)
     torch.testing.assert_close(model.state_dict()["network.whitening.weight"], expected.weight)
+
+
+def test_whitening_refuses_channels_that_depend_on_each_other():
+    grey = torch.randn(50, 1, 16, 16, generator=torch.Generator().manual_seed(0)).expand(-1, 3, -1, -1)
+    with pytest.raises(OptionError, match=r"^model\.whitening: the channels .* set model\.whitening=false$"):
+        Whitening(3).fit(grey)
+    Whitening(1).fit(grey[:, :1])
 
 
 def test_dirac_passes_its_input_on():
