@@ -163,7 +163,11 @@ class Pictures(ClassificationDataModule):
             raise DataError(f"{key}: {source} does not exist; {hint}")
         if source.is_dir():
             found = read_folder(key, source)
-            check_case(sorted(set(found.labels)), f"{key}: the folders")
+            classes = sorted(set(found.labels))
+            check_case(classes, f"{key}: the folders")
+            if split == "train" and len(classes) < 2:
+                problem = f"{source} has one folder, {classes[0]!r}; at least two classes are needed"
+                raise DataError(f"{key}: {problem}, with a folder for each")
             if found.ignored:
                 rank_zero_print(f"{key}: {report_ignored(found.ignored)}")
             return found.paths, found.labels
@@ -205,9 +209,10 @@ class Pictures(ClassificationDataModule):
 def _find_splits(sources: dict[Split, Path]) -> dict[Split, Path]:
     """Return the folders of the splits if the training folder contains nothing but them."""
     root = sources["train"]
-    if not root.is_dir():
+    try:
+        folders = {path.name: path for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")}
+    except OSError:  # not a folder, or not readable: reported when it is listed
         return sources
-    folders = {path.name: path for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")}
     known = {name: split for split, names in SPLIT_FOLDERS.items() for name in names}
     if "train" not in folders or not folders.keys() <= known.keys():
         return sources

@@ -85,8 +85,9 @@ def read_folder(key: str, root: Path) -> Folder:
         DataError: if a class has no pictures, or there are no classes.
     """
     try:
-        classes = sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith("."))
-        found = [(*file, name) for name in classes for file in _files(str(root / name), ())]
+        with os.scandir(root) as entries:
+            classes = sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+        found = [(*file, name) for name in classes for file in _files(key, str(root / name), ())]
     except OSError as error:
         raise DataError(f"{key}: {error.filename} cannot be read ({error.strerror})") from None
     if not classes:
@@ -103,18 +104,18 @@ def read_folder(key: str, root: Path) -> Folder:
     return Folder([path for _, path, _ in pictures], [name for *_, name in pictures], ignored)
 
 
-def _files(folder: str, parents: tuple[tuple[int, int], ...]) -> Iterator[tuple[str, str]]:
+def _files(key: str, folder: str, parents: tuple[tuple[int, int], ...]) -> Iterator[tuple[str, str]]:
     """Yield name and path of all files below a folder. Links are followed."""
     status = os.stat(folder)
     identity = (status.st_dev, status.st_ino)
     if identity in parents:
-        raise DataError(f"data.train: {folder} is a link to a folder that contains it; remove the link")
+        raise DataError(f"{key}: {folder} is a link to a folder that contains it; remove the link")
     with os.scandir(folder) as entries:
         for entry in entries:
             if entry.name.startswith("."):
                 continue
             if entry.is_dir():
-                yield from _files(entry.path, (*parents, identity))
+                yield from _files(key, entry.path, (*parents, identity))
             else:
                 yield entry.name, entry.path
 

@@ -312,6 +312,11 @@ def flat(root: Path) -> None:
             folder.rmdir()
 
 
+def unreadable(root: Path) -> None:
+    (root / "cat").rename(root / "dog/cat")
+    (root / "cat").symlink_to(root / "cat")
+
+
 def other_case(root: Path) -> None:
     (root / "Cat").mkdir()
     two_halves().save(root / "Cat/a.png")
@@ -344,9 +349,10 @@ def two_validations(root: Path) -> None:
 MISTAKES = [
     (empty_class, {}, "data.train: ROOT/fish has no pictures; add pictures (.png, "),
     (circle, {}, "data.train: ROOT/cat/again is a link to a folder that contains it; remove the link"),
+    (unreadable, {}, "data.train: ROOT/cat cannot be read (Too many levels of symbolic links)"),
     (flat, {}, "data.train: ROOT has no folders; make a folder for each class, or give a CSV file"),
     (other_case, {}, "data.train: the folders 'Cat' and 'cat' differ only in case"),
-    (one_class, {}, "data.target: every row has the label 'cat'; at least two classes are needed"),
+    (one_class, {}, "data.train: ROOT has one folder, 'cat'; at least two classes are needed"),
     (unknown_class, {}, "the label 'fish' does not occur in the training set, which has bird, cat, dog"),
     (two_validations, {}, "data.train: ROOT has the folders test, train, val, valid; give data.train, data.val"),
     (move_to_splits, {"val": "ROOT/test"}, "data.train: ROOT has the folders test, train; give data.train, data.val"),
