@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 # N rows, D columns
 
 rank_zero_print = rank_zero_only(print_line)
+MANY_CATEGORIES = 20  # up to which a column certainly has categories
 FEW_ROWS = 20  # up to which all values of a column may differ by chance
 MANY_ROWS = 500_000  # encoded at a time
 YES_NO = {"yes", "no", "y", "n", "true", "false", "t", "f"}
@@ -252,7 +253,8 @@ class Table(ClassificationDataModule):
         categories = () if is_number else tuple(sorted(pc.unique(texts.drop_null()).to_pylist())) or ("",)
         values = texts if numbers is None else numbers
         is_identifier = len(values) > FEW_ROWS and _are_different(values[:MANY_ROWS]) and _are_different(values)
-        return Column(name, categories, texts.null_count, is_identifier)
+        missing = values.null_count if is_number and name not in self.numeric else texts.null_count
+        return Column(name, categories, missing, is_identifier)
 
     def _encode(self, table: "pyarrow.Table", inputs: np.ndarray) -> None:
         """Write the rows to `inputs` (N, D): numbers, NaN if they are missing, and codes of categories, 0 if unknown."""
@@ -287,6 +289,9 @@ class Table(ClassificationDataModule):
             if column.is_identifier:
                 hint = f"if it is an identifier: data.drop=[{column.name}]"
                 rank_zero_print(f"warning: every row has another {column.name}; {hint}")
+            elif len(column.categories) > max(MANY_CATEGORIES, len(self._prepared["train"][1]) / 4):
+                problem = f"{column.name} has {len(column.categories):,} categories"
+                rank_zero_print(f"warning: {problem}; if it is a text or a date: data.drop=[{column.name}]")
 
 
 def _select(inputs: Tensor | MappedRows, rows: Tensor) -> Tensor | MappedRows:

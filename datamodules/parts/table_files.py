@@ -20,6 +20,22 @@ if TYPE_CHECKING:
 
 PARQUET, TEXT = (".parquet", ".pq"), (".csv", ".tsv", ".txt", ".data")
 SEPARATORS = ",;\t|"
+OTHER = (
+    ".json",
+    ".jsonl",
+    ".xls",
+    ".xlsx",
+    ".ods",
+    ".gz",
+    ".zip",
+    ".bz2",
+    ".xz",
+    ".feather",
+    ".npz",
+    ".npy",
+    ".pkl",
+    ".db",
+)
 HEAD_BYTES = 1 << 18  # of a file, to find separator and header
 BLOCK_BYTES = 1 << 24  # of a text file in memory at a time; a row cannot be longer
 
@@ -90,6 +106,8 @@ def _open_table(key: str, path: Path) -> "tuple[list[str], Iterator[pyarrow.Reco
     import pyarrow as pa
 
     expected = listed([*TEXT[:2], PARQUET[0]])
+    if path.suffix.lower() in OTHER:
+        raise DataError(f"{key}: {path} is not a table that can be read; convert it to a {expected} file")
     if path.is_dir():
         raise DataError(f"{key}: {path} is a folder; give a {expected} file")
     if path.exists() and not path.is_file():  # reading a pipe or a device might never end
@@ -163,8 +181,7 @@ def _open_text(key: str, path: Path) -> "tuple[list[str], Iterator[pyarrow.Recor
     first, *rows = csv.reader(lines, delimiter=separator)
     names = [name.strip() for name in first]
     has_header = is_header(names, rows)
-    if not has_header:
-        names = [f"column_{number}" for number in range(1, len(names) + 1)]
+    names = [name if has_header and name else f"column_{number}" for number, name in enumerate(names, 1)]
     if len(set(names)) < len(names):
         return names, iter(())  # an error, see `_open_table`
     reader = open_csv(
@@ -198,11 +215,20 @@ def find_separator(lines: list[str]) -> str:
 
 
 def is_header(first: list[str], rows: list[list[str]]) -> bool:
-    """Return whether the first row has names: all are different, and none is a number or missing."""
+    """Return whether the first row has names.
+
+    Names are not numbers. If names are empty, as that of the index of pandas, or occur twice, the row has names only if one
+    is in a column of numbers, or if none is a value of its column.
+    """
     if not rows:
         return True
-    are_names = not any(_is_number(name) or name in MISSING for name in first)
-    return are_names and len(set(first)) == len(first)
+    if not any(first) or any(_is_number(name) or (name and name in MISSING) for name in first):
+        return False
+    if all(first) and len(set(first)) == len(first):
+        return True
+    columns = {i: {row[i].strip() for row in rows if i < len(row)} for i, name in enumerate(first) if name}
+    is_above_numbers = any(all(_is_number(text) for text in column - {*MISSING}) for column in columns.values())
+    return is_above_numbers or not any(first[i] in column for i, column in columns.items())
 
 
 def _is_number(text: str) -> bool:
@@ -214,7 +240,7 @@ def _is_number(text: str) -> bool:
 
 
 def to_numbers(column: "pyarrow.ChunkedArray") -> "pyarrow.ChunkedArray | None":
-    """Return a column of texts as numbers; None if a value is not a finite number."""
+    """Return a column of texts as numbers, with null for infinite numbers; None if a value is not a number."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -222,7 +248,7 @@ def to_numbers(column: "pyarrow.ChunkedArray") -> "pyarrow.ChunkedArray | None":
         numbers = column.cast(pa.float64())
     except pa.ArrowInvalid:
         return None
-    return numbers if pc.all(pc.is_finite(numbers)).as_py() is not False else None
+    return pc.if_else(pc.is_finite(numbers), numbers, pa.scalar(None, pa.float64()))
 
 
 def close_name(name: str, names: Any) -> str:

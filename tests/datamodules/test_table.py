@@ -195,7 +195,12 @@ def test_separators(lines, expected):
     [
         (["a", "b"], [["1", "2"]], True),
         (["a", "2"], [["1", "2"]], False),
-        (["a", ""], [["1", "2"]], False),
+        (["", "b"], [["1", "2"]], True),
+        (["", "red"], [["1", "red"], ["2", "blue"]], False),
+        (["", ""], [["1", "2"]], False),
+        (["a", "a"], [["1", "2"]], True),
+        (["a", "b", ""], [["1", "b", ""]], True),
+        (["a", "NA"], [["1", "2"]], False),
         (["red", "red"], [["red", "blue"]], False),
         (["a", "b"], [], True),
     ],
@@ -204,10 +209,31 @@ def test_headers(first, rows, expected):
     assert is_header(first, rows) is expected
 
 
+def test_the_index_of_pandas_gets_a_name(make, capsys):
+    lines = rows().splitlines()
+    make("\n".join(["," + lines[0], *(f"{i},{line}" for i, line in enumerate(lines[1:]))]))
+    printed = capsys.readouterr().out
+    assert "numbers      2: column_1, a\n" in printed
+    assert "warning: every row has another column_1; if it is an identifier: data.drop=[column_1]" in printed
+
+
+def test_infinite_numbers_are_missing(make, capsys):
+    datamodule = make(rows().replace("1.25,", "inf,").replace("2.5,", "-inf,"))
+    assert [bool(column.categories) for column in datamodule.columns] == [False, True]
+    assert sum(int(inputs[:, 0].isnan().sum()) for inputs, _ in datamodule.splits().values()) == 2
+    assert not any(inputs.isinf().any() for inputs, _ in datamodule.splits().values())
+
+
+def test_a_column_of_many_categories_is_a_warning(make, capsys):
+    make("a,b,y\n" + "".join(f"{i % 7},2020-01-{i % 60},{i % 2}\n" for i in range(120)))
+    assert "warning: b has 49 categories; if it is a text or a date: data.drop=[b]" in capsys.readouterr().out
+
+
 GOOD = rows()
 MISTAKES = [
     (GOOD, {"target": "Y"}, "data.target: TRAIN has no column 'Y'; it has a, b, y"),
     (GOOD, {"target": "colour"}, "has no column 'colour'; it has a, b, y"),
+    (GOOD.replace("a,b,y", "a,a,y"), {}, "data.train: TRAIN has two columns with the name 'a'; rename one of them"),
     (GOOD, {"drop": ["bb"]}, "data.drop: TRAIN has no column 'bb'"),
     (GOOD, {"categorical": ["c"]}, "data.categorical: TRAIN has no column 'c'"),
     (GOOD, {"numeric": ["c"]}, "data.numeric: TRAIN has no column 'c'"),
@@ -221,7 +247,7 @@ MISTAKES = [
     ("", {}, "TRAIN is empty"),
     ("\n\n", {}, "TRAIN is empty"),
     ("a,b,y\n", {}, "TRAIN has no rows"),
-    ("a,a,y\n1,2,no\nx,x,yes\n", {"target": "y"}, "has no column 'y'"),  # so the first row is no header
+    ("a,a,y\n1,2,no\nx,x,yes\n", {}, "TRAIN has two columns with the name 'a'; rename one of them"),
     (GOOD + "1,red\n", {}, "cannot be read: a row has 2 columns, and the first row has 3: 1,red"),
     (GOOD + "1,red,yes,4\n", {}, "a row has 4 columns, and the first row has 3"),
     (GOOD.replace("red", "r\xe9d").encode("latin-1"), {}, "it is not UTF-8 text; save it as UTF-8"),
