@@ -6,7 +6,22 @@ from argparse import Namespace
 
 import pytest
 
-from benchmarks import bert, busy, checkpoint, cifar, ddp, experiment, loader, measure, mnist, pictures, start, step
+from benchmarks import (
+    bert,
+    busy,
+    checkpoint,
+    cifar,
+    ddp,
+    decode,
+    experiment,
+    large,
+    loader,
+    measure,
+    mnist,
+    pictures,
+    start,
+    step,
+)
 from benchmarks.measure import BenchmarkError, Comparison
 from tests.files import minilm
 
@@ -114,3 +129,28 @@ def test_sides_take_turns_and_neither_always_follows():
     order = []
     measure.run_in_turn({"a": lambda: order.append("a") or 1.0, "b": lambda: order.append("b") or 1.0}, 3)
     assert order == ["a", "b", "b", "a", "a", "b"]
+
+
+@pytest.mark.slow
+def test_decoding_is_measured(small_data, monkeypatch):
+    monkeypatch.setattr(decode, "SAMPLE", 50)
+    rows = decode.run(Namespace(data=str(small_data), pairs=1, gpu=False))
+    assert [row.work.partition(":")[0] for row in rows] == ["decoding", "first start", "second start"]
+
+
+@pytest.mark.slow
+def test_training_from_files_is_measured(monkeypatch):
+    monkeypatch.setattr(large, "PART", 100)
+    for name, value in {"NUM_ROWS": 300, "NUM_TEXTS": 300, "NUM_PICTURES": 80, "NUM_DIFFERENT": 40}.items():
+        monkeypatch.setattr(large, name, value)
+    run = large.Run
+    monkeypatch.setattr(large, "Run", lambda root, arguments, limit: run(root, shortened(arguments), limit))
+    rows = large.run(Namespace(pairs=1))
+    assert [row.work for row in rows] == ["table", "texts", "pictures"]
+    assert all("private memory" in row.note for row in rows)
+
+
+def shortened(arguments: list[str]) -> list[str]:
+    """Arguments for two steps."""
+    kept = [argument for argument in arguments if not argument.startswith("trainer.max_steps")]
+    return [*kept, "trainer.max_steps=2"]
