@@ -118,17 +118,20 @@ def test_the_files_that_the_pages_show():
     } == SHOWN_FILES  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_command_runs(command, output):
     assert f"exit 0 {command}\n" in output, output
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", ["penguins_mlp", "iris_maxout"])
 def test_it_learns(config, copy, output):
     (path,) = copy.glob(f"runs/{config}/*/metrics.json")
     assert json.loads(path.read_text(encoding="utf-8"))["test/accuracy"] > 0.8
 
 
+@pytest.mark.slow
 def test_the_number_of_mistakes_is_written(copy, output):
     for config in copy.glob("runs/iris_mlp/*/config.yaml"):
         if "mistake_counts" in config.read_text(encoding="utf-8"):
@@ -140,6 +143,7 @@ def test_the_number_of_mistakes_is_written(copy, output):
     pytest.fail("no run with the callback")
 
 
+@pytest.mark.slow
 def test_keys_are_explained_and_checked(output):
     assert "means    Number of linear functions per unit.\n" in output
     assert "error: command line: model.num_pieces: 1 is out of range; accepts int, >= 2\n" in output

@@ -228,6 +228,7 @@ def test_a_metric_of_an_own_callback_can_be_watched(add, tmp_path, key, log, mon
     assert trained(tmp_path, "callbacks.mine={}", options[key]) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("key", "options"),
     [

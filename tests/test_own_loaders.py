@@ -157,8 +157,8 @@ def test_it_trains_validates_and_tests(config, tmp_path, capsys):
     [
         pytest.param(PLAIN, [], 5, id="plain"),
         pytest.param(DERIVED, [], 5, id="derived"),
-        pytest.param(PLAIN, ["data.num_workers=2"], 5, id="2-workers"),
-        pytest.param(PLAIN, ["trainer.accumulate_grad_batches=2"], 6, id="accumulation"),
+        pytest.param(PLAIN, ["data.num_workers=2"], 5, id="2-workers", marks=pytest.mark.slow),
+        pytest.param(PLAIN, ["trainer.accumulate_grad_batches=2"], 6, id="accumulation", marks=pytest.mark.slow),
     ],
 )
 def test_it_resumes_in_mid_epoch(source, options, done, write, tmp_path, monkeypatch, capsys):

@@ -133,6 +133,7 @@ def test_64_true_trains_weights_in_64_bits(tmp_path):
     assert {weight.dtype for weight in weights(folder).values() if weight.is_floating_point()} == {torch.float64}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("option", ["trainer.max_time='00:00:00:01'", "callbacks.timer={duration: '00:00:00:01'}"])
 def test_a_duration_ends_the_training(tmp_path, option):
     folder = trained(tmp_path, "trainer.max_epochs=1000000", option)
@@ -302,6 +303,7 @@ def test_a_closed_output(monkeypatch):
     sys.stdout.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key", ["trainer.max_time", "callbacks.timer.duration"])
 @pytest.mark.parametrize("value", ["'00:01:30:00'", "{minutes: 90}"])
 def test_a_run_with_a_duration_is_repeated_and_resumed(key, value, tmp_path):

@@ -10,6 +10,7 @@ from tests.runs import figures, run
 SMALL = ["--config", "configs/cifar10_cnn.yaml", "model.widths=[8]", "data.batch_size=32", "trainer.max_epochs=1"]
 
 
+@pytest.mark.slow
 def test_accuracy_is_that_of_the_mean_of_two_predictions(tmp_path, small_data, capsys):
     options = [f"data.root={small_data}", "trainer.precision=32-true", "callbacks.mirrored_test={}"]
     folder = run(tmp_path / "runs", *SMALL, *options)

@@ -215,6 +215,7 @@ def set_values(folder: Path, **values) -> None:
     path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | values), encoding="utf-8")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "values",
     [

@@ -136,6 +136,7 @@ def test_labels_of_other_rows(seed, check, monkeypatch, small_data):
         assert "in the same order" in text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["features", pytest.param("tokens", marks=pytest.mark.needs("text"))])
 @pytest.mark.parametrize("fraction", [0.5, 0.95])
 def test_labels_of_other_rows_are_distinguished_from_correct_labels(kind, fraction, tmp_path):
@@ -156,6 +157,7 @@ def test_labels_of_other_rows_are_distinguished_from_correct_labels(kind, fracti
     assert shuffled.count("WRONG") >= 18
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("rows", "slope", "fraction"),
     [(2000, 0.5, 0.5), (2000, 2.0, 0.03), (60, 4.0, 0.5), (120, 1.8, 0.5)],  # best accuracies of 60, 97, 87 and 77 %
@@ -319,6 +321,7 @@ def test_batches_of_one_sample_are_joined(check):
     assert "(16 samples)" in results["overfits one batch"][0][1]
 
 
+@pytest.mark.slow
 def test_a_network_that_cannot_overfit_contradicting_samples_is_not_wrong():
     """A linear model of two binary features that make labels likely, but not certain."""
     for seed in range(10):

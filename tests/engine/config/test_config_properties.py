@@ -85,6 +85,7 @@ def test_a_huge_integer_is_read_as_a_float_and_stays_it(digits):
     round_trip({"a": once})
 
 
+@pytest.mark.slow
 @settings(max_examples=30, deadline=None)
 @given(WORDS, WORDS)
 def test_a_config_with_any_text_is_read_back(name, root):
@@ -131,6 +132,7 @@ def test_any_file(text):
     assert len(said.splitlines()) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.faults("900 configs, overrides and arguments made up by hypothesis", "a config, or one line")
 @settings(max_examples=200, deadline=None)
 @given(st.integers(0, len(GOOD)), st.text(st.characters(codec="utf-8"), min_size=1, max_size=4))

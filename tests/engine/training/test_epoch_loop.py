@@ -253,6 +253,7 @@ def reads(folder, config, *options):
     return sum(trace.count(f'"name": "{name}"') for name in READS)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*Profiler clears events:UserWarning")  # torch 2.11
 @pytest.mark.parametrize(
     ("config", "options"),

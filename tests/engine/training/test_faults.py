@@ -117,6 +117,7 @@ checkpoint_file.write({"weights": torch.ones(1000)}, path)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.faults(
     "SIGKILL while a checkpoint is written", "the previous one is complete; the next start deletes the partial file"
 )
@@ -273,6 +274,7 @@ class Stalling(BaseHTTPRequestHandler):
         pass
 
 
+@pytest.mark.slow
 @pytest.mark.faults(
     "SIGTERM while data are downloaded", "exit code 143 at once, no partial file under the name of a file"
 )
@@ -505,6 +507,7 @@ def saved(tmp_path_factory) -> dict[str, Any]:
     return checkpoint_file.read(start(tmp_path_factory.mktemp("saved"), *options)[1] / "checkpoints/best.ckpt")
 
 
+@pytest.mark.slow
 def test_no_change_of_a_checkpoint_is_overlooked(saved, tmp_path, monkeypatch):
     """Whichever entry at any depth is missing or has another type, the checkpoint is refused."""
     path, copies = tmp_path / "best.ckpt", 0
@@ -611,6 +614,7 @@ MOMENTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.faults("killed while or after a run goes back to best.ckpt", "bitwise identical, and no curve is cut")
 @pytest.mark.parametrize(
     "moment", [moment if i % 2 else pytest.param(moment, marks=pytest.mark.slow) for i, moment in enumerate(MOMENTS)]
@@ -704,6 +708,7 @@ INEXACT = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.faults(
     "a checkpoint is cut off, flipped, empty or text",
     "one line, exit code 2; `auto` resumes from the previous one, bitwise identical",
@@ -1022,6 +1027,7 @@ def test_standard_output_is_full(tmp_path):
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.faults("a run is resumed while it runs", "refused in one line, exit code 2")
 def test_two_at_once(stopped, capsys):
     hold = "lock = lock_run(Path(sys.argv[1])); print(1, flush=True); input()"

@@ -163,6 +163,7 @@ def test_stopped_at_any_batch(make_loader, stops, tmp_path, monkeypatch):
     assert stop_and_resume(tmp_path, monkeypatch, lambda: Data(make_loader), stops) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stops", [[(0, 0)], [(1, 3)]], ids=str)
 def test_worker_processes(stops, tmp_path, monkeypatch):
     assert stop_and_resume(tmp_path, monkeypatch, lambda: Data(noisy(num_workers=2)), stops) == []
