@@ -62,8 +62,8 @@ class Column:
 class Table(ClassificationDataModule):
     """Rows of numbers and categories, with a label, from CSV, TSV or Parquet files.
 
-    Separator, header and the kind of each column are detected. Values may be missing (empty, NA, ?, nan, null) in all columns
-    but the label. All statistics and categories come from the training part.
+    Separator, header and the kind of each column are detected. Values may be missing (empty, NA, ?, nan, null) in all
+    columns but the label. All statistics and categories come from the training part.
 
     Args:
         train: File with the training set.

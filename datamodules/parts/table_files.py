@@ -1,7 +1,7 @@
 """Reads tables from CSV, TSV and Parquet files with pyarrow.
 
-Separator, header and types of columns are detected. A type comes from all values of a column in the training part, not from the
-first rows.
+Separator, header and types of columns are detected. A type comes from all values of a column in the training part, not from
+the first rows.
 """
 
 import csv
