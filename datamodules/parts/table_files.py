@@ -53,7 +53,7 @@ def read_table(key: str, path: Path) -> "pyarrow.Table":
     import pyarrow as pa
 
     names, batches = _open_table(key, path)
-    return pa.Table.from_batches(batches, pa.schema([(name, pa.string()) for name in names]))
+    return pa.Table.from_batches(_with_progress(path, batches), pa.schema([(name, pa.string()) for name in names]))
 
 
 def copy_table(key: str, path: Path, target: Path) -> None:
@@ -62,11 +62,17 @@ def copy_table(key: str, path: Path, target: Path) -> None:
 
     names, batches = _open_table(key, path)
     schema = pa.schema([(name, pa.string()) for name in names])
-    rows = tqdm(desc=f"reading {path.name}", unit=" rows", unit_scale=True, disable=None, leave=False)
-    with rows, pa.OSFile(str(target), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
-        for batch in batches:
+    with pa.OSFile(str(target), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
+        for batch in _with_progress(path, batches):
             writer.write_batch(batch)
-            rows.update(batch.num_rows)
+
+
+def _with_progress(path: Path, batches: "Iterator[pyarrow.RecordBatch]") -> "Iterator[pyarrow.RecordBatch]":
+    """Yield all batches, and show the number of rows in a terminal."""
+    with tqdm(desc=f"reading {path.name}", unit=" rows", unit_scale=True, disable=None, leave=False) as progress:
+        for batch in batches:
+            yield batch
+            progress.update(batch.num_rows)
 
 
 def map_table(path: Path) -> "pyarrow.Table":
