@@ -21,7 +21,7 @@ from engine.contracts import DataError, DataSpec, UserError, is_lower_better
 from engine.runs.run_folder import rank, run_folder
 from engine.terminal import duration, prepare_output, print_line, quiet_lightning
 from engine.training.checkpoint_file import newest
-from engine.training.exits import RunEnded, end_children, explain_error, is_refusal, report_bug, report_exit
+from engine.training.exits import RunEnded, Stopped, end_children, explain_error, is_refusal, report_bug, report_exit
 from engine.training.signals import Signals
 
 if TYPE_CHECKING:
@@ -40,7 +40,12 @@ def main(argv: list[str]) -> int:
             if (config := parse(argv, description=__doc__.splitlines()[0])) is None:
                 return 0
             with run_folder(config) as folder:
-                return train(config, folder, signals)
+                try:
+                    return train(config, folder, signals)
+                except Exception as error:
+                    if signals.has_interrupted(error):  # the import of a package turns `Stopped` into any other error
+                        raise Stopped(signals.received) from error
+                    raise
         except (RunEnded, UserError) as error:
             end = error
         except Exception as error:

@@ -19,7 +19,7 @@ from contextlib import suppress
 from types import FrameType
 from typing import Any
 
-from engine.training.exits import Stopped
+from engine.training.exits import RunEnded, Stopped
 
 HANG_SECONDS = 3.0  # after which a main thread that has not called the signal handler hangs
 NOTICE = b"\nstopping after this step; Ctrl-C again stops at once\n"
@@ -62,6 +62,10 @@ class Signals:
         for signum, handler in self._old_handlers.items():
             signal.signal(signum, handler)
         self._wakeup.close()  # ends the thread
+
+    def has_interrupted(self, error: Exception) -> bool:
+        """Whether an error of another type than `RunEnded` comes after a signal that should have ended the command."""
+        return bool(self.received) and not self.deferred and not isinstance(error, RunEnded)
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
         self._handled_at = time.monotonic()
