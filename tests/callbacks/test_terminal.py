@@ -196,7 +196,7 @@ def test_a_run_that_waits_for_a_core_says_so_once(monkeypatch, capsys):
 
 
 def test_advice_is_complete_in_a_narrow_terminal(monkeypatch, capsys):
-    monkeypatch.setattr(progress_line.shutil, "get_terminal_size", lambda: os.terminal_size((40, 24)))
+    monkeypatch.setenv("COLUMNS", "40")
     clock, advice = Clock(), "stop the other programs, " * 4
     monkeypatch.setattr(clock, "waiting_advice", iter([None, advice, *[None] * 100]).__next__)
     simulate(monkeypatch, [0.5] * 20, live=True, clock=clock)
@@ -221,7 +221,7 @@ def test_duration_is_formatted_for_people(seconds, text):
 
 
 def test_line_is_cut_between_two_metrics(monkeypatch, capsys):
-    monkeypatch.setattr(progress_line.shutil, "get_terminal_size", lambda: os.terminal_size((40, 24)))
+    monkeypatch.setenv("COLUMNS", "40")
     line = ProgressLine(live=True)
     line._print("epoch 1/4  3.8 s  train/loss 0.1605  val/loss 0.2226", end="")
     assert capsys.readouterr().out.strip() == "epoch 1/4  3.8 s  train/loss 0.1605"
