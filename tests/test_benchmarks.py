@@ -28,7 +28,7 @@ from tests.files import minilm
 SAME_SPEED = Comparison("work", "them", [1.0, 2.0, 4.0], [2.0, 2.0, 2.0], at_most=1.5)
 
 
-@pytest.mark.parametrize("benchmark", [loader, step, pytest.param(cifar, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("benchmark", [loader, *(pytest.param(each, marks=pytest.mark.slow) for each in (step, cifar))])
 @pytest.mark.filterwarnings("ignore")
 def test_every_side_does_its_work(benchmark, small_data, monkeypatch, capsys):
     monkeypatch.setattr(step, "EPOCHS", 1)

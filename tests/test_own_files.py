@@ -211,11 +211,11 @@ VARIABLE = 'name = "size"; pl_module.log(name, 3.0)'
     ("key", "log", "monitor"),
     [
         ("run", LITERAL, "val/size"),
-        ("run", VARIABLE, "size"),
-        ("schedule", COMPUTED, "val/size_1"),
-        ("schedule", LITERAL, "val/size"),
-        ("early_stopping", VARIABLE, "size"),
         ("early_stopping", COMPUTED, "val/size_1"),
+        pytest.param("run", VARIABLE, "size", marks=pytest.mark.slow),
+        pytest.param("schedule", COMPUTED, "val/size_1", marks=pytest.mark.slow),
+        pytest.param("schedule", LITERAL, "val/size", marks=pytest.mark.slow),
+        pytest.param("early_stopping", VARIABLE, "size", marks=pytest.mark.slow),
     ],
 )
 def test_a_metric_of_an_own_callback_can_be_watched(add, tmp_path, key, log, monitor):
@@ -398,7 +398,10 @@ def with_bug(room: str, place: str, bug: str) -> tuple[str, int]:
 
 @pytest.mark.parametrize(
     ("room", "place", "kind"),
-    [(*place, kind) for place, kind in zip(PLACES, cycle(BUGS))] + [("lit_models", "forward", kind) for kind in BUGS],
+    [
+        *((*place, kind) for place, kind in zip(PLACES, cycle(BUGS))),
+        *(pytest.param("lit_models", "forward", kind, marks=pytest.mark.slow) for kind in BUGS),
+    ],
 )
 def test_a_bug_in_an_own_file_keeps_its_traceback(add, tmp_path, capsys, room, place, kind):
     source, line = with_bug(room, place, BUGS[kind])
@@ -525,6 +528,7 @@ def test_file_names_with_a_hyphen_and_relative_imports(add):
     assert load("model.name=my-cnn", "model.widths=[4]")["model.widths"] == [4]
 
 
+@pytest.mark.slow
 def test_a_check_uploads_nothing(monkeypatch):
     """`--check` logs to TensorBoard only, in its temporary folder."""
     made = []

@@ -200,6 +200,7 @@ def test_image_run_has_galleries_filters_and_features(mnist):
         assert sprite.width % 28 == 0
 
 
+@pytest.mark.slow
 @pytest.mark.needs("bert", "text")
 def test_text_run_has_examples_with_an_attribution_per_token(small_data, tmp_path):
     options = [

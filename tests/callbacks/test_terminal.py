@@ -63,6 +63,7 @@ def terminal(tmp_path_factory) -> tuple[str, str]:
     return run_in_terminal(tmp_path_factory.mktemp("terminal"), "--config", IRIS, *short)
 
 
+@pytest.mark.slow
 def test_line_is_redrawn_and_fits_into_the_terminal(terminal):
     lines = [line.split("\r")[1:] for line in terminal[0].split("\n")]
     states = [state for line in lines for state in line if state.startswith("epoch")]
@@ -73,12 +74,14 @@ def test_line_is_redrawn_and_fits_into_the_terminal(terminal):
     assert all(len(after) >= len(before.rstrip()) for before, after in pairs)  # nothing of the state before is left
 
 
+@pytest.mark.slow
 def test_output_has_neither_colours_nor_warnings(terminal):
     """So the variable NO_COLOR needs no support."""
     assert "\x1b" not in terminal[0]
     assert terminal[1] == ""
 
 
+@pytest.mark.slow
 def test_run_prints_a_summary_at_its_start_and_at_its_end(terminal):
     titles = [line[:13].strip() for line in terminal[0].split("\n") if line and "\r" not in line]
     assert [title for title in titles if title != "expected"] == [

@@ -455,6 +455,7 @@ def test_the_pixels_of_cifar_give_the_figures_of_cifar(small_data, tmp_path):
         assert found[name] == expected[name]
 
 
+@pytest.mark.slow
 def test_check_looks_at_augmented_pictures(tmp_path, capsys):
     files.write_pictures(tmp_path / "pictures", 120)
     data = [

@@ -237,8 +237,12 @@ def test_fused_is_refused_where_it_is_wrong():
 @pytest.mark.parametrize(
     ("optimizer", "precision"),
     [
-        *(("{name: sgd, lr: 0.1, momentum: 0.9}", each) for each in ("32-true", "bf16-mixed", "bf16-true", "64-true")),
-        ("{name: adamw}", "bf16-true"),
+        ("{name: sgd, lr: 0.1, momentum: 0.9}", "bf16-mixed"),
+        *(
+            pytest.param("{name: sgd, lr: 0.1, momentum: 0.9}", each, marks=pytest.mark.slow)
+            for each in ("32-true", "bf16-true", "64-true")
+        ),
+        pytest.param("{name: adamw}", "bf16-true", marks=pytest.mark.slow),
     ],
 )
 def test_a_run_without_a_fused_optimizer_is_the_same(optimizer, precision, small_data, tmp_path):

@@ -119,7 +119,7 @@ def test_other_models_and_data_have_no_problems(name, check, small_data, tmp_pat
         assert results["gradients"][0][1] == "all 18 parameters get a gradient (85 are frozen)"
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2))])
 def test_labels_of_other_rows(seed, check, monkeypatch, small_data):
     def shuffled(labelled, test):
         inputs, labels = labelled

@@ -75,14 +75,14 @@ def options_of(model, data, cache):
 
 VARIANTS = [
     ("cnn", [], [(1, 3)]),
-    ("cnn", [], [(1, 0, True)]),
-    ("cnn", [], [(1, 2), (1, 2, False), (1, 5)]),
-    ("cnn", ["callbacks.ema_weight_averaging={decay: 0.9}"], [(1, 0, True)]),
     ("text_bert", [], [(1, 3)]),
     ("iris", [DOUBLE], [(1, 2)]),
 ]
 # other options that change the loop, left out of a plain `pytest`
 MORE_VARIANTS = [
+    ("cnn", [], [(1, 0, True)]),
+    ("cnn", [], [(1, 2), (1, 2, False), (1, 5)]),
+    ("cnn", ["callbacks.ema_weight_averaging={decay: 0.9}"], [(1, 0, True)]),
     ("iris", [DOUBLE, EMA, "optimizer={name: sgd, lr: 0.1, momentum: 0.9}"], [(1, 1)]),
     ("text_bert", [], [(2, 0, True)]),
     ("cnn", ["trainer.max_epochs=null", "trainer.max_steps=20"], [(0, 0), (1, 0)]),
