@@ -1,8 +1,6 @@
 """Tables with a column of labels, from CSV, TSV and Parquet files of the user."""
 
-import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,6 +12,7 @@ from torch import Tensor
 
 from datamodules.classification import ClassificationDataModule, DataError, DataSpec, Labelled, Split
 from datamodules.parts.cache import create_array, describe_files, load_or_create
+from datamodules.parts.columns import Column, describe_column, encode_rows
 from datamodules.parts.download import lock_folder
 from datamodules.parts.labels import check_missing, class_names_of, class_numbers, without_missing
 from datamodules.parts.mapped import MappedRows
@@ -25,7 +24,6 @@ from datamodules.parts.table_files import (
     get_column,
     map_table,
     read_table,
-    to_numbers,
 )
 from engine.contracts import OptionError, listed
 from engine.terminal import count_of, print_line
@@ -37,26 +35,7 @@ if TYPE_CHECKING:
 
 rank_zero_print = rank_zero_only(print_line)
 MANY_CATEGORIES = 20  # up to which a column certainly has categories
-FEW_ROWS = 20  # up to which all values of a column may differ by chance
-MANY_ROWS = 500_000  # encoded at a time
 YES_NO = {"yes", "no", "y", "n", "true", "false", "t", "f"}
-
-
-@dataclass(frozen=True)
-class Column:
-    """A column of the training set.
-
-    Attributes:
-        name: Its name in the files.
-        categories: Names of its categories in the order of their codes, which begin with 1; () for numbers.
-        num_missing: Number of missing values.
-        is_identifier: Whether it has a different text or whole number in each row.
-    """
-
-    name: str
-    categories: tuple[str, ...]
-    num_missing: int
-    is_identifier: bool
 
 
 class Table(ClassificationDataModule):
@@ -152,7 +131,12 @@ class Table(ClassificationDataModule):
         is_training = np.zeros(tables["train"].num_rows, bool)
         is_training[sources["train"][1].numpy()] = True
         self.columns = [
-            self._describe(name, without_missing(tables["train"][name].filter(is_training)))
+            describe_column(
+                name,
+                without_missing(tables["train"][name].filter(is_training)),
+                name in self.categorical,
+                name in self.numeric,
+            )
             for name in self._features(tables["train"].column_names)
         ]
         if not self.columns:
@@ -200,11 +184,11 @@ class Table(ClassificationDataModule):
         shape = (table.num_rows, len(self.columns))
         if self._fits_in_memory(estimated_bytes(self.files[split])):
             inputs = torch.empty(shape)
-            self._encode(table, inputs.numpy())
+            encode_rows(table, self.columns, inputs.numpy())
             return inputs
 
         def create(folder: Path) -> None:
-            self._encode(table, create_array(folder / "inputs.npy", np.float32, shape))
+            encode_rows(table, self.columns, create_array(folder / "inputs.npy", np.float32, shape))
 
         def load(folder: Path) -> MappedRows:
             return MappedRows(np.load(folder / "inputs.npy", mmap_mode="r"), torch.arange(shape[0]))
@@ -244,35 +228,6 @@ class Table(ClassificationDataModule):
         numbers = pc.fill_null(pc.index_in(groups, pc.unique(groups.drop_null())), -1)
         return torch.from_numpy(numbers.to_numpy().astype(np.int64))
 
-    def _describe(self, name: str, texts: "pyarrow.ChunkedArray") -> Column:
-        """Find the kind of a column from its values in the training part."""
-        import pyarrow.compute as pc
-
-        numbers = None if name in self.categorical else to_numbers(texts)
-        is_number = numbers is not None or name in self.numeric
-        categories = () if is_number else tuple(sorted(pc.unique(texts.drop_null()).to_pylist())) or ("",)
-        values = texts if numbers is None else numbers
-        is_identifier = len(values) > FEW_ROWS and _are_different(values[:MANY_ROWS]) and _are_different(values)
-        missing = values.null_count if is_number and name not in self.numeric else texts.null_count
-        return Column(name, categories, missing, is_identifier)
-
-    def _encode(self, table: "pyarrow.Table", inputs: np.ndarray) -> None:
-        """Write the rows to `inputs` (N, D): numbers, NaN if they are missing, and codes of categories, 0 if unknown."""
-        import pyarrow as pa
-        import pyarrow.compute as pc
-
-        categories = [pa.array(column.categories, pa.string()) for column in self.columns]
-        for start in range(0, table.num_rows, MANY_ROWS):
-            for i, column in enumerate(self.columns):
-                texts = without_missing(table[column.name].slice(start, MANY_ROWS))
-                if column.categories:
-                    values = pc.fill_null(pc.index_in(texts, categories[i]), -1).to_numpy() + 1
-                elif (numbers := to_numbers(texts)) is not None:
-                    values = pc.fill_null(numbers, float("nan")).to_numpy()
-                else:
-                    values = np.array([_number(text) for text in texts.to_pylist()])
-                inputs[start : start + MANY_ROWS, i] = values
-
     def _report(self) -> None:
         """Print the kinds of columns, and columns that look like identifiers."""
         numbers = [column for column in self.columns if not column.categories]
@@ -296,21 +251,3 @@ class Table(ClassificationDataModule):
 
 def _select(inputs: Tensor | MappedRows, rows: Tensor) -> Tensor | MappedRows:
     return inputs.select(rows) if isinstance(inputs, MappedRows) else inputs[rows]
-
-
-def _are_different(values: "pyarrow.ChunkedArray") -> bool:
-    """Return whether all values are different texts or whole numbers."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    if pa.types.is_floating(values.type) and not pc.all(pc.equal(values, pc.round(values))).as_py():
-        return False
-    return not values.null_count and pc.count_distinct(values).as_py() == len(values)
-
-
-def _number(text: str | None) -> float:
-    """Return a text as a number; NaN if it is missing or not a number."""
-    try:
-        return float(text) if text is not None and re.search(r"\d", text) else float("nan")
-    except ValueError:
-        return float("nan")

@@ -1,0 +1,95 @@
+"""The columns of a table: numbers, or categories with codes."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from datamodules.parts.labels import without_missing
+from datamodules.parts.table_files import to_numbers
+
+if TYPE_CHECKING:
+    import pyarrow
+
+# N rows, D columns
+
+FEW_ROWS = 20  # up to which all values of a column may differ by chance
+MANY_ROWS = 500_000  # read at a time
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of the training set.
+
+    Attributes:
+        name: Its name in the files.
+        categories: Names of its categories in the order of their codes, which begin with 1; () for numbers.
+        num_missing: Number of missing values.
+        is_identifier: Whether it has a different text or whole number in each row.
+    """
+
+    name: str
+    categories: tuple[str, ...]
+    num_missing: int = 0
+    is_identifier: bool = False
+
+
+def describe_column(
+    name: str, texts: "pyarrow.ChunkedArray", is_category: bool = False, is_number: bool = False
+) -> Column:
+    """Find the kind of a column from its values.
+
+    Args:
+        name: Its name.
+        texts: Its values in the training part, as text; null if they are missing.
+        is_category: Whether it has categories, even if all values are numbers.
+        is_number: Whether it has numbers. Then other values are missing values.
+    """
+    import pyarrow.compute as pc
+
+    numbers = None if is_category else to_numbers(texts)
+    categories: tuple[str, ...] = ()
+    if numbers is None and not is_number:
+        categories = tuple(sorted(pc.unique(texts.drop_null()).to_pylist())) or ("",)
+    values = texts if numbers is None else numbers
+    is_identifier = len(values) > FEW_ROWS and _are_different(values[:MANY_ROWS]) and _are_different(values)
+    missing = values.null_count if not categories and not is_number else texts.null_count
+    return Column(name, categories, missing, is_identifier)
+
+
+def encode_rows(table: "pyarrow.Table", columns: Sequence[Column], inputs: np.ndarray) -> None:
+    """Write the rows to `inputs` (N, D): numbers, NaN if they are missing, and codes of categories, 0 if unknown."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    categories = [pa.array(column.categories, pa.string()) for column in columns]
+    for start in range(0, table.num_rows, MANY_ROWS):
+        for i, column in enumerate(columns):
+            texts = without_missing(table[column.name].slice(start, MANY_ROWS))
+            if column.categories:
+                values = pc.fill_null(pc.index_in(texts, categories[i]), -1).to_numpy() + 1
+            elif (numbers := to_numbers(texts)) is not None:
+                values = pc.fill_null(numbers, float("nan")).to_numpy()
+            else:
+                values = np.array([_number(text) for text in texts.to_pylist()])
+            inputs[start : start + MANY_ROWS, i] = values
+
+
+def _are_different(values: "pyarrow.ChunkedArray") -> bool:
+    """Return whether all values are different texts or whole numbers."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if pa.types.is_floating(values.type) and not pc.all(pc.equal(values, pc.round(values))).as_py():
+        return False
+    return not values.null_count and pc.count_distinct(values).as_py() == len(values)
+
+
+def _number(text: str | None) -> float:
+    """Return a text as a number; NaN if it is missing or not a number."""
+    try:
+        return float(text) if text is not None and re.search(r"\d", text) else float("nan")
+    except ValueError:
+        return float("nan")
