@@ -206,7 +206,7 @@ def test_a_run_that_reads_a_file_resumes_exactly(small_data, tmp_path, monkeypat
 @needs_tables
 def test_a_table_is_encoded_in_parts(small_data, monkeypatch):
     whole = make("table", small_data, 1)
-    monkeypatch.setattr("datamodules.table.MANY_ROWS", 7)
+    monkeypatch.setattr("datamodules.parts.columns.MANY_ROWS", 7)
     assert make("table", small_data, 0).fingerprint == whole.fingerprint
 
 
