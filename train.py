@@ -76,6 +76,7 @@ def train(config: Config, folder: Path, signals: Signals) -> int:
         seed_everything(config["seed"], verbose=False)
         trainer = make_trainer(config, folder, record, signals)  # before any download, because it may refuse an option
         datamodule = make(config, "data", seed=config["seed"])
+        datamodule.trainer = trainer  # whose processes share the memory of this machine
         model = make_model(config, datamodule.spec)
         initialize(model, datamodule, folder if trainer.is_global_zero else None)
         signals.children = lambda: getattr(trainer.strategy.launcher, "procs", ())

@@ -31,8 +31,8 @@ def run(options: Namespace) -> list[Comparison]:
         paths = [path for split in ("train", "test") for path in read_folder("data", root / "png" / split).paths]
 
         def decode() -> None:
-            with decoding_processes() as executor:
-                decode_pictures(paths, Format(32, "crop", "white"), root, executor)
+            with decoding_processes() as start:
+                decode_pictures("data.train", paths, Format(32, "crop", "white"), root, start)
 
         def decode_with_pillow() -> float:
             start = time.perf_counter()

@@ -63,7 +63,7 @@ class ClassificationDataModule(LightningDataModule):
         super().__init__()
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.val_fraction, self.split_seed, self.normalize, self.seed = val_fraction, split_seed, normalize, seed
-        self.gpu_memory_gigabytes, self._bytes_on_device = gpu_memory_gigabytes, 0
+        self.gpu_memory_gigabytes, self._bytes_on_device, self._bytes_in_memory = gpu_memory_gigabytes, 0, 0
         self.fingerprint, self.mean, self.std = "", torch.zeros(()), torch.ones(())
         self._splits: dict[Split, Labelled] = {}
         self._train_rows: dict[Split, Tensor] = {}  # for each split, the indices of its rows in the loaded training set
@@ -175,9 +175,11 @@ class ClassificationDataModule(LightningDataModule):
         return fits
 
     def _fits_in_memory(self, size: int) -> bool:
-        """Return whether `size` bytes fit in main memory for each process of this machine."""
+        """Return whether `size` more bytes fit in main memory for each process of this machine. If they fit, count them."""
         if self.memory_gigabytes is not None:
-            return size <= self.memory_gigabytes * 1e9
+            fits = self._bytes_in_memory + size <= self.memory_gigabytes * 1e9
+            self._bytes_in_memory += size if fits else 0
+            return fits
         processes = self.trainer.num_devices if self.trainer is not None else 1
         return size * processes <= available_memory() / 2
 

@@ -5,6 +5,7 @@ Pictures are decoded once, into a cache that is memory-mapped.
 
 import json
 import os
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -18,7 +19,6 @@ from datamodules.classification import ClassificationDataModule, DataError, Data
 from datamodules.parts.augment import alternating_flip, random_crop, random_flip, random_resized_crop
 from datamodules.parts.batches import AugmentContext
 from datamodules.parts.cache import describe_files, load_or_create
-from datamodules.parts.download import lock_folder
 from datamodules.parts.labels import check_case, check_missing, class_names_of, class_numbers
 from datamodules.parts.mapped import MappedRows
 from datamodules.parts.picture_files import Format, decode_pictures, decoding_processes, read_folder, report_ignored
@@ -125,9 +125,9 @@ class Pictures(ClassificationDataModule):
         paths, images, labels = {}, {}, {}
         for split, (found, names) in files.items():
             labels[split] = class_numbers(pa.array(names, pa.string()), self.class_names, found.__getitem__)
-        with decoding_processes() as executor:
+        with decoding_processes() as start:
             for split, (found, _) in files.items():
-                images[split], good = self._decode(split, found, executor)
+                images[split], good = self._decode(split, found, start)
                 paths[split], labels[split] = [found[row] for row in good.tolist()], labels[split][good]
         fractions: dict[Split, float] = {"test": self.test_fraction, "val": self.val_fraction}
         for split, (source, rows) in hold_out(labels, fractions, self.split_seed).items():
@@ -180,7 +180,9 @@ class Pictures(ClassificationDataModule):
         folder = os.path.dirname(source)
         return [os.path.join(folder, os.path.expanduser(path)) for path in columns[0]], columns[1]
 
-    def _decode(self, split: Split, paths: list[str], executor: ProcessPoolExecutor) -> tuple[MappedRows, Tensor]:
+    def _decode(
+        self, split: Split, paths: list[str], start: Callable[[], ProcessPoolExecutor]
+    ) -> tuple[MappedRows, Tensor]:
         """Return the decoded pictures of a source that are not broken, and their numbers in `paths`."""
 
         def load(folder: Path) -> tuple[np.ndarray, list[tuple[int, str]]]:
@@ -188,10 +190,13 @@ class Pictures(ClassificationDataModule):
             return np.load(folder / "images.npy", mmap_mode="r"), broken
 
         key = (*vars(self.format).values(), *describe_files(paths))
-        with lock_folder(self.cache, "data.cache"):
-            images, broken = load_or_create(
-                self.cache, "pictures", key, lambda folder: decode_pictures(paths, self.format, folder, executor), load
-            )
+        images, broken = load_or_create(
+            self.cache,
+            "pictures",
+            key,
+            lambda folder: decode_pictures(f"data.{split}", paths, self.format, folder, start),
+            load,
+        )
         if broken:
             (row, reason), others = broken[0], f" and {len(broken) - 1:,} more" if len(broken) > 1 else ""
             problem = f"data.{split}: {paths[row]}{others} cannot be decoded ({reason})"

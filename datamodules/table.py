@@ -12,9 +12,8 @@ from torch import Tensor
 
 from datamodules.classification import ClassificationDataModule, DataError, DataSpec, Labelled, Split
 from datamodules.parts.cache import create_array, describe_files, load_or_create
-from datamodules.parts.columns import Column, describe_column, encode_rows
-from datamodules.parts.download import lock_folder
-from datamodules.parts.labels import check_missing, class_names_of, class_numbers, without_missing
+from datamodules.parts.columns import MANY_ROWS, Column, describe_column, encode_rows
+from datamodules.parts.labels import MAX_NUMBERS, check_missing, class_names_of, class_numbers, without_missing
 from datamodules.parts.mapped import MappedRows
 from datamodules.parts.splits import hold_out
 from datamodules.parts.table_files import (
@@ -35,6 +34,7 @@ if TYPE_CHECKING:
 
 rank_zero_print = rank_zero_only(print_line)
 MANY_CATEGORIES = 20  # up to which a column certainly has categories
+MORE_MISSING = 0.2  # of an evaluation set than of the training set, as a share, that is reported
 YES_NO = {"yes", "no", "y", "n", "true", "false", "t", "f"}
 
 
@@ -105,6 +105,7 @@ class Table(ClassificationDataModule):
         self.columns: list[Column] = []
         self.class_names: tuple[str, ...] = ()
         self._prepared: dict[Split, Labelled] = {}
+        self._in_memory: dict[Split, bool] = {}  # whether a file is read into memory
         self._sources: dict[Split, tuple[Split, Tensor]] = {}  # file of each split, and its rows
 
     @property
@@ -121,8 +122,9 @@ class Table(ClassificationDataModule):
         tables = {split: self._read(split) for split in self.files}
         for split, table in tables.items():
             self._check_columns(split, table, tables["train"].column_names)
+            self._check_groups(split, table, tables["train"])
         texts = {split: self._labels(split, table) for split, table in tables.items()}
-        self.class_names = class_names_of(texts["train"])
+        self.class_names = class_names_of(texts["train"], MAX_NUMBERS)
         labels = {
             split: class_numbers(column, self.class_names, partial(self._row, split)) for split, column in texts.items()
         }
@@ -164,25 +166,25 @@ class Table(ClassificationDataModule):
     def _read(self, split: Split) -> "pyarrow.Table":
         """Return the table of a file. If it does not fit in memory, it is copied to the cache and memory-mapped."""
         key, file = f"data.{split}", self.files[split]
-        if self._fits_in_memory(estimated_bytes(file)):
-            return read_table(key, file)
+        if self._is_in_memory(split):
+            return read_table(key, file, self.drop)
 
         def load(folder: Path) -> "pyarrow.Table":
             return map_table(folder / "table.arrow")
 
-        with lock_folder(self.cache, "data.cache"):
-            return load_or_create(
-                self.cache,
-                "table",
-                describe_files([str(file)]),
-                lambda folder: copy_table(key, file, folder / "table.arrow"),
-                load,
-            )
+        identity = (*describe_files([str(file)]), *self.drop)
+        return load_or_create(
+            self.cache,
+            "table",
+            identity,
+            lambda folder: copy_table(key, file, folder / "table.arrow", self.drop),
+            load,
+        )
 
     def _inputs(self, split: Split, table: "pyarrow.Table") -> Tensor | MappedRows:
         """Return all rows of a file (N, D). If they do not fit in memory, they are written to the cache."""
         shape = (table.num_rows, len(self.columns))
-        if self._fits_in_memory(estimated_bytes(self.files[split])):
+        if self._is_in_memory(split):
             inputs = torch.empty(shape)
             encode_rows(table, self.columns, inputs.numpy())
             return inputs
@@ -194,8 +196,12 @@ class Table(ClassificationDataModule):
             return MappedRows(np.load(folder / "inputs.npy", mmap_mode="r"), torch.arange(shape[0]))
 
         key = (*describe_files([str(self.files[split])]), *self.columns)
-        with lock_folder(self.cache, "data.cache"):
-            return load_or_create(self.cache, "inputs", key, create, load)
+        return load_or_create(self.cache, "inputs", key, create, load)
+
+    def _is_in_memory(self, split: Split) -> bool:
+        if split not in self._in_memory:
+            self._in_memory[split] = self._fits_in_memory(estimated_bytes(self.files[split]))
+        return self._in_memory[split]
 
     def _features(self, names: list[str]) -> list[str]:
         return [name for name in names if name not in {self.target, self.group_column, *self.drop}]
@@ -217,6 +223,21 @@ class Table(ClassificationDataModule):
         labels = get_column("data.target", self.files[split], table, self.target)
         check_missing(labels, self.target, partial(self._row, split))
         return labels
+
+    def _check_groups(self, split: Split, table: "pyarrow.Table", training: "pyarrow.Table") -> None:
+        """Raise a `DataError` if a file for evaluation has a group of the training set."""
+        import pyarrow.compute as pc
+
+        if split == "train" or self.group_column is None or self.group_column not in table.column_names:
+            return
+        groups = pc.unique(without_missing(table[self.group_column]).drop_null())
+        shared = groups.filter(pc.is_in(groups, pc.unique(without_missing(training[self.group_column]))))
+        if len(shared):
+            problem = f"{count_of(len(shared), 'group')} of data.group_column={self.group_column}"
+            hint = f"the first is {shared[0].as_py()!r}; remove their rows from one of the files"
+            raise DataError(
+                f"data.{split}: {self.files[split]} has {problem} that {self.files['train']} has, too; {hint}"
+            )
 
     def _groups(self, table: "pyarrow.Table") -> Tensor | None:
         """Return the number of the group of each row (N,); -1 for a row without a group."""
@@ -240,13 +261,32 @@ class Table(ClassificationDataModule):
         if missing:
             affected = [f"{column.name} ({column.num_missing:,})" for column in self.columns if column.num_missing]
             rank_zero_print(f"{'missing':<13}{count_of(missing, 'value')} of the training part: {listed(affected, 10)}")
+        self._report_unreadable()
         for column in self.columns:
+            if column.is_rounded:
+                hint = "subtract a constant from the column, or use categories"
+                rank_zero_print(f"warning: {column.name} has large numbers that are equal in 32 bits; {hint}")
             if column.is_identifier:
                 hint = f"if it is an identifier: data.drop=[{column.name}]"
                 rank_zero_print(f"warning: every row has another {column.name}; {hint}")
             elif len(column.categories) > max(MANY_CATEGORIES, len(self._prepared["train"][1]) / 4):
                 problem = f"{column.name} has {len(column.categories):,} categories"
                 rank_zero_print(f"warning: {problem}; if it is a text or a date: data.drop=[{column.name}]")
+
+    def _report_unreadable(self) -> None:
+        """Print the columns that are missing or unknown far more often in an evaluation set than in the training set."""
+        shares = {split: self._missing_shares(inputs[:MANY_ROWS]) for split, (inputs, _) in self._prepared.items()}
+        for split in ("val", "test"):
+            for column, before, now in zip(self.columns, shares["train"], shares[split], strict=True):
+                if now > before + MORE_MISSING:
+                    problem = f"{now:.0%} of {column.name} are missing or unknown in the {split} set"
+                    rank_zero_print(f"warning: {problem}, and {before:.0%} in the training set")
+
+    def _missing_shares(self, inputs: Tensor) -> list[float]:
+        """Return the share of missing or unknown values in each column (D,) of rows (N, D)."""
+        is_category = torch.tensor([bool(column.categories) for column in self.columns])
+        shares: list[float] = (inputs.isnan() | ((inputs == 0) & is_category)).float().mean(0).tolist()
+        return shares
 
 
 def _select(inputs: Tensor | MappedRows, rows: Tensor) -> Tensor | MappedRows:

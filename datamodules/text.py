@@ -16,8 +16,7 @@ from torch import Tensor
 from datamodules.classification import ClassificationDataModule, DataError, DataSpec, Labelled, Split
 from datamodules.parts.batches import EpochOrder
 from datamodules.parts.cache import describe_files, load_or_create
-from datamodules.parts.download import lock_folder
-from datamodules.parts.labels import check_missing, class_names_of, class_numbers, without_missing
+from datamodules.parts.labels import MAX_NUMBERS, check_missing, class_names_of, class_numbers, without_missing
 from datamodules.parts.splits import hold_out
 from datamodules.parts.text_files import Columns, LabelledTexts, check_file, copy_rows, map_rows, read_file, read_hub
 from datamodules.parts.tokenizer import NO_WORDS, encode, pretrained_tokenizer, train_tokenizer
@@ -148,15 +147,14 @@ class Text(ClassificationDataModule):
         """Read, check, split and tokenize the texts, once."""
         if self._prepared:
             return
-        with lock_folder(self.cache, "data.cache"):
-            texts = {split: self._read(split, source) for split, source in self.sources.items()}
-            names = {split: self._labels(labelled) for split, labelled in texts.items()}
-            self.class_names = class_names_of(names["train"])
-            labels = {split: class_numbers(names[split], self.class_names, texts[split].place) for split in texts}
-            fractions: dict[Split, float] = {"test": self.test_fraction, "val": self.val_fraction}
-            rows = hold_out(labels, fractions, self.split_seed)
-            self.tokenizer = self._make_tokenizer(texts["train"], rows["train"][1])
-            tokens = {split: self._tokenize(labelled) for split, labelled in texts.items()}
+        texts = {split: self._read(split, source) for split, source in self.sources.items()}
+        names = {split: self._labels(labelled) for split, labelled in texts.items()}
+        self.class_names = class_names_of(names["train"], MAX_NUMBERS)
+        labels = {split: class_numbers(names[split], self.class_names, texts[split].place) for split in texts}
+        fractions: dict[Split, float] = {"test": self.test_fraction, "val": self.val_fraction}
+        rows = hold_out(labels, fractions, self.split_seed)
+        self.tokenizer = self._make_tokenizer(texts["train"], rows["train"][1])
+        tokens = {split: self._tokenize(labelled) for split, labelled in texts.items()}
         if int(tokens["train"].lengths.max()) <= self.tokenizer.num_special_tokens_to_add(
             bool(self.columns.second_text)
         ):

@@ -15,9 +15,10 @@ from typing import Any, TypeVar
 import numpy as np
 from tqdm import tqdm
 
+from datamodules.parts.download import lock_folder
 from engine.terminal import print_line
 
-FORMAT = "2"  # format of the stored files; results in other formats are ignored
+FORMAT = "3"  # format of the stored files; results in other formats are ignored
 
 UNFINISHED = ".creating-"  # prefix of folders that are not complete
 LARGE_BYTES = 10**9  # a result that takes seconds to verify
@@ -31,8 +32,10 @@ def load_or_create(
 ) -> T:
     """Load a result from the cache. If it is missing or was changed, it is created first.
 
+    Several processes verify a result at the same time. One of them creates it, and the others wait.
+
     Args:
-        cache: Folder of all results. The caller must hold its lock.
+        cache: Folder of all results.
         kind: Prefix of the folder's name.
         key: All values that the result depends on.
         create: Function that writes the result to an empty folder.
@@ -43,11 +46,23 @@ def load_or_create(
         text = str(value).encode()
         digest.update(len(text).to_bytes(8, "big") + text)
     prefix = f"{kind}-{digest.hexdigest()[:32]}-"
-    for found in sorted(cache.glob(f"{prefix}*")):
-        if _is_folder(found) and found.name == prefix + _digest(found):
-            return load(found)
-        print_line(f"data.cache: {found} was changed after it was written; it is created again")
-        shutil.rmtree(found) if _is_folder(found) else found.unlink()
+    if (folder := _find(cache, prefix)) is None:
+        with lock_folder(cache, "data.cache"):
+            if (folder := _find(cache, prefix)) is None:  # another process may have created it meanwhile
+                folder = _create(cache, prefix, create)
+    return load(folder)
+
+
+def _find(cache: Path, prefix: str) -> Path | None:
+    """Return the folder of a result that was not changed."""
+    found = (folder for folder in sorted(cache.glob(f"{prefix}*")) if _is_folder(folder))
+    return next((folder for folder in found if folder.name == prefix + _digest(folder)), None)
+
+
+def _create(cache: Path, prefix: str, create: Callable[[Path], None]) -> Path:
+    for changed in cache.glob(f"{prefix}*"):
+        print_line(f"data.cache: {changed} was changed after it was written; it is created again")
+        shutil.rmtree(changed) if _is_folder(changed) else changed.unlink()
     for unfinished in cache.glob(f"{UNFINISHED}*"):  # of a process that was killed
         shutil.rmtree(unfinished, ignore_errors=True)
     with TemporaryDirectory(dir=cache, prefix=UNFINISHED) as temporary:
@@ -56,7 +71,7 @@ def load_or_create(
         create(created)
         folder = cache / (prefix + _digest(created))
         os.replace(created, folder)
-    return load(folder)
+    return folder
 
 
 def create_array(path: Path, dtype: Any, shape: tuple[int, ...]) -> np.ndarray:

@@ -1,6 +1,5 @@
 """The columns of a table: numbers, or categories with codes."""
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -17,6 +16,7 @@ if TYPE_CHECKING:
 
 FEW_ROWS = 20  # up to which all values of a column may differ by chance
 MANY_ROWS = 500_000  # read at a time
+LARGEST = 1e38  # in float32, the difference of two such numbers is finite
 
 
 @dataclass(frozen=True)
@@ -28,12 +28,14 @@ class Column:
         categories: Names of its categories in the order of their codes, which begin with 1; () for numbers.
         num_missing: Number of missing values.
         is_identifier: Whether it has a different text or whole number in each row.
+        is_rounded: Whether different numbers are equal in 32 bits, in which they are stored.
     """
 
     name: str
     categories: tuple[str, ...]
     num_missing: int = 0
     is_identifier: bool = False
+    is_rounded: bool = False
 
 
 def describe_column(
@@ -49,14 +51,14 @@ def describe_column(
     """
     import pyarrow.compute as pc
 
-    numbers = None if is_category else to_numbers(texts)
+    numbers = None if is_category else to_numbers(texts, others_are_missing=is_number)
     categories: tuple[str, ...] = ()
-    if numbers is None and not is_number:
+    if numbers is None:
         categories = tuple(sorted(pc.unique(texts.drop_null()).to_pylist())) or ("",)
     values = texts if numbers is None else numbers
     is_identifier = len(values) > FEW_ROWS and _are_different(values[:MANY_ROWS]) and _are_different(values)
-    missing = values.null_count if not categories and not is_number else texts.null_count
-    return Column(name, categories, missing, is_identifier)
+    is_rounded = numbers is not None and _are_rounded(numbers[:MANY_ROWS])
+    return Column(name, categories, values.null_count, is_identifier, is_rounded)
 
 
 def encode_rows(table: "pyarrow.Table", columns: Sequence[Column], inputs: np.ndarray) -> None:
@@ -70,10 +72,9 @@ def encode_rows(table: "pyarrow.Table", columns: Sequence[Column], inputs: np.nd
             texts = without_missing(table[column.name].slice(start, MANY_ROWS))
             if column.categories:
                 values = pc.fill_null(pc.index_in(texts, categories[i]), -1).to_numpy() + 1
-            elif (numbers := to_numbers(texts)) is not None:
-                values = pc.fill_null(numbers, float("nan")).to_numpy()
             else:
-                values = np.array([_number(text) for text in texts.to_pylist()])
+                numbers = to_numbers(texts, others_are_missing=True)
+                values = pc.fill_null(numbers, float("nan")).to_numpy().clip(-LARGEST, LARGEST)
             inputs[start : start + MANY_ROWS, i] = values
 
 
@@ -87,9 +88,13 @@ def _are_different(values: "pyarrow.ChunkedArray") -> bool:
     return not values.null_count and pc.count_distinct(values).as_py() == len(values)
 
 
-def _number(text: str | None) -> float:
-    """Return a text as a number; NaN if it is missing or not a number."""
-    try:
-        return float(text) if text is not None and re.search(r"\d", text) else float("nan")
-    except ValueError:
-        return float("nan")
+def _are_rounded(numbers: "pyarrow.ChunkedArray") -> bool:
+    """Return whether most differences between numbers are lost in 32 bits."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    largest = pc.max(pc.abs(numbers)).as_py()
+    if largest is None or largest < 2**24 or largest > LARGEST:  # smaller whole numbers are exact
+        return False
+    distinct = pc.unique(numbers.drop_null())
+    return len(pc.unique(distinct.cast(pa.float32(), safe=False))) < len(distinct) / 2

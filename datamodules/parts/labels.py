@@ -44,8 +44,12 @@ def check_missing(labels: "pyarrow.ChunkedArray", name: str, place: Callable[[in
         raise DataError(f"{place(row)}: no label in column {name!r}{others}; every row needs a label")
 
 
-def class_names_of(labels: "pyarrow.ChunkedArray") -> tuple[str, ...]:
+def class_names_of(labels: "pyarrow.ChunkedArray", max_numbers: int | None = None) -> tuple[str, ...]:
     """Return the distinct labels, in numerical order if all are numbers, otherwise in alphabetical order.
+
+    Args:
+        labels: Labels of the training set, without missing values.
+        max_numbers: Largest number of different numbers; None for no limit.
 
     Raises:
         DataError: if they are not the labels of a classification.
@@ -56,13 +60,18 @@ def class_names_of(labels: "pyarrow.ChunkedArray") -> tuple[str, ...]:
     if len(names) < 2:
         raise DataError(f"data.target: every row has the label {names[0]!r}; at least two classes are needed")
     are_numbers = all(_is_number(name) for name in names)
-    if are_numbers and len(names) > MAX_NUMBERS:
+    if are_numbers and max_numbers is not None and len(names) > max_numbers:
         problem = f"{len(names):,} different numbers"
         raise DataError(f"data.target: {problem}; this template classifies, and does not predict quantities")
     if len(names) > count / 2 and count > 4:
         problem = f"{len(names):,} different labels in {count:,} rows"
         raise DataError(f"data.target: {problem}; is it the right column?")
     check_case(names, "data.target: the labels")
+    if are_numbers:
+        seen: dict[float, str] = {}
+        for name in sorted(names):
+            if (other := seen.setdefault(float(name), name)) != name:
+                raise DataError(f"data.target: the labels {other!r} and {name!r} are the same number; write them alike")
     return tuple(sorted(names, key=lambda name: (float(name) if are_numbers else 0.0, name)))
 
 

@@ -10,7 +10,7 @@ import os
 import signal
 import threading
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -121,42 +121,53 @@ def _files(key: str, folder: str, parents: tuple[tuple[int, int], ...]) -> Itera
 
 
 @contextmanager
-def decoding_processes() -> Iterator[ProcessPoolExecutor]:
-    """Yield one process per core. They start when they get work, and end after the ``with`` block or with this process."""
-    context = multiprocessing.get_context("spawn")  # a fork of a process with threads can hang
-    executor = ProcessPoolExecutor(max(1, available_cores()), context, _start_worker)
+def decoding_processes() -> Iterator[Callable[[], ProcessPoolExecutor]]:
+    """Yield a function that starts one process per core. They end after the ``with`` block or with this process."""
+    started: list[ProcessPoolExecutor] = []
+
+    def start() -> ProcessPoolExecutor:
+        if not started:
+            context = multiprocessing.get_context("spawn")  # a fork of a process with threads can hang
+            started.append(ProcessPoolExecutor(max(1, available_cores()), context, _start_worker))
+        return started[0]
+
     try:
-        yield executor
+        yield start
     finally:
-        executor.shutdown(cancel_futures=True)
+        for executor in started:
+            executor.shutdown(cancel_futures=True)
 
 
-def decode_pictures(paths: Sequence[str], how: Format, folder: Path, executor: ProcessPoolExecutor) -> None:
+def decode_pictures(
+    key: str, paths: Sequence[str], how: Format, folder: Path, start: Callable[[], ProcessPoolExecutor]
+) -> None:
     """Decode pictures into ``images.npy`` (N, 3, size, size) of uint8. ``broken.json`` lists what cannot be decoded.
 
     Args:
+        key: Config key of the pictures, for errors.
         paths: N files.
         how: How they are stored.
         folder: Folder for the two files.
-        executor: Processes that decode, from `decoding_processes`.
+        start: Function that starts the processes that decode, from `decoding_processes`.
+
+    Raises:
+        DataError: if the system cannot read a file that exists. Such an error may pass, so it is not stored.
     """
     file = folder / "images.npy"
     create_array(file, np.uint8, (len(paths), 3, how.size, how.size))
-    chunks = [(start, paths[start : start + CHUNK]) for start in range(0, len(paths), CHUNK)]
+    chunks = [(first, paths[first : first + CHUNK]) for first in range(0, len(paths), CHUNK)]
     broken: list[tuple[int, str]] = []
     with tqdm(total=len(paths), desc="decoding", unit=" pictures", disable=None, leave=False) as progress:
         if len(paths) < FEW:
-            broken = _decode_chunk(0, paths, how, file)
+            broken = _decode_chunk(key, 0, paths, how, file)
         else:
-            jobs = {executor.submit(_decode_chunk, start, part, how, file): len(part) for start, part in chunks}
+            jobs = {start().submit(_decode_chunk, key, first, part, how, file): len(part) for first, part in chunks}
             try:
                 for job in as_completed(jobs):
                     broken += job.result()
                     progress.update(jobs[job])
             except BrokenProcessPool:
-                raise DataError(
-                    "data.train: a process that decodes pictures was killed; is there enough memory?"
-                ) from None
+                raise DataError(f"{key}: a process that decodes pictures was killed; is there enough memory?") from None
     (folder / "broken.json").write_text(json.dumps(sorted(broken)), encoding="utf-8")
 
 
@@ -173,21 +184,24 @@ def _start_worker() -> None:
     threading.Thread(target=end_with_parent, daemon=True).start()
 
 
-def _decode_chunk(start: int, paths: Sequence[str], how: Format, file: Path) -> list[tuple[int, str]]:
-    """Decode `paths` into the array in `file` from row `start` on. Returns what cannot be decoded."""
+def _decode_chunk(key: str, first: int, paths: Sequence[str], how: Format, file: Path) -> list[tuple[int, str]]:
+    """Decode `paths` into the array in `file` from row `first` on. Returns what cannot be decoded."""
     images, broken = np.asarray(np.lib.format.open_memmap(file, "r+")), []
     with warnings.catch_warnings():
         warnings.simplefilter(
             "ignore"
         )  # Pillow warns of a very large picture before it raises an error for a larger one
-        for row, path in enumerate(paths, start):
+        for row, path in enumerate(paths, first):
             try:
                 images[row] = decode(path, how).transpose(2, 0, 1)
             except FileNotFoundError:
                 broken.append((row, "it does not exist"))
+            except MemoryError:
+                raise DataError(f"{key}: {path} cannot be decoded (not enough memory)") from None
             except Exception as error:  # a decoder raises errors of many types for a broken file
-                text = one_line(error).replace(f" {path!r}", "")
-                broken.append((row, getattr(error, "strerror", None) or text))
+                if isinstance(error, OSError) and error.errno is not None:  # an error of the system, not of the file
+                    raise DataError(f"{key}: {path} cannot be read ({error.strerror})") from None
+                broken.append((row, one_line(error).replace(f" {path!r}", "")))
     return broken
 
 

@@ -90,10 +90,12 @@ def group_split(groups: Tensor, fraction: float, seed: int, key: str = "fraction
     group_of = own.unique(return_inverse=True)[1]
     sizes = group_of.bincount()
     order = torch.randperm(len(sizes), generator=Generator().manual_seed(derive_seed(seed)))
+    limit = max(fraction * len(groups), int(sizes.min()))
+    order = order[sizes[order] <= limit]  # a larger group is in the first set
     ends = sizes[order].cumsum(0)
     # a group belongs to the second set if its middle lies within the fraction
     chosen = torch.zeros(len(sizes), dtype=torch.bool)
-    chosen[order] = ends - sizes[order] / 2 <= fraction * len(groups)
+    chosen[order] = ends - sizes[order] / 2 <= limit
     second = chosen[group_of]
     if second.all() or not second.any():
         hint = f"data.group_column has {count_of(len(sizes), 'group')}; choose another fraction"

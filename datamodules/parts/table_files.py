@@ -5,8 +5,10 @@ the first rows.
 """
 
 import csv
+import io
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,31 +38,33 @@ OTHER = (
     ".pkl",
     ".db",
 )
+NUMBER = r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$"
 HEAD_BYTES = 1 << 18  # of a file, to find separator and header
 BLOCK_BYTES = 1 << 24  # of a text file in memory at a time; a row cannot be longer
 
 
-def read_table(key: str, path: Path) -> "pyarrow.Table":
+def read_table(key: str, path: Path, drop: Sequence[str] = ()) -> "pyarrow.Table":
     """Read a table into memory. All columns are texts.
 
     Args:
         key: Config key of the file, for errors.
         path: The file.
+        drop: Columns whose values are not needed. They may have any type.
 
     Raises:
         DataError: if the file is missing or is not a table.
     """
     import pyarrow as pa
 
-    names, batches = _open_table(key, path)
+    names, batches = _open_table(key, path, drop)
     return pa.Table.from_batches(_with_progress(path, batches), pa.schema([(name, pa.string()) for name in names]))
 
 
-def copy_table(key: str, path: Path, target: Path) -> None:
+def copy_table(key: str, path: Path, target: Path, drop: Sequence[str] = ()) -> None:
     """Copy a table to an Arrow file, which can be memory-mapped. Arguments and errors are those of `read_table`."""
     import pyarrow as pa
 
-    names, batches = _open_table(key, path)
+    names, batches = _open_table(key, path, drop)
     schema = pa.schema([(name, pa.string()) for name in names])
     with pa.OSFile(str(target), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
         for batch in _with_progress(path, batches):
@@ -107,7 +111,7 @@ def get_column(key: str, path: Path, table: "pyarrow.Table", name: str) -> "pyar
     return without_missing(table[name])
 
 
-def _open_table(key: str, path: Path) -> "tuple[list[str], Iterator[pyarrow.RecordBatch]]":
+def _open_table(key: str, path: Path, drop: Sequence[str]) -> "tuple[list[str], Iterator[pyarrow.RecordBatch]]":
     """Return the names of the columns, and an iterator over the rows in batches."""
     import pyarrow as pa
 
@@ -121,7 +125,7 @@ def _open_table(key: str, path: Path) -> "tuple[list[str], Iterator[pyarrow.Reco
     if not path.exists():
         raise DataError(f"{key}: {path} does not exist; give a {expected} file")
     try:
-        names, batches = _open_parquet(path) if path.suffix.lower() in PARQUET else _open_text(key, path)
+        names, batches = _open_parquet(key, path, drop) if path.suffix.lower() in PARQUET else _open_text(key, path)
         if repeated := sorted({name for name in names if names.count(name) > 1}):
             raise DataError(f"{key}: {path} has two columns with the name {repeated[0]!r}; rename one of them")
         first = next((batch for batch in batches if batch.num_rows), None)
@@ -149,7 +153,7 @@ def _named_errors(
         raise DataError(f"{key}: {path} cannot be read: {_reason(error)}") from None
 
 
-def _open_parquet(path: Path) -> "tuple[list[str], Iterator[pyarrow.RecordBatch]]":
+def _open_parquet(key: str, path: Path, drop: Sequence[str]) -> "tuple[list[str], Iterator[pyarrow.RecordBatch]]":
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -161,10 +165,10 @@ def _open_parquet(path: Path) -> "tuple[list[str], Iterator[pyarrow.RecordBatch]
             columns = []
             for name, column in zip(names, batch.columns, strict=True):
                 try:
-                    columns.append(column.cast(pa.string()))
+                    columns.append(pa.nulls(len(column), pa.string()) if name in drop else column.cast(pa.string()))
                 except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
                     hint = "drop it with data.drop"
-                    raise DataError(f"{path}: column {name!r} has the type {column.type}; {hint}") from None
+                    raise DataError(f"{key}: {path}: column {name!r} has the type {column.type}; {hint}") from None
             yield pa.record_batch(columns, names=names)
 
     return names, batches()
@@ -179,29 +183,33 @@ def _open_text(key: str, path: Path) -> "tuple[list[str], Iterator[pyarrow.Recor
         head = file.read(HEAD_BYTES)
     if b"\0" in head:
         raise DataError(f"{key}: {path} is not a text file; give a CSV or TSV file in UTF-8, or a .parquet file")
-    lines = head.decode("utf-8-sig", errors="replace").splitlines()
-    lines = [line for line in lines[: max(1, len(lines) - (len(head) == HEAD_BYTES))] if line.strip()][:200]
-    if not lines:
+    text = head.decode("utf-8-sig", errors="replace")
+    lines = io.StringIO(text, newline="").readlines()
+    lines = lines[: max(1, len(lines) - (len(head) == HEAD_BYTES))]  # the last line may be cut off
+    if not text.strip():
         raise DataError(f"{key}: {path} is empty")
-    separator = find_separator(lines)
-    first, *rows = csv.reader(lines, delimiter=separator)
-    names = [name.strip() for name in first]
+    separator = find_separator([line for line in lines if line.strip()][:200])
+    reader = csv.reader(lines, delimiter=separator)
+    first = next(row for row in reader if any(name.strip() for name in row))
+    header_lines = reader.line_num  # with empty lines above the header, and line breaks in quoted names
+    rows = [row for row in islice(reader, 200) if row]
+    names = [" ".join(name.split()) for name in first]
     has_header = is_header(names, rows)
     names = [name if has_header and name else f"column_{number}" for number, name in enumerate(names, 1)]
     if len(set(names)) < len(names):
         return names, iter(())  # an error, see `_open_table`
-    reader = open_csv(
+    table = open_csv(
         path,
-        ReadOptions(column_names=names, skip_rows=int(has_header), block_size=BLOCK_BYTES),
+        ReadOptions(column_names=names, skip_rows=header_lines if has_header else 0, block_size=BLOCK_BYTES),
         ParseOptions(delimiter=separator, newlines_in_values=True),
         ConvertOptions(column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=False),
     )
     if separator != ";":
-        return names, iter(reader)
+        return names, iter(table)
 
     def with_decimal_points() -> "Iterator[pyarrow.RecordBatch]":  # such files usually have decimal commas
-        for batch in reader:
-            columns = [pc.replace_substring_regex(c, r"^([+-]?\d+),(\d+)$", r"\1.\2") for c in batch.columns]
+        for batch in table:
+            columns = [pc.replace_substring_regex(c, r"^\s*([+-]?\d+),(\d+)\s*$", r"\1.\2") for c in batch.columns]
             yield pa.record_batch(columns, names=names)
 
     return names, with_decimal_points()
@@ -245,15 +253,23 @@ def _is_number(text: str) -> bool:
     return True
 
 
-def to_numbers(column: "pyarrow.ChunkedArray") -> "pyarrow.ChunkedArray | None":
-    """Return a column of texts as numbers, with null for infinite numbers; None if a value is not a number."""
+def to_numbers(column: "pyarrow.ChunkedArray", others_are_missing: bool = False) -> "pyarrow.ChunkedArray | None":
+    """Return a column of texts as numbers, with null for infinite numbers.
+
+    Args:
+        column: Texts, or null for missing values.
+        others_are_missing: Whether texts that are not numbers become null. Otherwise the result is None if there is one.
+    """
     import pyarrow as pa
     import pyarrow.compute as pc
 
     try:
         numbers = column.cast(pa.float64())
     except pa.ArrowInvalid:
-        return None
+        if not others_are_missing:
+            return None
+        column = pc.if_else(pc.match_substring_regex(column, NUMBER), column, pa.scalar(None, pa.string()))
+        numbers = column.cast(pa.float64())
     return pc.if_else(pc.is_finite(numbers), numbers, pa.scalar(None, pa.float64()))
 
 

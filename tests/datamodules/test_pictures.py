@@ -1,5 +1,6 @@
 """Pictures of the user: formats, orientation, shape, folders, the cache, data in mapped files, and mistakes in one line."""
 
+import errno
 import os
 import shutil
 import signal
@@ -271,7 +272,34 @@ def test_a_broken_file_is_one_line_or_left_out(name, make, tmp_path, capsys):
     datamodule = make(skip_broken=True)
     assert sum(len(labels) for _, labels in datamodule.splits().values()) == 59
     assert "left out 1 picture of 60" in capsys.readouterr().out
-    assert all(datamodule.place("train", row) != str(path) for row in range(len(datamodule.splits()["train"][1])))
+    for split, (_, labels) in datamodule.splits().items():
+        places = [Path(datamodule.place(split, row)) for row in range(len(labels))]
+        assert path not in places
+        assert [place.parent.name for place in places] == [datamodule.class_names[label] for label in labels.tolist()]
+
+
+def test_an_error_of_the_system_is_not_stored(make, tmp_path, monkeypatch):
+    files.write_pictures(tmp_path / "pictures", 60)
+    path, original = tmp_path / "pictures/cat/0001.png", picture_files.decode
+
+    def refuse(name: str, how: picture_files.Format) -> np.ndarray:
+        if name == str(path):
+            raise PermissionError(errno.EACCES, "Permission denied", name)
+        return original(name, how)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(picture_files, "decode", refuse)
+        with pytest.raises(DataError, match=r"^data.train: .*0001.png cannot be read \(Permission denied\)$"):
+            make(skip_broken=True)
+    assert sum(len(labels) for _, labels in make(skip_broken=True).splits().values()) == 60
+
+
+def test_a_large_jpeg_keeps_its_details(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 40, 3), np.uint8)
+    large = Image.fromarray(pixels).resize((160, 160), Image.Resampling.NEAREST)
+    large.save(tmp_path / "large.jpg", quality=95)
+    found = picture_files.decode(str(tmp_path / "large.jpg"), picture_files.Format(40, "crop", "white"))
+    assert np.abs(found.astype(int) - pixels).mean() < 12
 
 
 def test_several_broken_files_are_counted(make, tmp_path):

@@ -348,3 +348,108 @@ def test_home_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     Path(tmp_path / "t.csv").write_text(rows())
     Table("~/t.csv", "y").prepare_data()
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["\n" + rows(), "\n \n" + rows(), "\ufeff\r\n" + rows(), rows(header='"the\na",b,y'), rows(header='a,"b\r\n",y')],
+    ids=["empty line", "two lines", "mark and line", "line break in a name", "line break at the end of a name"],
+)
+def test_the_header_is_the_first_row_with_text(text, make):
+    datamodule = make(text)
+    assert datamodule.class_names == ("no", "yes")
+    assert datamodule.columns[0].name in ("a", "the a")
+    assert values(datamodule) == EXPECTED
+
+
+@pytest.mark.parametrize("number", ["1e39", "-1e300", "3e38", "1e400"])
+@pytest.mark.parametrize("embedding", ["none", "piecewise_linear", "periodic"])
+@pytest.mark.filterwarnings("error")
+def test_numbers_beyond_32_bits_give_finite_losses(number, embedding, make):
+    from lit_models.mlp import LitMLP
+
+    datamodule = make("a,b,y\n" + "".join(f"{number if i % 9 == 0 else i},{i % 5},{i % 2}\n" for i in range(60)))
+    inputs = datamodule.training_inputs()
+    model = LitMLP(**datamodule.spec.model_arguments(), numeric_embedding=embedding)
+    model.initialize_from_data(inputs, datamodule.mean, datamodule.std)
+    assert model(inputs).isfinite().all()
+
+
+def test_a_set_with_more_unreadable_values_is_reported(make, tmp_path, capsys):
+    (tmp_path / "test.csv").write_text(rows().replace(",red", ",Red").replace("\n1", "\n1 km"))
+    make(rows(), test=str(tmp_path / "test.csv"))
+    printed = capsys.readouterr().out
+    assert "warning: 35% of b are missing or unknown in the test set, and 0% in the training set" in printed
+    make(rows())
+    assert "unknown" not in capsys.readouterr().out
+
+
+def test_words_in_a_column_of_numbers_are_counted_as_missing(make):
+    datamodule = make(rows().replace("\n1.25,", "\nmany,"), numeric=["a"], val_fraction=0.1, test_fraction=0.1)
+    inputs = datamodule.training_inputs()
+    assert datamodule.columns[0].num_missing == inputs[:, 0].isnan().sum()
+
+
+def test_numbers_that_are_equal_in_32_bits_are_reported(make, capsys):
+    text = "time,y\n" + "".join(f"{1_700_000_000 + i},{i % 2}\n" for i in range(60))
+    make(text)
+    assert "warning: time has large numbers that are equal in 32 bits" in capsys.readouterr().out
+    make(text.replace("1700", "0"))
+    assert "32 bits" not in capsys.readouterr().out
+
+
+def test_decimal_commas_may_have_spaces_around_them(make):
+    text = "a;b;y\n" + "".join(f" {i},5 ;{i % 3};{i % 2}\n" for i in range(40))
+    assert [column.categories for column in make(text).columns] == [(), ()]
+
+
+def test_a_dropped_column_may_have_any_type(tmp_path):
+    columns = {"a": [*range(40)], "tags": [[1]] * 40, "y": [0, 1] * 20}
+    pq.write_table(pa.table(columns), tmp_path / "train.parquet")
+    options = {"train": str(tmp_path / "train.parquet"), "target": "y"}
+    with pytest.raises(DataError, match=r"^data.train: .*column 'tags' has the type .*; drop it with data.drop$"):
+        Table(**options).setup()
+    datamodule = Table(**options, drop=["tags"])
+    datamodule.setup()
+    assert [column.name for column in datamodule.columns] == ["a"]
+
+
+def test_a_group_of_the_training_set_is_refused_in_another_file(make, tmp_path):
+    text = "g,a,y\n" + "".join(f"p{i % 10},{i},{i % 2}\n" for i in range(60))
+    (tmp_path / "test.csv").write_text("g,a,y\nq1,3,0\np7,4,1\n")
+    with pytest.raises(DataError, match=r"has 1 group of data.group_column=g that .* has, too; the first is 'p7'"):
+        make(text, test=str(tmp_path / "test.csv"), group_column="g")
+    (tmp_path / "test.csv").write_text("g,a,y\nq1,3,0\nq2,4,1\n")
+    make(text, test=str(tmp_path / "test.csv"), group_column="g")
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_a_large_group_leaves_room_for_the_others(seed):
+    groups = torch.cat([torch.zeros(150, dtype=torch.int64), torch.arange(250) % 20])
+    _, second = group_split(groups, 0.2, seed)
+    assert len(second) == pytest.approx(80, abs=10)
+
+
+def test_equal_numbers_as_labels_are_refused(make):
+    with pytest.raises(DataError, match=r"data.target: the labels '1' and '1.0' are the same number; write them alike"):
+        make("a,y\n" + "".join(f"{i},{('0', '1', '1.0')[i % 3]}\n" for i in range(60)))
+
+
+def test_columns_of_another_kind_are_encoded_again(make, tmp_path):
+    text, cache = "a,y\n" + "".join(f"{i % 4},{i % 2}\n" for i in range(60)), str(tmp_path / "cache")
+    numbers = make(text, cache=cache, memory_gigabytes=0)
+    categories = make(text, cache=cache, memory_gigabytes=0, categorical=["a"])
+    assert {*numbers.training_inputs()[:].flatten().tolist()} == {0, 1, 2, 3}
+    assert {*categories.training_inputs()[:].flatten().tolist()} == {1, 2, 3, 4}
+
+
+def test_fractions_are_no_identifiers(make):
+    assert not make("a,y\n" + "".join(f"{i / 7},{i % 2}\n" for i in range(60))).columns[0].is_identifier
+
+
+def test_files_share_the_memory_for_data(make, tmp_path):
+    text = rows(4000)
+    (tmp_path / "test.csv").write_text(text)
+    limit = 5 * len(text) / 1e9  # a table takes about three times the size of its file
+    datamodule = make(text, test=str(tmp_path / "test.csv"), memory_gigabytes=limit, cache=str(tmp_path / "cache"))
+    assert datamodule._in_memory == {"train": True, "test": False}

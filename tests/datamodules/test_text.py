@@ -525,6 +525,18 @@ def test_labels_are_checked_as_in_tables(labels, message, tmp_path):
     assert "\n" not in str(caught.value)
 
 
+def test_the_tokenizer_does_not_know_held_out_texts(tmp_path):
+    words = ["".join(chr(97 + (i // 26**k) % 26) for k in range(3)) * 2 for i in range(200)]
+    rows = [f"{word} {word} {word}\t{i % 2}" for i, word in enumerate(words)]
+    (tmp_path / "train.tsv").write_text("text\tlabel\n" + "\n".join(rows) + "\n")
+    datamodule = Text(train=str(tmp_path / "train.tsv"), cache=str(tmp_path / "cache"), vocab_size=5000)
+    datamodule.setup()
+    vocabulary = datamodule.tokenizer.get_vocab()
+    for split, (inputs, _) in datamodule.splits().items():
+        lines = [int(datamodule.place(split, row).rpartition(":")[2]) for row in range(len(inputs))]
+        assert all((words[line - 2] in vocabulary) == (split == "train") for line in lines)
+
+
 def test_parquet_gives_the_tokens_of_tsv(tmp_path):
     import pyarrow as pa
     import pyarrow.parquet as pq
