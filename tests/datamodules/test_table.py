@@ -438,7 +438,9 @@ def test_equal_numbers_as_labels_are_refused(make):
 def test_columns_of_another_kind_are_encoded_again(make, tmp_path):
     text, cache = "a,y\n" + "".join(f"{i % 4},{i % 2}\n" for i in range(60)), str(tmp_path / "cache")
     numbers = make(text, cache=cache, memory_gigabytes=0)
-    categories = make(text, cache=cache, memory_gigabytes=0, categorical=["a"])
+    options = {"cache": cache, "memory_gigabytes": 0, "categorical": ["a"]}
+    categories = Table(str(tmp_path / "train.csv"), "y", val_fraction=0.2, **options)
+    categories.setup()
     assert {*numbers.training_inputs()[:].flatten().tolist()} == {0, 1, 2, 3}
     assert {*categories.training_inputs()[:].flatten().tolist()} == {1, 2, 3, 4}
 
