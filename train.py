@@ -8,15 +8,14 @@ import signal
 if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # until `main` handles it: Ctrl-C during an import shows no traceback
 
-import importlib
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from engine.build import make
 from engine.command_line import parse
 from engine.config import schema
 from engine.config.config import Config
-from engine.config.signatures import PROJECT, read_component
 from engine.contracts import DataError, DataSpec, UserError, is_lower_better
 from engine.runs.run_folder import rank, run_folder
 from engine.terminal import duration, prepare_output, print_line, quiet_lightning
@@ -101,22 +100,6 @@ def train(config: Config, folder: Path, signals: Signals) -> int:
         if trainer is not None and not trainer.state.finished:
             end_children(signals.children())
     return 0
-
-
-def make(config: Config, section: str, **given: Any) -> Any:
-    """The component of `section` (``data``, ``model``, ``callbacks.NAME``), made from its options and `given`."""
-    component = config.components[section]
-    ours = component.path.parent.parent == PROJECT
-    module = f"{component.path.parent.name}.{component.path.stem}" if ours else "lightning.pytorch.callbacks"
-    constructor = getattr(importlib.import_module(module), component.name)
-    if section == "data" and "seed" not in read_component(component.path, component.name).parameters:
-        given = {}  # a datamodule of the user's own may take no seed
-    try:
-        return constructor(**config.options(section), **given)
-    except Exception as error:
-        if isinstance(error, UserError) or is_refusal(error):
-            raise config.option_error(section, error) from error
-        raise
 
 
 def make_model(config: Config, spec: DataSpec) -> "LitClassifier":

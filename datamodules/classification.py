@@ -9,15 +9,20 @@ import math
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
+import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
 from datamodules.parts.batches import AugmentContext, EpochOrder, TensorBatches
+from datamodules.parts.columns import Column
 from datamodules.parts.mapped import MappedRows
+from datamodules.parts.new_inputs import array_inputs, list_pictures, picture_inputs, read_array, table_inputs
+from datamodules.parts.picture_files import Format
 from datamodules.parts.splits import stratified_split
 from datamodules.parts.statistics import chunks, fingerprint, mean_and_std, num_bytes
-from engine.contracts import DataError, DataSpec, Labelled, Modality, Split
+from datamodules.parts.table_files import estimated_rows, open_table
+from engine.contracts import DataError, DataSpec, Labelled, Modality, NewInputs, Split
 from engine.memory import available_memory
 
 # N samples, B batch, C channels, D features
@@ -83,6 +88,52 @@ class ClassificationDataModule(LightningDataModule):
 
     def save(self, folder: Path) -> None:
         """Write files that predictions need, such as a tokenizer, to a run's folder. By default, nothing is written."""
+
+    def read_inputs(self, source: Path, spec: DataSpec, folder: Path, with_labels: bool = False) -> NewInputs:
+        """Read new data for predictions, in the order of the file.
+
+        Arrays (N, *input_shape) in .npy files can be read for all data. Pictures are scaled to the size of the images, and
+        tables need the columns of the training set. A subclass may read other files.
+
+        Args:
+            source: A file or folder.
+            spec: The data on which the model was trained.
+            folder: Folder of the run.
+            with_labels: Whether to read the labels, too.
+
+        Raises:
+            DataError: if the data cannot be read. The message begins with ``INPUT``.
+        """
+        if source.suffix.lower() == ".npy":
+            return read_array(source, spec)
+        if spec.modality == "image" and not with_labels:
+            return picture_inputs(list_pictures(source), self.picture_format(spec), spec.input_shape[0])
+        names = self.spec.feature_names
+        if spec.modality == "features" and names and not with_labels:
+            columns, batches = open_table("INPUT", source)
+            parts = table_inputs(str(source), columns, batches, [Column(name, ()) for name in names], None, False)
+            return NewInputs(parts, estimated_rows(source))
+        labels = " with labels" if with_labels else ""
+        raise DataError(f"INPUT: {type(self).__name__} cannot read {source}{labels}; give a .npy file")
+
+    def take_inputs(self, values: Any, spec: DataSpec, folder: Path) -> NewInputs:
+        """Take values in memory for predictions: here an array or tensor (N, *input_shape) or, for images, paths.
+
+        Args:
+            values: The values.
+            spec: The data on which the model was trained.
+            folder: Folder of the run.
+
+        Raises:
+            DataError: if they do not fit the model.
+        """
+        if spec.modality == "image" and not hasattr(values, "shape"):
+            return picture_inputs(list(map(str, values)), self.picture_format(spec), spec.input_shape[0])
+        return array_inputs(np.asarray(values), spec, "the array")
+
+    def picture_format(self, spec: DataSpec) -> Format:
+        """Return how pictures of any size become inputs."""
+        return Format(spec.input_shape[1], "crop", "black")
 
     def splits(self) -> dict[Split, Labelled]:
         """Load the data and return the three splits. The validation set is a sample of the training set."""

@@ -21,10 +21,11 @@ from datamodules.parts.batches import AugmentContext
 from datamodules.parts.cache import describe_files, load_or_create
 from datamodules.parts.labels import check_case, check_missing, class_names_of, class_numbers
 from datamodules.parts.mapped import MappedRows
+from datamodules.parts.new_inputs import list_pictures, picture_inputs, read_array
 from datamodules.parts.picture_files import Format, decode_pictures, decoding_processes, read_folder, report_ignored
 from datamodules.parts.splits import hold_out
-from datamodules.parts.table_files import get_column, read_table
-from engine.contracts import OptionError
+from datamodules.parts.table_files import PARQUET, TEXT, get_column, read_table
+from engine.contracts import NewInputs, OptionError
 from engine.terminal import count_of, print_line
 
 rank_zero_print = rank_zero_only(print_line)
@@ -120,7 +121,7 @@ class Pictures(ClassificationDataModule):
             return
         import pyarrow as pa
 
-        files = {split: self._list(split, source) for split, source in self.sources.items()}
+        files = {split: self._list(f"data.{split}", source) for split, source in self.sources.items()}
         self.class_names = class_names_of(pa.array(files["train"][1], pa.string()))
         paths, images, labels = {}, {}, {}
         for split, (found, names) in files.items():
@@ -133,6 +134,25 @@ class Pictures(ClassificationDataModule):
         for split, (source, rows) in hold_out(labels, fractions, self.split_seed).items():
             self._prepared[split] = images[source].select(rows), labels[source][rows]
             self._places[split] = paths[source], rows
+
+    def read_inputs(self, source: Path, spec: DataSpec, folder: Path, with_labels: bool = False) -> NewInputs:
+        """Read a picture, a folder or a list of pictures, or a table with a column of paths."""
+        if source.suffix.lower() == ".npy":
+            return read_array(source, spec)
+        if not source.exists():
+            raise DataError(f"INPUT: {source} does not exist; give pictures, a folder, or a table of paths")
+        labels: list[str] | None = None
+        if with_labels and source.is_dir():
+            paths, labels = self._list("INPUT", source)
+        elif source.is_dir() or source.suffix.lower() not in (*TEXT[:2], *PARQUET):
+            paths = list_pictures(source)
+        else:
+            paths, labels = self._read_table("INPUT", source, with_labels)
+        return picture_inputs(paths, self.format, spec.input_shape[0], labels)
+
+    def picture_format(self, spec: DataSpec) -> Format:
+        """Return the format of the training set."""
+        return self.format
 
     def splits(self) -> dict[Split, Labelled]:
         """Return the three splits."""
@@ -155,30 +175,36 @@ class Pictures(ClassificationDataModule):
             return alternating_flip(inputs, context)
         return random_flip(inputs, context.generator) if self.flip == "random" else inputs
 
-    def _list(self, split: Split, source: Path) -> tuple[list[str], list[str]]:
+    def _list(self, key: str, source: Path) -> tuple[list[str], list[str]]:
         """Return the files of a source, and the label of each."""
-        key = f"data.{split}"
         if not source.exists():
             hint = "give a folder with a folder for each class, or a CSV file of paths and labels"
             raise DataError(f"{key}: {source} does not exist; {hint}")
-        if source.is_dir():
-            found = read_folder(key, source)
-            classes = sorted(set(found.labels))
-            check_case(classes, f"{key}: the folders")
-            if split == "train" and len(classes) < 2:
-                problem = f"{source} has one folder, {classes[0]!r}; at least two classes are needed"
-                raise DataError(f"{key}: {problem}, with a folder for each")
-            if found.ignored:
-                rank_zero_print(f"{key}: {report_ignored(found.ignored)}")
-            return found.paths, found.labels
+        if not source.is_dir():
+            paths, labels = self._read_table(key, source, with_labels=True)
+            assert labels is not None
+            return paths, labels
+        found = read_folder(key, source)
+        classes = sorted(set(found.labels))
+        check_case(classes, f"{key}: the folders")
+        if key == "data.train" and len(classes) < 2:
+            problem = f"{source} has one folder, {classes[0]!r}; at least two classes are needed"
+            raise DataError(f"{key}: {problem}, with a folder for each")
+        if found.ignored:
+            rank_zero_print(f"{key}: {report_ignored(found.ignored)}")
+        return found.paths, found.labels
+
+    def _read_table(self, key: str, source: Path, with_labels: bool) -> tuple[list[str], list[str] | None]:
+        """Return the paths in a table, and the label of each."""
         table = read_table(key, source)
         columns = []
-        for name, column in (("path_column", self.path_column), ("target", self.target)):
+        for name, column in (("path_column", self.path_column), ("target", self.target))[: 1 + with_labels]:
             texts = get_column(f"data.{name}", source, table, column)
             check_missing(texts, column, lambda row: f"{key}: {source}, row {row + 1}")
             columns.append(texts.to_pylist())
         folder = os.path.dirname(source)
-        return [os.path.join(folder, os.path.expanduser(path)) for path in columns[0]], columns[1]
+        paths = [os.path.join(folder, os.path.expanduser(path)) for path in columns[0]]
+        return paths, columns[1] if with_labels else None
 
     def _decode(
         self, split: Split, paths: list[str], start: Callable[[], ProcessPoolExecutor]

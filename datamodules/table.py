@@ -1,6 +1,6 @@
 """Tables with a column of labels, from CSV, TSV and Parquet files of the user."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,16 +15,20 @@ from datamodules.parts.cache import create_array, describe_files, load_or_create
 from datamodules.parts.columns import MANY_ROWS, Column, describe_column, encode_rows
 from datamodules.parts.labels import MAX_NUMBERS, check_missing, class_names_of, class_numbers, without_missing
 from datamodules.parts.mapped import MappedRows
+from datamodules.parts.new_inputs import read_array, table_inputs
 from datamodules.parts.splits import hold_out
 from datamodules.parts.table_files import (
     close_name,
     copy_table,
     estimated_bytes,
+    estimated_rows,
     get_column,
     map_table,
+    open_table,
     read_table,
+    take_table,
 )
-from engine.contracts import OptionError, listed
+from engine.contracts import InputPart, NewInputs, OptionError, listed
 from engine.terminal import count_of, print_line
 
 if TYPE_CHECKING:
@@ -149,6 +153,32 @@ class Table(ClassificationDataModule):
         }
         self._sources = sources
         self._report()
+
+    def read_inputs(self, source: Path, spec: DataSpec, folder: Path, with_labels: bool = False) -> NewInputs:
+        """Read the columns of the training set from a table. The table may have a column with labels."""
+        if source.suffix.lower() == ".npy":
+            return read_array(source, spec)
+        names, batches = open_table("INPUT", source)
+        return NewInputs(self._encoded(str(source), names, batches, spec, with_labels), estimated_rows(source))
+
+    def take_inputs(self, values: Any, spec: DataSpec, folder: Path) -> NewInputs:
+        """Take a table: a list of dictionaries, a dictionary of columns, a DataFrame, or an encoded array (N, D)."""
+        if isinstance(values, np.ndarray | Tensor):
+            return super().take_inputs(values, spec, folder)
+        names, batches = take_table(values)
+        return NewInputs(self._encoded("the table", names, batches, spec), None)
+
+    def _encoded(
+        self,
+        title: str,
+        names: Sequence[str],
+        batches: "Iterable[pyarrow.RecordBatch]",
+        spec: DataSpec,
+        with_labels: bool = False,
+    ) -> Iterator[InputPart]:
+        assert spec.categories is not None
+        columns = [Column(name, kind) for name, kind in zip(spec.feature_names, spec.categories, strict=True)]
+        return table_inputs(title, names, batches, columns, self.target if with_labels else None, True)
 
     def splits(self) -> dict[Split, Labelled]:
         """Return the three splits."""

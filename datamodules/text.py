@@ -4,9 +4,11 @@ Texts are read and tokenized once. Texts and token ids are stored in a cache and
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -18,10 +20,29 @@ from datamodules.parts.batches import EpochOrder
 from datamodules.parts.cache import describe_files, load_or_create
 from datamodules.parts.labels import MAX_NUMBERS, check_missing, class_names_of, class_numbers, without_missing
 from datamodules.parts.splits import hold_out
-from datamodules.parts.text_files import Columns, LabelledTexts, check_file, copy_rows, map_rows, read_file, read_hub
-from datamodules.parts.tokenizer import NO_WORDS, encode, pretrained_tokenizer, train_tokenizer
+from datamodules.parts.table_files import estimated_rows
+from datamodules.parts.text_files import (
+    CHUNK,
+    Columns,
+    LabelledTexts,
+    Row,
+    check_file,
+    copy_rows,
+    map_rows,
+    read_file,
+    read_hub,
+    read_lines,
+)
+from datamodules.parts.tokenizer import (
+    NO_WORDS,
+    encode,
+    encode_chunk,
+    pretrained_tokenizer,
+    train_tokenizer,
+    truncating,
+)
 from datamodules.parts.tokens import GPU_MULTIPLE, LengthOrder, TokenRows, round_up
-from engine.contracts import OptionError
+from engine.contracts import InputPart, NewInputs, OptionError
 from engine.terminal import print_line
 
 if TYPE_CHECKING:
@@ -108,7 +129,7 @@ class Text(ClassificationDataModule):
         if label_column is not None:
             rank_zero_print("data.label_column is now data.target; the old name is still read")
             target = label_column
-        self.columns = Columns(text_column, text_pair_column, target)
+        self.columns, self.target = Columns(text_column, text_pair_column, target), target
         self.dataset, self.dataset_subset, self.dataset_revision = dataset, dataset_subset, dataset_revision
         self.pretrained, self.revision = tokenizer, tokenizer_revision
         self.vocab_size, self.lowercase, self.max_length = vocab_size, lowercase, max_length
@@ -165,6 +186,42 @@ class Text(ClassificationDataModule):
         self._texts, self._rows = texts, rows
         self._warn_about_lost_text(self._prepared["train"][0])
 
+    def read_inputs(self, source: Path, spec: DataSpec, folder: Path, with_labels: bool = False) -> NewInputs:
+        """Read texts from a file, and tokenize them. A .txt file has a text per line."""
+        problems: dict[int, str] = {}
+
+        def on_broken(number: int, error: DataError) -> Row:
+            problems[number] = str(error)
+            pair = self.columns.second_text and "-"
+            return Row(number, "-", pair, "")
+
+        columns = replace(self.columns, label=self.columns.label if with_labels else None)
+        if source.suffix.lower() == ".txt":
+            rows = read_lines("INPUT", source)
+        else:
+            rows = read_file("INPUT", source, columns, on_broken)
+        self.tokenizer = pretrained_tokenizer(str(folder / "tokenizer"), None)
+        return NewInputs(self._encoded(rows, problems, with_labels), estimated_rows(source))
+
+    def take_inputs(self, values: Any, spec: DataSpec, folder: Path) -> NewInputs:
+        """Take a list of texts, or of pairs of texts."""
+        pairs = [(text, None) if isinstance(text, str) else text for text in values]
+        if any(len(pair) != 2 or (pair[1] is None) != (self.columns.second_text is None) for pair in pairs):
+            expected = "texts" if self.columns.second_text is None else "pairs of texts"
+            raise DataError(f"INPUT: the model takes a list of {expected}")
+        self.tokenizer = pretrained_tokenizer(str(folder / "tokenizer"), None)
+        rows = (Row(number, text, second, "") for number, (text, second) in enumerate(pairs, 1))
+        return NewInputs(self._encoded(rows, {}, with_labels=False), len(pairs))
+
+    def _encoded(self, rows: Iterator[Row], problems: Mapping[int, str], with_labels: bool) -> Iterator[InputPart]:
+        backend, first = truncating(self.tokenizer, self.max_length), 1
+        while chunk := list(islice(rows, CHUNK)):
+            arrays = encode_chunk(backend, [(row.text, row.second_text) for row in chunk])
+            found = {i: problems[row.number] for i, row in enumerate(chunk) if row.number in problems}
+            labels = [row.label for row in chunk] if with_labels else None
+            yield InputPart(range(first, first + len(chunk)), self._token_rows(arrays), labels, found)
+            first += len(chunk)
+
     def splits(self) -> dict[Split, Labelled]:
         """Return the three splits."""
         self.prepare_data()
@@ -209,7 +266,7 @@ class Text(ClassificationDataModule):
 
     def _labels(self, texts: LabelledTexts) -> "pyarrow.ChunkedArray":
         labels = without_missing(texts.table["label"])
-        check_missing(labels, self.columns.label, texts.place)
+        check_missing(labels, self.target, texts.place)
         return labels
 
     def _warn_about_lost_text(self, rows: TokenRows) -> None:
@@ -259,10 +316,13 @@ class Text(ClassificationDataModule):
             files = list(folder.glob("*.npy"))
             mode: Literal["c"] | None = None if self._fits_in_memory(sum(f.stat().st_size for f in files)) else "c"
             arrays = {path.stem: np.load(path, mmap_mode=mode) for path in files}
-            tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
-            lengths, pad_id = tensors["lengths"], int(self.tokenizer.pad_token_id)
-            starts = lengths.cumsum(0) - lengths
-            return TokenRows(tensors["ids"], starts, lengths, tensors.get("second_starts"), pad_id, self.multiple)
+            return self._token_rows(arrays)
 
         key = (self.tokenizer.backend_tokenizer.to_str(), self.max_length, texts.digest)
         return load_or_create(self.cache, "tokens", key, create, load)
+
+    def _token_rows(self, arrays: Mapping[str, np.ndarray]) -> TokenRows:
+        tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+        lengths, pad_id = tensors["lengths"], int(self.tokenizer.pad_token_id)
+        starts = lengths.cumsum(0) - lengths
+        return TokenRows(tensors["ids"], starts, lengths, tensors.get("second_starts"), pad_id, self.multiple)

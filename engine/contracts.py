@@ -3,7 +3,7 @@
 This module imports neither torch nor Lightning, so that errors in a config are reported fast.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
@@ -118,6 +118,49 @@ class DataSpec:
         if self.modality == "tokens":
             arguments |= {"vocab_size": self.vocab_size, "pad_id": self.pad_id, "max_length": self.max_length}
         return arguments
+
+    @classmethod
+    def from_arguments(cls, modality: Modality, arguments: Mapping[str, Any]) -> "DataSpec":
+        """Return the description that is in the arguments of a model: the inverse of `model_arguments`."""
+        columns = arguments.get("columns")
+        return cls(
+            modality,
+            tuple(arguments["input_shape"]),
+            tuple(arguments["class_names"] or map(str, range(arguments["num_classes"]))),
+            arguments.get("vocab_size"),
+            arguments.get("pad_id", 0),
+            arguments.get("max_length"),
+            tuple(columns or ()),
+            None if columns is None else tuple(map(tuple, columns.values())),
+        )
+
+
+class InputPart(NamedTuple):
+    """Consecutive rows of new data, for predictions.
+
+    Attributes:
+        names: Name of each row: its number, counted from 1, or its file.
+        inputs: Inputs (n, *input_shape) in the units of the data, or n token rows.
+        labels: Label of each row as it is written; None if the data has no labels.
+        problems: Why a row cannot be read, by its index. The inputs of such a row have no meaning.
+    """
+
+    names: Sequence[Any]
+    inputs: Any
+    labels: list[str] | None
+    problems: dict[int, str]
+
+
+class NewInputs(NamedTuple):
+    """New data for predictions.
+
+    Attributes:
+        parts: The rows, in their order.
+        total: Number of rows, which may be an estimate; None if it is unknown.
+    """
+
+    parts: Iterator[InputPart]
+    total: int | None
 
 
 class Classifier(Protocol):

@@ -39,10 +39,12 @@ os.environ.setdefault("MKL_NUM_THREADS", os.environ["OMP_NUM_THREADS"])
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it, and tests need it
 
 from engine.config import signatures
+from engine.threads import available_cores
 from tests import files
 
 # components that a project may not have, and the ids of the test cases that need them
 OPTIONAL = {"lit_models/bert.py": r"(?<![a-z])bert(?![a-z])", "datamodules/text.py": r"(text|sst2)_bert"}
+PLAIN = "not slow and not gpu"  # the tests of a plain `pytest`
 OUTCOMES: dict[tuple[str, str], list[tuple[bool, str]]] = {}  # fault and promise -> passed, what happened
 
 
@@ -50,6 +52,12 @@ def pytest_configure(config: pytest.Config) -> None:
     """Hide the GPUs from tests of the CPU. Their results would differ from the exact results that the tests expect."""
     if "gpu" not in config.option.markexpr.replace("not gpu", ""):
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Return the number of processes: all cores for a plain `pytest`, and 0 (this process) for chosen tests."""
+    is_plain = config.args_source == pytest.Config.ArgsSource.TESTPATHS and not config.option.keyword
+    return available_cores() if is_plain and config.option.markexpr == PLAIN and available_cores() > 1 else 0
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -112,13 +112,13 @@ def test_a_project_has_what_was_kept_and_its_name(copy):
         "tests/components/lit_models/cnn.py",
     } <= found
     assert not [name for name in found if "bert" in name or "text" in name or name.startswith("benchmarks/")]
-    assert "datamodules/parts/download.py" not in found  # only MNIST and CIFAR use it
+    assert "datamodules/parts/tokens.py" not in found  # only texts use it
     assert "Ada Lovelace" in (copy / "LICENSE").read_text(encoding="utf-8")
     assert (copy / "README.md").read_text(encoding="utf-8").startswith("# flowers\n")
     pyproject = (copy / "pyproject.toml").read_text(encoding="utf-8")
     assert 'name = "flowers"' in pyproject
     assert "transformers" not in pyproject
-    assert '"pyarrow>=' not in pyproject
+    assert '"pyarrow>=' in pyproject
     assert '"pillow>=' in pyproject
 
 

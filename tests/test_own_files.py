@@ -13,6 +13,7 @@ from textwrap import dedent
 import pytest
 
 import train
+from engine import build
 from engine.config import components, monitors, signatures
 from engine.config.config import Config, load_config
 from engine.config.signatures import PROJECT
@@ -32,7 +33,7 @@ def add(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Add]:
         shutil.copytree(PROJECT / room, project / room, ignore=shutil.ignore_patterns("__pycache__"))
         package = importlib.import_module(room)
         monkeypatch.setattr(package, "__path__", [*package.__path__, str(project / room)])
-    for module in (components, monitors, signatures, exits, train):
+    for module in (build, components, monitors, signatures, exits):
         monkeypatch.setattr(module, "PROJECT", project)
     monkeypatch.setattr(exits, "OWNERS_FOLDERS", tuple(project / room for room in rooms))
     added: list[str] = []

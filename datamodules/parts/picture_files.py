@@ -4,6 +4,7 @@ Each picture is decoded once, by all cores, into a memory-mapped array. This mod
 processes that decode import it.
 """
 
+import errno
 import json
 import multiprocessing
 import os
@@ -194,15 +195,21 @@ def _decode_chunk(key: str, first: int, paths: Sequence[str], how: Format, file:
         for row, path in enumerate(paths, first):
             try:
                 images[row] = decode(path, how).transpose(2, 0, 1)
-            except FileNotFoundError:
-                broken.append((row, "it does not exist"))
             except MemoryError:
                 raise DataError(f"{key}: {path} cannot be decoded (not enough memory)") from None
             except Exception as error:  # a decoder raises errors of many types for a broken file
-                if isinstance(error, OSError) and error.errno is not None:  # an error of the system, not of the file
-                    raise DataError(f"{key}: {path} cannot be read ({error.strerror})") from None
-                broken.append((row, one_line(error).replace(f" {path!r}", "")))
+                is_of_system = isinstance(error, OSError) and error.errno not in (None, errno.ENOENT)
+                if is_of_system:  # it may pass, and does not depend on the file
+                    raise DataError(f"{key}: {path} cannot be read ({picture_problem(path, error)})") from None
+                broken.append((row, picture_problem(path, error)))
     return broken
+
+
+def picture_problem(path: str, error: Exception) -> str:
+    """Return why a picture cannot be decoded."""
+    if isinstance(error, FileNotFoundError):
+        return "it does not exist"
+    return getattr(error, "strerror", None) or one_line(error).replace(f" {path!r}", "")
 
 
 def decode(path: str, how: Format) -> np.ndarray:

@@ -56,7 +56,7 @@ def read_table(key: str, path: Path, drop: Sequence[str] = ()) -> "pyarrow.Table
     """
     import pyarrow as pa
 
-    names, batches = _open_table(key, path, drop)
+    names, batches = open_table(key, path, drop)
     return pa.Table.from_batches(_with_progress(path, batches), pa.schema([(name, pa.string()) for name in names]))
 
 
@@ -64,7 +64,7 @@ def copy_table(key: str, path: Path, target: Path, drop: Sequence[str] = ()) -> 
     """Copy a table to an Arrow file, which can be memory-mapped. Arguments and errors are those of `read_table`."""
     import pyarrow as pa
 
-    names, batches = _open_table(key, path, drop)
+    names, batches = open_table(key, path, drop)
     schema = pa.schema([(name, pa.string()) for name in names])
     with pa.OSFile(str(target), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
         for batch in _with_progress(path, batches):
@@ -100,6 +100,59 @@ def estimated_bytes(path: Path) -> int:
         return 0
 
 
+def take_table(values: Any) -> "tuple[list[str], Iterator[pyarrow.RecordBatch]]":
+    """Return the names and rows of a table in memory, as `open_table` does.
+
+    Args:
+        values: A list of dictionaries, a dictionary of columns, a DataFrame, or a table of pyarrow.
+
+    Raises:
+        DataError: if it is none of them.
+    """
+    import pyarrow as pa
+
+    try:
+        if isinstance(values, list | tuple):
+            names = list(dict.fromkeys(name for row in values for name in row))
+            values = {name: [row.get(name) for row in values] for name in names}
+        if isinstance(values, dict):
+            columns = {str(name): _as_texts(list(column)) for name, column in values.items()}
+            table = pa.table(columns)
+        else:
+            table = pa.table(values)
+            table = pa.table({name: table[name].cast(pa.string()) for name in table.column_names})
+    except (pa.ArrowException, TypeError, AttributeError, ValueError) as error:
+        hint = "give a list of dictionaries, a dictionary of columns, or a DataFrame"
+        raise DataError(f"INPUT: the values are not a table ({str(error)[:100]}); {hint}") from None
+    return table.column_names, iter(table.to_batches())
+
+
+def _as_texts(values: list[Any]) -> "pyarrow.Array":
+    """Return values of Python as text. A column may have numbers and texts."""
+    import pyarrow as pa
+
+    return pa.array([None if value is None else _as_text(value) for value in values], pa.string())
+
+
+def _as_text(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def estimated_rows(path: Path) -> int | None:
+    """Return about how many rows a table has; None if it cannot be read."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        if path.suffix.lower() in PARQUET:
+            return int(pq.read_metadata(path).num_rows)
+        with path.open("rb") as file:
+            head = file.read(HEAD_BYTES)
+        return round(path.stat().st_size * head.count(b"\n") / len(head)) if head else None
+    except (OSError, pa.ArrowInvalid):
+        return None
+
+
 def get_column(key: str, path: Path, table: "pyarrow.Table", name: str) -> "pyarrow.ChunkedArray":
     """Return a column of a table, without spaces around its texts, and with null for missing values.
 
@@ -111,8 +164,12 @@ def get_column(key: str, path: Path, table: "pyarrow.Table", name: str) -> "pyar
     return without_missing(table[name])
 
 
-def _open_table(key: str, path: Path, drop: Sequence[str]) -> "tuple[list[str], Iterator[pyarrow.RecordBatch]]":
-    """Return the names of the columns, and an iterator over the rows in batches."""
+def open_table(key: str, path: Path, drop: Sequence[str] = ()) -> "tuple[list[str], Iterator[pyarrow.RecordBatch]]":
+    """Open a table whose rows are read in batches. Arguments and errors are those of `read_table`.
+
+    Returns:
+        The names of the columns, and an iterator over the batches. All columns are texts.
+    """
     import pyarrow as pa
 
     expected = listed([*TEXT[:2], PARQUET[0]])
@@ -197,7 +254,7 @@ def _open_text(key: str, path: Path) -> "tuple[list[str], Iterator[pyarrow.Recor
     has_header = is_header(names, rows)
     names = [name if has_header and name else f"column_{number}" for number, name in enumerate(names, 1)]
     if len(set(names)) < len(names):
-        return names, iter(())  # an error, see `_open_table`
+        return names, iter(())  # an error, see `open_table`
     table = open_csv(
         path,
         ReadOptions(column_names=names, skip_rows=header_lines if has_header else 0, block_size=BLOCK_BYTES),

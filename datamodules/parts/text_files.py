@@ -8,7 +8,7 @@ import csv
 import difflib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -46,11 +46,11 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True)
 class Columns:
-    """The names of the columns. `second_text` is None for single texts."""
+    """The names of the columns. `second_text` is None for single texts, `label` is None for texts without labels."""
 
     text: str
     second_text: str | None
-    label: str
+    label: str | None
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,9 @@ def check_file(key: str, path: Path) -> None:
         raise DataError(f"{key}: {path} cannot be read ({error.strerror})") from None
 
 
-def read_file(key: str, path: Path, columns: Columns) -> Iterator[Row]:
+def read_file(
+    key: str, path: Path, columns: Columns, on_broken: Callable[[int, DataError], Row] | None = None
+) -> Iterator[Row]:
     """Yield all rows of a file. The suffix determines the format. Text files must be in UTF-8.
 
     Fields of CSV may be quoted (RFC 4180). In TSV a quotation mark is an ordinary character.
@@ -139,6 +141,7 @@ def read_file(key: str, path: Path, columns: Columns) -> Iterator[Row]:
         key: Config key that names the file.
         path: A .csv, .tsv, .jsonl (one object per line) or .parquet file.
         columns: Columns to read. Other columns are ignored.
+        on_broken: Returns what replaces an invalid row, from its number and its error; None to raise the error.
 
     Raises:
         DataError: if the file cannot be read or a row is invalid. The message names the file and the line.
@@ -150,7 +153,15 @@ def read_file(key: str, path: Path, columns: Columns) -> Iterator[Row]:
         for number, record in read(path):
             is_empty = False
             if record is not None:
-                yield _checked(str(path), number, record, columns)
+                if not has_rows and suffix != ".jsonl":
+                    _check_columns(place_of(str(path), number), record, columns)  # the same in all rows
+                try:
+                    row = _checked(str(path), number, record, columns)
+                except DataError as error:
+                    if on_broken is None:
+                        raise
+                    row = on_broken(number, error)
+                yield row
                 has_rows = True
     except UnicodeDecodeError:
         line, byte = _undecodable(path)
@@ -159,6 +170,28 @@ def read_file(key: str, path: Path, columns: Columns) -> Iterator[Row]:
         raise DataError(f"{key}: {path} cannot be read ({error.strerror})") from None
     if is_empty or not has_rows:
         raise DataError(f"{key}: {path} is empty" if is_empty else f"{key}: {path} has a header and no rows")
+
+
+def read_lines(key: str, path: Path) -> Iterator[Row]:
+    """Yield each line of a text file that is not empty.
+
+    Raises:
+        DataError: if the file cannot be read. It begins with `key`.
+    """
+    is_empty = True
+    try:
+        with path.open(encoding="utf-8-sig") as file:
+            for number, line in enumerate(file, 1):
+                if text := line.strip():
+                    is_empty = False
+                    yield Row(number, text, None, "")
+    except UnicodeDecodeError:
+        line_number, byte = _undecodable(path)
+        raise DataError(f"{key}: {path}:{line_number}: is not UTF-8 text (byte {byte}); save it as UTF-8") from None
+    except OSError as error:
+        raise DataError(f"{key}: {path} cannot be read ({error.strerror})") from None
+    if is_empty:
+        raise DataError(f"{key}: {path} is empty")
 
 
 def read_hub(
@@ -286,9 +319,8 @@ def _read_parquet(path: Path) -> Iterator[tuple[int, dict[str, Any] | None]]:
         raise DataError(f"{path} cannot be read: {str(error).splitlines()[0][:150]}") from None
 
 
-def _checked(source: str, number: int, record: dict[str, Any], columns: Columns) -> Row:
-    """Return a row, or raise a `DataError` if it is invalid."""
-    place = place_of(source, number)
+def _check_columns(place: str, record: dict[str, Any], columns: Columns) -> None:
+    """Raise a `DataError` if a row has not all columns."""
     keys = {"text_column": columns.text, "text_pair_column": columns.second_text, "target": columns.label}
     for key, name in keys.items():
         if name is not None and name not in record:
@@ -297,6 +329,12 @@ def _checked(source: str, number: int, record: dict[str, Any], columns: Columns)
             if len(record) == 1 and re.search("[,;\t]", next(iter(record))):
                 hint = f"its header has one column, {next(iter(record))!r}; use commas in .csv and tabs in .tsv"
             raise DataError(f"data.{key}: {place} has no column {name!r}; {hint}")
+
+
+def _checked(source: str, number: int, record: dict[str, Any], columns: Columns) -> Row:
+    """Return a row, or raise a `DataError` if it is invalid."""
+    place = place_of(source, number)
+    _check_columns(place, record, columns)
     for name in (columns.text, columns.second_text):
         if name is None:
             continue
@@ -304,14 +342,18 @@ def _checked(source: str, number: int, record: dict[str, Any], columns: Columns)
             raise DataError(f"{place}: no text in column {name!r}")
         if not isinstance(record[name], str):
             raise DataError(f"{place}: {record[name]!r} in column {name!r} is not a text; put it in quotes")
-    label = record[columns.label]
-    if label is None or not str(label).strip():
-        raise DataError(f"{place}: no label in column {columns.label!r}")
-    if not isinstance(label, str | int):
-        hint = "write a word or a whole number"
-        raise DataError(f"{place}: {label!r} in column {columns.label!r} is not a label; {hint}")
-    for value in (record[columns.text], record[columns.second_text or columns.text], str(label)):
+    label = "" if columns.label is None else _checked_label(place, record[columns.label], columns.label)
+    for value in (record[columns.text], record[columns.second_text or columns.text], label):
         if any("\ud800" <= character <= "\udfff" for character in value):  # possible in JSON
             raise DataError(f"{place}: has an unpaired surrogate; write the whole character")
     second_text = None if columns.second_text is None else record[columns.second_text]
-    return Row(number, record[columns.text], second_text, str(label))
+    return Row(number, record[columns.text], second_text, label)
+
+
+def _checked_label(place: str, label: Any, name: str) -> str:
+    if label is None or not str(label).strip():
+        raise DataError(f"{place}: no label in column {name!r}")
+    if not isinstance(label, str | int):
+        hint = "write a word or a whole number"
+        raise DataError(f"{place}: {label!r} in column {name!r} is not a label; {hint}")
+    return str(label)

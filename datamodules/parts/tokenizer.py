@@ -5,7 +5,7 @@ https://arxiv.org/abs/1810.04805, section 3).
 """
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -105,31 +105,41 @@ def encode(
         max_length: Maximum number of tokens in a row. Longer rows are truncated; in pairs, the longer text is truncated.
         folder: Folder for the files.
     """
-    original = tokenizer.backend_tokenizer
-    backend = type(original).from_str(original.to_str())  # a copy, so that the settings of the tokenizer do not change
-    backend.no_padding()
-    backend.enable_truncation(max_length)
+    backend = truncating(tokenizer, max_length)
     with ExitStack() as stack:
         progress = stack.enter_context(
             tqdm(total=num_rows, desc="tokenizing", unit=" texts", disable=None, leave=False)
         )
         files: dict[str, GrowingArray] = {}
         for chunk in chunks:
-            encodings = backend.encode_batch_fast(
-                [text if second is None else (text, second) for text, second in chunk]
-            )
-            arrays: dict[str, np.ndarray] = {
-                "ids": np.array([token for encoding in encodings for token in encoding.ids], np.int32),
-                "lengths": np.array([len(encoding.ids) for encoding in encodings], np.int64),
-            }
-            if chunk[0][1] is not None:
-                second_starts = [len(encoding.ids) - sum(encoding.type_ids) for encoding in encodings]
-                arrays["second_starts"] = np.array(second_starts, np.int64)
+            arrays = encode_chunk(backend, chunk)
             for name, array in arrays.items():
                 if name not in files:
                     files[name] = stack.enter_context(GrowingArray(folder / f"{name}.npy", array.dtype))
                 files[name].append(array)
-            progress.update(len(encodings))
+            progress.update(len(chunk))
+
+
+def truncating(tokenizer: "PreTrainedTokenizerBase", max_length: int) -> "Tokenizer":
+    """Return a copy of a tokenizer that truncates texts to `max_length` tokens and does not pad them."""
+    original = tokenizer.backend_tokenizer
+    backend = type(original).from_str(original.to_str())
+    backend.no_padding()
+    backend.enable_truncation(max_length)
+    return backend
+
+
+def encode_chunk(backend: "Tokenizer", chunk: Sequence[tuple[str, str | None]]) -> dict[str, np.ndarray]:
+    """Return the arrays that `encode` writes for some texts and second texts."""
+    encodings = backend.encode_batch_fast([text if second is None else (text, second) for text, second in chunk])
+    arrays: dict[str, np.ndarray] = {
+        "ids": np.array([token for encoding in encodings for token in encoding.ids], np.int32),
+        "lengths": np.array([len(encoding.ids) for encoding in encodings], np.int64),
+    }
+    if chunk[0][1] is not None:
+        second_starts = [len(encoding.ids) - sum(encoding.type_ids) for encoding in encodings]
+        arrays["second_starts"] = np.array(second_starts, np.int64)
+    return arrays
 
 
 def _train_vocabulary(texts: Iterable[str], size: int, lowercase: bool, special: list[str]) -> dict[str, int]:

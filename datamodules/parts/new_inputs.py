@@ -1,0 +1,175 @@
+"""Reads data for predictions: arrays, tables and pictures, in parts, so that it may be larger than memory."""
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from datamodules.parts.columns import Column, encode_rows
+from datamodules.parts.labels import without_missing
+from datamodules.parts.picture_files import SUFFIXES, Format, decode, picture_problem
+from datamodules.parts.table_files import close_name
+from engine.contracts import DataError, DataSpec, InputPart, NewInputs
+from engine.threads import available_cores
+
+if TYPE_CHECKING:
+    import pyarrow
+
+# n rows of a part, D columns, C channels, H height, W width
+
+ARRAY_BYTES = 1 << 26  # of an array in a part
+PICTURES = 256  # in a part
+
+
+def read_array(path: Path, spec: DataSpec) -> NewInputs:
+    """Memory-map the inputs (N, *input_shape) in a .npy file.
+
+    Raises:
+        DataError: if the file is not such an array.
+    """
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except OSError as error:
+        raise DataError(f"INPUT: {path} cannot be read ({error.strerror or error})") from None
+    except (ValueError, EOFError):
+        raise DataError(f"INPUT: {path} is not an array that numpy.save has written") from None
+    return array_inputs(array, spec, str(path))
+
+
+def array_inputs(array: np.ndarray, spec: DataSpec, title: str) -> NewInputs:
+    """Return the rows of an array (N, *input_shape). `title` names it in errors."""
+    if tuple(array.shape[1:]) != spec.input_shape:
+        problem = f"has the shape {tuple(array.shape)}; the model takes (N, {', '.join(map(str, spec.input_shape))})"
+        raise DataError(f"INPUT: {title} {problem}")
+    if not len(array):
+        raise DataError(f"INPUT: {title} has no rows")
+    if array.dtype.kind not in "uifb":
+        raise DataError(f"INPUT: {title} has values of type {array.dtype}; numbers are needed")
+    size = max(1, ARRAY_BYTES // max(1, array[:1].nbytes))
+
+    def parts() -> Iterator[InputPart]:
+        for start in range(0, len(array), size):
+            rows = array[start : start + size]
+            kind = rows.dtype if rows.dtype == np.uint8 else np.float32
+            inputs = torch.from_numpy(np.array(rows, kind))
+            problems: dict[int, str] = {}
+            if spec.categories is None and inputs.is_floating_point():
+                finite = inputs.flatten(1).isfinite().all(1)
+                problems = dict.fromkeys(torch.nonzero(~finite).flatten().tolist(), "a value is NaN or infinite")
+            yield InputPart(range(start + 1, start + 1 + len(rows)), inputs, None, problems)
+
+    return NewInputs(parts(), len(array))
+
+
+def table_inputs(
+    title: str,
+    names: Sequence[str],
+    batches: Iterable["pyarrow.RecordBatch"],
+    columns: Sequence[Column],
+    target: str | None,
+    may_be_missing: bool,
+) -> Iterator[InputPart]:
+    """Encode the rows of a table. Columns may have any order, and other columns are ignored.
+
+    Args:
+        title: Name of the table, for errors.
+        names: Names of its columns.
+        batches: Its rows. All columns are texts.
+        columns: Columns of the model.
+        target: Column of labels to read; None for data without labels.
+        may_be_missing: Whether the model takes missing values.
+
+    Raises:
+        DataError: if a column is missing.
+    """
+    import pyarrow as pa
+
+    wanted = [column.name for column in columns] + ([target] if target else [])
+    for name in wanted:
+        if name not in names:
+            raise DataError(f"INPUT: {title} has no column {name!r}, which the model needs; {close_name(name, names)}")
+
+    def parts() -> Iterator[InputPart]:
+        start = 0
+        for batch in batches:
+            table = pa.Table.from_batches([batch]).select(wanted)
+            inputs = torch.empty(len(batch), len(columns))
+            encode_rows(table, columns, inputs.numpy())
+            problems: dict[int, str] = {}
+            if not may_be_missing:
+                for row, column in inputs.isnan().nonzero().tolist():
+                    problems.setdefault(row, f"no number in column {columns[column].name!r}")
+            labels = without_missing(table[target]).to_pylist() if target else None
+            yield InputPart(range(start + 1, start + 1 + len(batch)), inputs, labels, problems)
+            start += len(batch)
+
+    return parts()
+
+
+def list_pictures(source: Path) -> list[str]:
+    """Return a picture, all pictures below a folder in alphabetical order, or the pictures that a .txt file lists.
+
+    Raises:
+        DataError: if there are none.
+    """
+    if source.is_dir():
+        walk = os.walk(source, followlinks=False)
+        paths = [os.path.join(folder, name) for folder, _, names in walk for name in names if _is_picture(name)]
+        if not paths:
+            raise DataError(f"INPUT: {source} has no pictures ({', '.join(SUFFIXES)})")
+        return sorted(paths)
+    if source.suffix.lower() != ".txt":
+        return [str(source)]
+    try:
+        lines = source.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"INPUT: {source} cannot be read ({getattr(error, 'strerror', None) or error})") from None
+    paths = [os.path.join(source.parent, os.path.expanduser(line.strip())) for line in lines if line.strip()]
+    if not paths:
+        raise DataError(f"INPUT: {source} is empty; write the path of a picture in each line")
+    return paths
+
+
+def picture_inputs(paths: Sequence[str], how: Format, channels: int, labels: Sequence[str] | None = None) -> NewInputs:
+    """Decode pictures with all cores.
+
+    Args:
+        paths: The files.
+        how: How they are scaled.
+        channels: 3, or 1 for grey pictures.
+        labels: Label of each picture; None for pictures without labels.
+    """
+
+    def parts() -> Iterator[InputPart]:
+        with ThreadPoolExecutor(max(1, available_cores())) as pool:
+            for start in range(0, len(paths), PICTURES):
+                part = paths[start : start + PICTURES]
+                decoded = list(pool.map(lambda path: _decode(path, how, channels), part))
+                problems = {row: found for row, found in enumerate(decoded) if isinstance(found, str)}
+                images = torch.zeros(len(part), channels, how.size, how.size, dtype=torch.uint8)
+                for row, found in enumerate(decoded):
+                    if not isinstance(found, str):
+                        images[row] = torch.from_numpy(found)
+                chosen = None if labels is None else list(labels[start : start + PICTURES])
+                yield InputPart(part, images, chosen, problems)
+
+    return NewInputs(parts(), len(paths))
+
+
+def _decode(path: str, how: Format, channels: int) -> Any:
+    """Return a picture (C, H, W), or why it cannot be decoded."""
+    try:
+        pixels = decode(path, how)
+    except Exception as error:  # a decoder raises errors of many types for a broken file
+        return picture_problem(path, error)
+    if channels == 1:
+        pixels = (pixels @ np.array([0.299, 0.587, 0.114])).round().astype(np.uint8)[:, :, None]  # ITU-R BT.601
+    return np.ascontiguousarray(pixels.transpose(2, 0, 1))
+
+
+def _is_picture(name: str) -> bool:
+    return name.lower().endswith(SUFFIXES) and not name.startswith(".")

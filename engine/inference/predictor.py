@@ -1,0 +1,146 @@
+"""Predicts the classes of new data with the model of a run."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from engine.build import component_class, make
+from engine.contracts import COMMAND_LINE, ConfigError, DataSpec, InputPart, NewInputs, map_tensors, one_line
+from engine.inference.trained_run import TrainedRun, find_trained_run
+from engine.training.hardware import choose_precision
+
+# n rows, K classes
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """The predictions for some rows, in the order of the data.
+
+    Attributes:
+        names: Name of each row: its number, counted from 1, or its file.
+        class_names: K names.
+        probabilities: (n, K) of float32.
+        problems: Why a row could not be read, by its index. The probabilities of such a row are NaN.
+    """
+
+    names: Sequence[Any]
+    class_names: Sequence[str]
+    probabilities: np.ndarray
+    problems: dict[int, str]
+
+    def __len__(self) -> int:
+        return len(self.probabilities)
+
+    @property
+    def classes(self) -> list[str]:
+        """The name of the most probable class of each row; "" for a row that could not be read."""
+        best = self.probabilities.argmax(1).tolist()
+        return ["" if row in self.problems else self.class_names[number] for row, number in enumerate(best)]
+
+
+class Predictor:
+    """The model of a run, with the code that reads its data.
+
+    Args:
+        run: The run.
+        device: Such as cpu or cuda; auto for a GPU if there is one.
+    """
+
+    def __init__(self, run: TrainedRun, device: str = "auto") -> None:
+        config, self.run = run.config, run
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        try:
+            self.device = torch.device(device)
+            torch.empty(0, device=self.device)
+        except (RuntimeError, AssertionError) as error:
+            problem = f"{device} is not a device of this machine ({one_line(error)[:80]})"
+            raise ConfigError(COMMAND_LINE, "--device", problem) from None
+        self.model = component_class(config, "model").load_from_checkpoint(run.checkpoint, "cpu")
+        self.precision = str(choose_precision(self.device.type, config["trainer.precision"]))
+        if self.precision.endswith("-true"):
+            self.model.to({"bf16": torch.bfloat16, "16": torch.float16, "64": torch.float64}.get(self.precision[:-5]))
+        self.model.eval().requires_grad_(False).to(self.device)
+        self.datamodule = make(config, "data", seed=config["seed"])
+        self.spec = DataSpec.from_arguments(self.datamodule.modality, self.model.hparams)
+        self.batch_size = self.datamodule.eval_batch_size
+
+    @property
+    def class_names(self) -> list[str]:
+        """K names."""
+        return list(self.model.class_names)
+
+    def predict(self, data: Any) -> Predictions:
+        """Predict the classes of data that fits in memory.
+
+        Args:
+            data: What the datamodule of the run takes: the path of a file or folder, an array or tensor (N, *input_shape),
+                a list of texts or of pairs of texts, a list of paths of pictures, or a table (a list of dictionaries, a
+                dictionary of columns, or a DataFrame).
+
+        Raises:
+            DataError: if the data cannot be read.
+        """
+        found = list(self.predict_parts(self.open(data)))
+        names = [name for part in found for name in part.names]
+        problems: dict[int, str] = {}
+        start = 0
+        for part in found:
+            problems |= {start + row: problem for row, problem in part.problems.items()}
+            start += len(part)
+        empty = np.empty((0, len(self.class_names)), np.float32)
+        probabilities = np.concatenate([empty, *(part.probabilities for part in found)])
+        return Predictions(names, self.class_names, probabilities, problems)
+
+    def open(self, data: Any, with_labels: bool = False) -> NewInputs:
+        """Return the inputs in a file or in values, for `predict_parts`."""
+        if isinstance(data, str | Path):
+            return self.datamodule.read_inputs(Path(data).expanduser(), self.spec, self.run.folder, with_labels)
+        return self.datamodule.take_inputs(data, self.spec, self.run.folder)
+
+    def predict_parts(self, inputs: NewInputs) -> Iterator[Predictions]:
+        """Predict part after part, so that the data may be larger than memory."""
+        return map(self.predict_part, inputs.parts)
+
+    def predict_part(self, part: InputPart) -> Predictions:
+        """Predict the rows of a part."""
+        probabilities = self.probabilities(part).numpy()
+        probabilities[list(part.problems)] = np.nan
+        return Predictions(part.names, self.class_names, probabilities, part.problems)
+
+    @torch.inference_mode()
+    def probabilities(self, part: InputPart) -> Tensor:
+        """Return the probabilities (n, K) of a part, in float32."""
+        result = torch.empty(len(part.names), len(self.class_names))
+        with self._autocast():
+            for indices in self.datamodule.order(part.inputs, self.batch_size, False, 0, 1):
+                batch = map_tensors(lambda values: values.to(self.device), part.inputs[indices])
+                logits = self.model(batch)
+                wide = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+                result[indices] = wide.softmax(1).float().cpu()
+        return result
+
+    def _autocast(self) -> AbstractContextManager:
+        if not self.precision.endswith("-mixed"):
+            return nullcontext()
+        kind = torch.bfloat16 if self.precision == "bf16-mixed" else torch.float16
+        return torch.autocast(self.device.type, kind)
+
+
+def load(run: str | Path, device: str = "auto") -> Predictor:
+    """Load the model of a run, to predict in Python.
+
+    Args:
+        run: Folder of the run, its best.ckpt, or its name below ``runs``.
+        device: Such as cpu or cuda; auto for a GPU if there is one.
+
+    Raises:
+        ConfigError: if there is no such run.
+    """
+    return Predictor(find_trained_run(str(run)), device)

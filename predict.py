@@ -1,0 +1,138 @@
+"""Predict the classes of new data with the model of a run.
+
+python predict.py RUN customers.csv                       print the predictions as CSV
+python predict.py RUN photos --output classes.parquet     write a CSV, JSON Lines or Parquet file
+python predict.py RUN - < reviews.txt                     read from the standard input
+"""
+
+import signal
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # until all modules are imported: Ctrl-C shows no traceback
+
+import argparse
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from engine.contracts import COMMAND_LINE, ConfigError, DataError
+from engine.inference.command import run_command
+from engine.inference.trained_run import TrainedRun, find_trained_run
+from engine.terminal import CommandLineParser, count_of, home_path
+from engine.training.exits import INTERRUPTED
+
+if TYPE_CHECKING:
+    from engine.contracts import NewInputs
+    from engine.inference.output import Output
+    from engine.inference.predictor import Predictor
+
+FORMATS = (".csv", ".jsonl", ".parquet")
+STANDARD_INPUT = {"tokens": ".txt", "image": ".txt", "features": ".csv"}  # how it is read
+
+
+def main(argv: list[str]) -> int:
+    """Run the command line `argv` and return the exit code."""
+    arguments = make_parser().parse_args(argv)
+    check_arguments(arguments)
+    run = find_trained_run(arguments.run, arguments.root)
+    from engine.inference.output import Columns, Output
+    from engine.inference.predictor import Predictor
+    from engine.terminal import quiet_lightning
+
+    quiet_lightning()
+    predictor = Predictor(run, arguments.device)
+    with input_file(arguments.input, STANDARD_INPUT[predictor.spec.modality]) as source:
+        inputs = predictor.open(source)
+        name = "file" if predictor.spec.modality == "image" and source.suffix != ".npy" else "row"
+        columns = Columns(name, arguments.top, arguments.skip_broken)
+        output = Output(arguments.output, columns, describe(run, arguments.input), arguments.resume)
+        try:
+            with output:
+                predict(predictor, inputs, output, arguments.skip_broken)
+        except KeyboardInterrupt:
+            hint = "; go on with --resume" if arguments.output and arguments.input != "-" else ""
+            print(f"interrupted after {count_of(output.num_rows, 'row')}{hint}", file=sys.stderr)
+            return INTERRUPTED
+    if arguments.output:
+        print(f"{count_of(output.num_rows, 'prediction')} in {arguments.output}", file=sys.stderr)
+    return 0
+
+
+def make_parser() -> CommandLineParser:
+    description, _, examples = (__doc__ or "").partition("\n\n")
+    parser = CommandLineParser(
+        prog="python predict.py", description=description, epilog=examples,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("run", metavar="RUN", help="folder of a run, its best.ckpt, or CONFIG/NAME")
+    parser.add_argument("input", metavar="INPUT", help="a table, texts, pictures, a folder, an .npy array, or -")
+    parser.add_argument("--output", type=home_path, metavar="FILE", help=f"new file: {', '.join(FORMATS)}")
+    parser.add_argument("--top", type=int, metavar="K", help="write the K most probable classes instead of all")
+    parser.add_argument("--skip-broken", action="store_true", help="write the reason for a row that cannot be read")
+    parser.add_argument("--resume", action="store_true", help="go on with an interrupted prediction")
+    parser.add_argument("--device", default="auto", help="cpu, cuda, or auto (default)")
+    parser.add_argument("--root", type=home_path, default=Path("runs"), metavar="FOLDER", help="folder of all runs")
+    return parser
+
+
+def check_arguments(arguments: argparse.Namespace) -> None:
+    """Raise a `ConfigError` for a mistake that can be found without the model."""
+    output, source = arguments.output, Path(os.path.expanduser(arguments.input))
+    if arguments.input != "-" and not source.exists():
+        raise ConfigError(COMMAND_LINE, "INPUT", f"{source} does not exist")
+    if output is not None and output.suffix.lower() not in FORMATS:
+        raise ConfigError(COMMAND_LINE, "--output", f"{output} has an unknown format", f"use {', '.join(FORMATS)}")
+    if output is not None and not output.parent.is_dir():
+        raise ConfigError(COMMAND_LINE, "--output", f"the folder {output.parent} does not exist")
+    if output is not None and (output.is_dir() or output.resolve() == source.resolve()):
+        raise ConfigError(COMMAND_LINE, "--output", f"{output} is {'a folder' if output.is_dir() else 'the input'}")
+    if arguments.top is not None and arguments.top < 1:
+        raise ConfigError(COMMAND_LINE, "--top", f"{arguments.top} is below 1")
+    if arguments.resume and (output is None or arguments.input == "-"):
+        raise ConfigError(COMMAND_LINE, "--resume", "needs a file as INPUT and --output")
+
+
+@contextmanager
+def input_file(text: str, suffix: str) -> Iterator[Path]:
+    """Yield the path of the input. The standard input is copied to a temporary file first."""
+    if text != "-":
+        yield Path(os.path.expanduser(text))
+        return
+    with tempfile.NamedTemporaryFile(suffix=suffix) as file:
+        shutil.copyfileobj(sys.stdin.buffer, file)
+        file.flush()
+        yield Path(file.name)
+
+
+def describe(run: TrainedRun, source: str) -> list[str]:
+    """Return what predictions depend on: the checkpoint and the input."""
+    paths = [str(run.checkpoint.resolve()), str(Path(os.path.expanduser(source)).resolve())]
+    return [f"{path}:{os.stat(path).st_size}:{os.stat(path).st_mtime_ns}" for path in paths if os.path.exists(path)]
+
+
+def predict(predictor: "Predictor", inputs: "NewInputs", output: "Output", skip_broken: bool) -> None:
+    """Predict all rows that have not been written, and show the progress in a terminal."""
+    from tqdm import tqdm
+
+    seen = 0
+    with tqdm(total=inputs.total, initial=output.num_rows, unit=" rows", unit_scale=True, disable=None) as progress:
+        for part in inputs.parts:
+            seen += len(part.names)
+            if seen <= output.num_rows:  # written before the interruption
+                continue
+            if part.problems and not skip_broken:
+                row, problem = next(iter(part.problems.items()))
+                hint = "--skip-broken leaves its class empty"
+                raise DataError(f"INPUT: {part.names[row]}: {problem}; {hint}")
+            output.write(predictor.predict_part(part))
+            progress.update(len(part.names))
+        progress.total = progress.n
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))
