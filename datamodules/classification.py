@@ -16,6 +16,7 @@ from torch import Tensor
 
 from datamodules.parts.batches import AugmentContext, EpochOrder, TensorBatches
 from datamodules.parts.columns import Column
+from datamodules.parts.labelled_set import LabelledSet, collect
 from datamodules.parts.mapped import MappedRows
 from datamodules.parts.new_inputs import array_inputs, list_pictures, picture_inputs, read_array, table_inputs
 from datamodules.parts.picture_files import Format
@@ -199,6 +200,16 @@ class ClassificationDataModule(LightningDataModule):
     def order(self, inputs: Any, batch_size: int, shuffle: bool, rank: int, world_size: int) -> EpochOrder:
         """Return the indices of the samples in each batch of a split."""
         return EpochOrder(len(inputs), batch_size, shuffle, self.seed, rank, world_size)
+
+    def labelled_set(self, source: Path, spec: DataSpec, folder: Path) -> LabelledSet:
+        """Read new data with labels into memory, as a test set. Arguments and errors are those of `read_inputs`."""
+        data = self.read_inputs(source, spec, folder, with_labels=True)
+        return LabelledSet(self, *collect(data, spec, f"INPUT: {source}"), spec)
+
+    def make_batches(self, inputs: Any, labels: Tensor) -> TensorBatches:
+        """Return batches of a test set (N, ...) with labels (N,)."""
+        self._splits["test"] = inputs, labels
+        return self._batches("test", self.eval_batch_size, shuffle=False)
 
     def _batches(self, split: Split, batch_size: int, shuffle: bool) -> TensorBatches:
         rank, world_size, device = 0, 1, torch.device("cpu")

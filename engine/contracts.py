@@ -141,13 +141,13 @@ class InputPart(NamedTuple):
     Attributes:
         names: Name of each row: its number, counted from 1, or its file.
         inputs: Inputs (n, *input_shape) in the units of the data, or n token rows.
-        labels: Label of each row as it is written; None if the data has no labels.
+        labels: Label of each row as it is written, None if it has none; None if the labels were not read.
         problems: Why a row cannot be read, by its index. The inputs of such a row have no meaning.
     """
 
     names: Sequence[Any]
     inputs: Any
-    labels: list[str] | None
+    labels: Sequence[str | None] | None
     problems: dict[int, str]
 
 

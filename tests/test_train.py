@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+import evaluate
 import train
 from engine.config.config import load_config
 from engine.config.signatures import PROJECT
@@ -54,6 +55,10 @@ def test_every_shipped_config_runs(path, small_data, tmp_path):
     folder = run(tmp_path / "runs", "--config", str(path), *short, *options)
     assert folder.parent.name == path.stem
     assert figures(folder)["steps"] == 1
+    assert evaluate.main([str(folder)]) == 0
+    again = json.loads((folder / "evaluations/test.json").read_text(encoding="utf-8"))
+    expected = {name: value for name, value in figures(folder).items() if name.startswith("test")}
+    assert {name: value for name, value in again.items() if name.startswith("test")} == expected
 
 
 def test_files_of_a_run(iris):

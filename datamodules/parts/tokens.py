@@ -4,7 +4,7 @@ If random batches of texts are padded to their longest row, up to 89 % of all to
 https://arxiv.org/abs/2107.02027). Batches of rows of similar length need little padding.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -68,6 +68,16 @@ class TokenRows:
     def to(self, device: torch.device) -> "TokenRows":
         """Return the same rows with their ids on `device`. The other tensors stay on the CPU."""
         return replace(self, ids=self.ids.to(device))
+
+    @staticmethod
+    def join(parts: "Sequence[TokenRows]") -> "TokenRows":
+        """Return the rows of all parts, one part after another."""
+        lengths, ids = (torch.cat([getattr(part, name) for part in parts]) for name in ("lengths", "ids"))
+        seconds = [part.second_starts for part in parts if part.second_starts is not None]
+        second_starts = torch.cat(seconds) if seconds else None
+        return replace(
+            parts[0], ids=ids, starts=lengths.cumsum(0) - lengths, lengths=lengths, second_starts=second_starts
+        )
 
     def padded(self, lengths: Tensor) -> Tensor:
         """Return the lengths of rows including padding."""
