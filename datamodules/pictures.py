@@ -188,8 +188,8 @@ class Pictures(ClassificationDataModule):
         classes = sorted(set(found.labels))
         check_case(classes, f"{key}: the folders")
         if key == "data.train" and len(classes) < 2:
-            problem = f"{source} has one folder, {classes[0]!r}; at least two classes are needed"
-            raise DataError(f"{key}: {problem}, with a folder for each")
+            hint = "make a folder for each class, at least two"
+            raise DataError(f"{key}: {source} has only one folder, {classes[0]!r}; {hint}")
         if found.ignored:
             rank_zero_print(f"{key}: {report_ignored(found.ignored)}")
         return found.paths, found.labels

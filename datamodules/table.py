@@ -37,8 +37,8 @@ if TYPE_CHECKING:
 # N rows, D columns
 
 rank_zero_print = rank_zero_only(print_line)
-MANY_CATEGORIES = 20  # up to which a column certainly has categories
-MORE_MISSING = 0.2  # of an evaluation set than of the training set, as a share, that is reported
+MANY_CATEGORIES = 20  # a column with at most this many categories causes no warning
+MORE_MISSING = 0.2  # warn if a column's share of missing values exceeds that of the training set by more than this
 YES_NO = {"yes", "no", "y", "n", "true", "false", "t", "f"}
 
 
@@ -294,14 +294,14 @@ class Table(ClassificationDataModule):
         self._report_unreadable()
         for column in self.columns:
             if column.is_rounded:
-                hint = "subtract a constant from the column, or use categories"
-                rank_zero_print(f"warning: {column.name} has large numbers that are equal in 32 bits; {hint}")
+                hint = f"subtract a constant, or set data.categorical=[{column.name}]"
+                rank_zero_print(f"warning: different large numbers of {column.name} become equal in 32 bits; {hint}")
             if column.is_identifier:
-                hint = f"if it is an identifier: data.drop=[{column.name}]"
-                rank_zero_print(f"warning: every row has another {column.name}; {hint}")
+                hint = f"if it is an identifier, set data.drop=[{column.name}]"
+                rank_zero_print(f"warning: {column.name} has a different value in every row; {hint}")
             elif len(column.categories) > max(MANY_CATEGORIES, len(self._prepared["train"][1]) / 4):
                 problem = f"{column.name} has {len(column.categories):,} categories"
-                rank_zero_print(f"warning: {problem}; if it is a text or a date: data.drop=[{column.name}]")
+                rank_zero_print(f"warning: {problem}; if it is a text or a date, set data.drop=[{column.name}]")
 
     def _report_unreadable(self) -> None:
         """Print the columns that are missing or unknown far more often in an evaluation set than in the training set."""
@@ -309,8 +309,8 @@ class Table(ClassificationDataModule):
         for split in ("val", "test"):
             for column, before, now in zip(self.columns, shares["train"], shares[split], strict=True):
                 if now > before + MORE_MISSING:
-                    problem = f"{now:.0%} of {column.name} are missing or unknown in the {split} set"
-                    rank_zero_print(f"warning: {problem}, and {before:.0%} in the training set")
+                    problem = f"{now:.0%} of the values of {column.name} are missing or unknown in the {split} set"
+                    rank_zero_print(f"warning: {problem}, compared with {before:.0%} in the training set")
 
     def _missing_shares(self, inputs: Tensor) -> list[float]:
         """Return the share of missing or unknown values in each column (D,) of rows (N, D)."""

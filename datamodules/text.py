@@ -127,7 +127,7 @@ class Text(ClassificationDataModule):
         given: dict[Split, str | None] = {"train": train, "val": val, "test": test}
         self.sources = {split: source for split, source in given.items() if source is not None}
         if label_column is not None:
-            rank_zero_print("data.label_column is now data.target; the old name is still read")
+            rank_zero_print("data.label_column is deprecated; use data.target")
             target = label_column
         self.columns, self.target = Columns(text_column, text_pair_column, target), target
         self.dataset, self.dataset_subset, self.dataset_revision = dataset, dataset_subset, dataset_revision
@@ -277,7 +277,7 @@ class Text(ClassificationDataModule):
         if num_full:
             limit = f"data.max_length={self.max_length}"
             rank_zero_print(
-                f"data: {num_full:,} of {len(rows):,} training texts have {limit} tokens or were truncated to it"
+                f"data: {num_full:,} of {len(rows):,} training texts reach {limit} tokens and may be truncated"
             )
         if unknown > MANY_UNKNOWN:
             rank_zero_print(

@@ -59,7 +59,7 @@ class MLP(nn.Module):
         return self.classify(inputs if self.embeddings is None else self.embeddings(inputs))
 
     def classify(self, inputs: Tensor) -> Tensor:
-        """As `forward`, for inputs that are not a table, or for the vectors (B, D, E) of a table."""
+        """Return the same logits as `forward`. If the inputs are a table, its columns are already embedded (B, D, E)."""
         return self.layers(self.members(inputs.flatten(1)))
 
 
@@ -98,9 +98,9 @@ class LitMLP(LitClassifier):
         dropout: Probability of zeroing a hidden unit.
         normalization: Normalization between each hidden layer and its activation.
         embedding_size: For a table: size of the vector of a column.
-        numeric_embedding: For a table: what a vector of a number contains besides a linear function of it.
-        num_members: Number of members of an ensemble that share the hidden layers. The probabilities of a prediction are the
-            mean of the members'.
+        numeric_embedding: For a table: function of a number that is added to its linear embedding.
+        num_members: Number of ensemble members, which share the hidden layers. Predicted probabilities are averaged over the
+            members.
         options: Arguments of `LitClassifier`.
     """
 
@@ -139,7 +139,11 @@ class LitMLP(LitClassifier):
             self.network.embeddings.fit(inputs)
 
     def attribution_inputs(self, inputs: Any) -> tuple[Tensor, Tensor, Callable[[Tensor], Tensor]]:
-        """As in `LitClassifier`. The sample of a table has vectors (1, D, E), and its baseline those of missing values."""
+        """Return what `LitClassifier.attribution_inputs` returns.
+
+        For a table, the sample consists of its column vectors (1, D, E). The baseline is the vectors of a row in which all
+        values are missing.
+        """
         network = self.network
         if not isinstance(network, MLP) or network.embeddings is None:
             return super().attribution_inputs(inputs)

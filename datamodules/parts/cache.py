@@ -32,7 +32,7 @@ def load_or_create(
 ) -> T:
     """Load a result from the cache. If it is missing or was changed, it is created first.
 
-    Several processes verify a result at the same time. One of them creates it, and the others wait.
+    Every process verifies the result. If it is missing, one process creates it and the others wait.
 
     Args:
         cache: Folder of all results.
@@ -112,7 +112,7 @@ def _digest(folder: Path) -> str:
     if any(path.is_symlink() or not path.is_file() for path in files):  # reading a pipe or a device might never end
         return ""
     size = sum(path.stat().st_size for path in files)
-    is_hidden = None if size > LARGE_BYTES else True  # None for a bar in terminals alone
+    is_hidden = None if size > LARGE_BYTES else True  # with None, tqdm shows the bar only in a terminal
     options: dict[str, Any] = {"unit": "B", "unit_scale": True, "disable": is_hidden, "leave": False}
     with tqdm(total=size, desc=f"verifying {folder.parent.name}", **options) as progress:
         for path in files:

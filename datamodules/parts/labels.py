@@ -1,6 +1,6 @@
 """Labels as they are written in files: words, numbers or yes/no. They become class numbers.
 
-The functions take columns of text of pyarrow, because a Python string for each of ten million rows takes a gigabyte.
+The functions take pyarrow columns of text, because ten million Python strings take a gigabyte.
 """
 
 from collections.abc import Callable
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import pyarrow
 
 MISSING = ("", "NA", "N/A", "na", "n/a", "NaN", "nan", "NULL", "null", "?")
-MAX_NUMBERS = 100  # different values of a target of numbers; more are a quantity to predict, not classes
+MAX_NUMBERS = 100  # most classes if all labels are numbers; a target with more values is a regression target
 
 
 def without_missing(column: "pyarrow.ChunkedArray") -> "pyarrow.ChunkedArray":
@@ -49,7 +49,7 @@ def class_names_of(labels: "pyarrow.ChunkedArray", max_numbers: int | None = Non
 
     Args:
         labels: Labels of the training set, without missing values.
-        max_numbers: Largest number of different numbers; None for no limit.
+        max_numbers: Maximum number of classes if all labels are numbers; None for no limit.
 
     Raises:
         DataError: if they are not the labels of a classification.
@@ -62,7 +62,7 @@ def class_names_of(labels: "pyarrow.ChunkedArray", max_numbers: int | None = Non
     are_numbers = all(_is_number(name) for name in names)
     if are_numbers and max_numbers is not None and len(names) > max_numbers:
         problem = f"{len(names):,} different numbers"
-        raise DataError(f"data.target: {problem}; this template classifies, and does not predict quantities")
+        raise DataError(f"data.target: {problem}; regression is not supported")
     if len(names) > count / 2 and count > 4:
         problem = f"{len(names):,} different labels in {count:,} rows"
         raise DataError(f"data.target: {problem}; is it the right column?")
@@ -92,7 +92,7 @@ def class_numbers(labels: "pyarrow.ChunkedArray", class_names: tuple[str, ...], 
         place: Returns the place of a row, counted from 0.
 
     Raises:
-        DataError: if the training set does not have a label.
+        DataError: if a label does not occur in the training set.
     """
     import pyarrow as pa
     import pyarrow.compute as pc

@@ -16,7 +16,7 @@ ROWS_AT_A_TIME = 1024  # copied to a device at a time
 class MappedRows:
     """Chosen rows of a memory-mapped array. It is read like a tensor (N, ...).
 
-    The operating system keeps the pages that were read in its cache as long as memory is free. Several processes share them.
+    The operating system caches the pages that were read while memory is free. Several processes share them.
 
     Args:
         array: The array, as `numpy.load` with ``mmap_mode`` returns it.

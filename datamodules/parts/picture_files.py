@@ -34,7 +34,7 @@ SUFFIXES = (
 )  # fmt: skip
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM")
 Fit = Literal["crop", "pad", "stretch"]
-FEW = 400  # pictures that are decoded without other processes, which take 0.2 s to start
+FEW = 400  # fewer pictures are decoded in this process, because starting other processes takes 0.2 s
 CHUNK = 250  # pictures that a process decodes at a time
 
 
@@ -45,7 +45,7 @@ class Folder:
     Attributes:
         paths: The pictures, sorted by file name.
         labels: The name of the folder of each picture.
-        ignored: Files that are not pictures by their suffix.
+        ignored: Files without the suffix of a picture.
     """
 
     paths: list[str]
@@ -55,11 +55,11 @@ class Folder:
 
 @dataclass(frozen=True)
 class Format:
-    """How pictures are stored: as squares of `size` pixels of 3 bytes.
+    """How pictures are stored: as RGB images of `size` x `size` pixels, with 3 bytes per pixel.
 
     Attributes:
         size: Side of the squares.
-        fit: What happens to other proportions: `crop` the longer side, `pad` the shorter side, or `stretch`.
+        fit: How pictures that are not square become square: `crop` the longer side, `pad` the shorter side, or `stretch`.
         background: Colour of the padding and behind transparent pixels.
     """
 
@@ -152,7 +152,7 @@ def decode_pictures(
         start: Function that starts the processes that decode, from `decoding_processes`.
 
     Raises:
-        DataError: if the system cannot read a file that exists. Such an error may pass, so it is not stored.
+        DataError: if the system cannot read a file that exists. Such an error may be temporary, so it is not stored.
     """
     file = folder / "images.npy"
     create_array(file, np.uint8, (len(paths), 3, how.size, how.size))
@@ -173,7 +173,7 @@ def decode_pictures(
 
 
 def _start_worker() -> None:
-    """Let a worker ignore Ctrl-C, which its parent handles, and end with its parent."""
+    """Make this worker ignore Ctrl-C, which the parent process handles, and exit when the parent exits."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     assert parent is not None
@@ -186,7 +186,11 @@ def _start_worker() -> None:
 
 
 def _decode_chunk(key: str, first: int, paths: Sequence[str], how: Format, file: Path) -> list[tuple[int, str]]:
-    """Decode `paths` into the array in `file` from row `first` on. Returns what cannot be decoded."""
+    """Decode `paths` into the array in `file` from row `first` on.
+
+    Returns:
+        The row of each picture that cannot be decoded, and the reason.
+    """
     images, broken = np.asarray(np.lib.format.open_memmap(file, "r+")), []
     with warnings.catch_warnings():
         warnings.simplefilter(
@@ -199,7 +203,7 @@ def _decode_chunk(key: str, first: int, paths: Sequence[str], how: Format, file:
                 raise DataError(f"{key}: {path} cannot be decoded (not enough memory)") from None
             except Exception as error:  # a decoder raises errors of many types for a broken file
                 is_of_system = isinstance(error, OSError) and error.errno not in (None, errno.ENOENT)
-                if is_of_system:  # it may pass, and does not depend on the file
+                if is_of_system:  # which may be temporary, and is not one of the file
                     raise DataError(f"{key}: {path} cannot be read ({picture_problem(path, error)})") from None
                 broken.append((row, picture_problem(path, error)))
     return broken

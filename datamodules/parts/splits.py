@@ -13,13 +13,13 @@ from engine.terminal import count_of
 def hold_out(
     labels: dict[Split, Tensor], fractions: dict[Split, float], seed: int, groups: Tensor | None = None
 ) -> dict[Split, tuple[Split, Tensor]]:
-    """Return, for each split, the source of its rows and their numbers in that source.
+    """Return, for each split, the source of its rows and their indices in this source.
 
     A split without a source gets a fraction of the rows of "train".
 
     Args:
         labels: (N,) of each source.
-        fractions: For each split that may have no source: its fraction of the rows that are left.
+        fractions: For each split without a source: its fraction of the remaining training rows.
         seed: Seed of the random choice.
         groups: (N,) group of each row of "train", as for `group_split`; None for a stratified choice.
 

@@ -39,7 +39,7 @@ OTHER = (
     ".db",
 )
 NUMBER = r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$"
-HEAD_BYTES = 1 << 18  # of a file, to find separator and header
+HEAD_BYTES = 1 << 18  # that are read to detect separator and header
 BLOCK_BYTES = 1 << 24  # of a text file in memory at a time; a row cannot be longer
 
 
@@ -87,7 +87,7 @@ def map_table(path: Path) -> "pyarrow.Table":
 
 
 def estimated_bytes(path: Path) -> int:
-    """Return about how much memory it takes to read a table; 0 if it cannot be read."""
+    """Return the approximate memory in bytes that a table needs; 0 if it cannot be read."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -154,7 +154,7 @@ def estimated_rows(path: Path) -> int | None:
 
 
 def get_column(key: str, path: Path, table: "pyarrow.Table", name: str) -> "pyarrow.ChunkedArray":
-    """Return a column of a table, without spaces around its texts, and with null for missing values.
+    """Return a column with surrounding spaces removed and missing values replaced by null.
 
     Raises:
         DataError: if there is no such column. It begins with `key`.
@@ -286,10 +286,11 @@ def find_separator(lines: list[str]) -> str:
 
 
 def is_header(first: list[str], rows: list[list[str]]) -> bool:
-    """Return whether the first row has names.
+    """Return whether the first row is a header.
 
-    Names are not numbers. If names are empty, as that of the index of pandas, or occur twice, the row has names only if one
-    is in a column of numbers, or if none is a value of its column.
+    A row that contains a number or a missing value is not a header. A row of distinct, non-empty texts is a header. If a
+    text is empty, such as the name of a pandas index, or occurs twice, the row is a header in two cases: one of its texts
+    is above a column of numbers, or none of its texts occurs again in its column.
     """
     if not rows:
         return True
@@ -315,7 +316,8 @@ def to_numbers(column: "pyarrow.ChunkedArray", others_are_missing: bool = False)
 
     Args:
         column: Texts, or null for missing values.
-        others_are_missing: Whether texts that are not numbers become null. Otherwise the result is None if there is one.
+        others_are_missing: Whether texts that are not numbers become null. If false, the result is None if any text is not
+            a number.
     """
     import pyarrow as pa
     import pyarrow.compute as pc
@@ -339,7 +341,7 @@ def close_name(name: str, names: Any) -> str:
 
 
 def _reason(error: Exception) -> str:
-    """Return what pyarrow says about a broken file, in our words."""
+    """Translate an error message of pyarrow."""
     text = str(error).splitlines()[0]
     if "invalid UTF8" in text or "UTF-8" in text:
         return "it is not UTF-8 text; save it as UTF-8"

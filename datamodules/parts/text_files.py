@@ -116,9 +116,9 @@ def map_rows(source: str, file: Path, digest: str) -> LabelledTexts:
 
 
 def check_file(key: str, path: Path) -> None:
-    """Raise a `DataError` if a file cannot be one of texts. `key` is its config key."""
+    """Raise a `DataError` if a path is not a readable file in a supported format. `key` is its config key."""
     if path.suffix.lower() not in SUFFIXES:
-        hint = f"give a {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]} file, or null to split it off data.train"
+        hint = f"give a {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]} file"
         raise DataError(f"{key}: the format of {path} is unknown; {hint}")
     if path.exists() and not (path.is_file() or path.is_dir()):  # reading a pipe or a device might never end
         raise DataError(f"{key}: {path} is not a regular file")
@@ -141,7 +141,8 @@ def read_file(
         key: Config key that names the file.
         path: A .csv, .tsv, .jsonl (one object per line) or .parquet file.
         columns: Columns to read. Other columns are ignored.
-        on_broken: Returns what replaces an invalid row, from its number and its error; None to raise the error.
+        on_broken: Function that takes the number and the error of an invalid row, and returns a row to use instead; None to
+            raise the error.
 
     Raises:
         DataError: if the file cannot be read or a row is invalid. The message names the file and the line.
@@ -173,10 +174,10 @@ def read_file(
 
 
 def read_lines(key: str, path: Path) -> Iterator[Row]:
-    """Yield each line of a text file that is not empty.
+    """Yield the non-empty lines of a text file.
 
     Raises:
-        DataError: if the file cannot be read. It begins with `key`.
+        DataError: if the file cannot be read. The message begins with `key`.
     """
     is_empty = True
     try:
@@ -257,7 +258,7 @@ def _undecodable(path: Path) -> tuple[int, int]:
 
 
 def _read_table(path: Path) -> Iterator[tuple[int, dict[str, Any] | None]]:
-    """Yield the line and the fields of each row of a CSV or TSV file. The header has no fields."""
+    """Yield the line and the fields of each row of a CSV or TSV file. For the header, the second value is None."""
     is_tsv = path.suffix.lower() == ".tsv"
     csv.field_size_limit(MAX_CHARACTERS)
     header: list[str] | None = None
@@ -304,7 +305,7 @@ def _read_json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def _read_parquet(path: Path) -> Iterator[tuple[int, dict[str, Any] | None]]:
-    """Yield the number and the fields of each row of a Parquet file. The schema has no fields."""
+    """Yield the number and the fields of each row of a Parquet file. The first item is (0, None), for the schema."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -320,7 +321,7 @@ def _read_parquet(path: Path) -> Iterator[tuple[int, dict[str, Any] | None]]:
 
 
 def _check_columns(place: str, record: dict[str, Any], columns: Columns) -> None:
-    """Raise a `DataError` if a row has not all columns."""
+    """Raise a `DataError` if a row lacks a column."""
     keys = {"text_column": columns.text, "text_pair_column": columns.second_text, "target": columns.label}
     for key, name in keys.items():
         if name is not None and name not in record:

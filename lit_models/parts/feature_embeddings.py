@@ -143,7 +143,7 @@ def bin_edges(distinct: Tensor, counts: Tensor) -> Tensor:
 
 
 def _quantile(distinct: Tensor, weights: Tensor, share: Tensor | float) -> Tensor:
-    """Return the smallest value whose weights, with those of all smaller values, are at least `share` of all weights."""
+    """Return a weighted quantile: the smallest value at which the cumulative weight reaches `share` of the total."""
     cumulative = weights.cumsum(0) / weights.sum()
     place = torch.searchsorted(cumulative, torch.as_tensor(share, dtype=torch.float64))
     return distinct[place.clamp(max=len(distinct) - 1)]

@@ -380,7 +380,7 @@ MISTAKES = [
     (unreadable, {}, "data.train: ROOT/cat cannot be read (Too many levels of symbolic links)"),
     (flat, {}, "data.train: ROOT has no folders; make a folder for each class, or give a CSV file"),
     (other_case, {}, "data.train: the folders 'Cat' and 'cat' differ only in case"),
-    (one_class, {}, "data.train: ROOT has one folder, 'cat'; at least two classes are needed"),
+    (one_class, {}, "data.train: ROOT has only one folder, 'cat'; make a folder for each class, at least two"),
     (unknown_class, {}, "the label 'fish' does not occur in the training set, which has bird, cat, dog"),
     (two_validations, {}, "data.train: ROOT has the folders test, train, val, valid; give data.train, data.val"),
     (move_to_splits, {"val": "ROOT/test"}, "data.train: ROOT has the folders test, train; give data.train, data.val"),

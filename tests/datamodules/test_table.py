@@ -175,8 +175,8 @@ def test_the_start_names_kinds_missing_values_and_identifiers(make, capsys):
     assert "categories   1: name\n" in printed
     assert "yes/no       1: member\n" in printed
     assert "values of the training part: age (" in printed
-    assert "warning: every row has another id; if it is an identifier: data.drop=[id]\n" in printed
-    assert "warning: every row has another name" in printed
+    assert "warning: id has a different value in every row; if it is an identifier, set data.drop=[id]\n" in printed
+    assert "warning: name has a different value in every row" in printed
 
 
 @pytest.mark.parametrize(
@@ -214,7 +214,10 @@ def test_the_index_of_pandas_gets_a_name(make, capsys):
     make("\n".join(["," + lines[0], *(f"{i},{line}" for i, line in enumerate(lines[1:]))]))
     printed = capsys.readouterr().out
     assert "numbers      2: column_1, a\n" in printed
-    assert "warning: every row has another column_1; if it is an identifier: data.drop=[column_1]" in printed
+    assert (
+        "warning: column_1 has a different value in every row; if it is an identifier, set data.drop=[column_1]"
+        in printed
+    )
 
 
 def test_infinite_numbers_are_missing(make, capsys):
@@ -226,7 +229,7 @@ def test_infinite_numbers_are_missing(make, capsys):
 
 def test_a_column_of_many_categories_is_a_warning(make, capsys):
     make("a,b,y\n" + "".join(f"{i % 7},2020-01-{i % 60},{i % 2}\n" for i in range(120)))
-    assert "warning: b has 49 categories; if it is a text or a date: data.drop=[b]" in capsys.readouterr().out
+    assert "warning: b has 49 categories; if it is a text or a date, set data.drop=[b]" in capsys.readouterr().out
 
 
 GOOD = rows()
@@ -255,7 +258,7 @@ MISTAKES = [
     (GOOD.replace(",yes", ",no"), {}, "data.target: every row has the label 'no'"),
     (GOOD.replace(",yes", ","), {}, "row 2: no label in column 'y', and 19 more rows; every row needs a label"),
     (GOOD + "1,red,Yes\n", {}, "the labels 'Yes' and 'yes' differ only in case; write them alike"),
-    ("a,y\n" + "".join(f"{i},{i / 3}\n" for i in range(500)), {}, "500 different numbers; this template classifies"),
+    ("a,y\n" + "".join(f"{i},{i / 3}\n" for i in range(500)), {}, "500 different numbers; regression is not supported"),
     (
         "a,y\n" + "".join(f"{i},n{i}\n" for i in range(50)),
         {},
@@ -379,7 +382,10 @@ def test_a_set_with_more_unreadable_values_is_reported(make, tmp_path, capsys):
     (tmp_path / "test.csv").write_text(rows().replace(",red", ",Red").replace("\n1", "\n1 km"))
     make(rows(), test=str(tmp_path / "test.csv"))
     printed = capsys.readouterr().out
-    assert "warning: 35% of b are missing or unknown in the test set, and 0% in the training set" in printed
+    assert (
+        "warning: 35% of the values of b are missing or unknown in the test set, compared with 0% in the training set"
+        in printed
+    )
     make(rows())
     assert "unknown" not in capsys.readouterr().out
 
@@ -393,7 +399,7 @@ def test_words_in_a_column_of_numbers_are_counted_as_missing(make):
 def test_numbers_that_are_equal_in_32_bits_are_reported(make, capsys):
     text = "time,y\n" + "".join(f"{1_700_000_000 + i},{i % 2}\n" for i in range(60))
     make(text)
-    assert "warning: time has large numbers that are equal in 32 bits" in capsys.readouterr().out
+    assert "warning: different large numbers of time become equal in 32 bits" in capsys.readouterr().out
     make(text.replace("1700", "0"))
     assert "32 bits" not in capsys.readouterr().out
 

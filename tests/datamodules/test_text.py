@@ -183,7 +183,7 @@ def test_truncated_texts_and_unknown_tokens_are_reported(folder, capsys):
     make(folder)
     assert capsys.readouterr().out == ""
     make(folder, max_length=6)
-    assert "216 of 243 training texts have data.max_length=6 tokens or were truncated to it" in capsys.readouterr().out
+    assert "216 of 243 training texts reach data.max_length=6 tokens and may be truncated" in capsys.readouterr().out
     (folder / "zh.tsv").write_text("text\tlabel\n" + "很好的电影\tgood\n很坏的电影\tbad\n" * 20, encoding="utf-8")
     make(folder, train=str(folder / "zh.tsv"), tokenizer=str(minilm()))
     assert "% of all tokens are unknown to the tokenizer; is it for another language?" in capsys.readouterr().out
@@ -498,7 +498,7 @@ def test_the_old_name_of_the_target_is_read_with_a_hint(tmp_path, capsys):
     new = Text(**options, target="mood")
     assert "data.label_column" not in capsys.readouterr().out
     old = Text(**options, label_column="mood")
-    assert "data.label_column is now data.target" in capsys.readouterr().out
+    assert "data.label_column is deprecated; use data.target" in capsys.readouterr().out
     for datamodule in (new, old):
         datamodule.setup()
     assert new.class_names == old.class_names == ("down", "up")
@@ -513,7 +513,7 @@ def test_the_old_name_of_the_target_is_read_with_a_hint(tmp_path, capsys):
             "train.tsv:3: no label in column 'label', and 19 more rows; every row needs a label",
         ),
         (["up", "Up", "down"] * 20, "data.target: the labels 'Up' and 'up' differ only in case; write them alike"),
-        ([*range(120)] * 4, "data.target: 120 different numbers; this template classifies"),
+        ([*range(120)] * 4, "data.target: 120 different numbers; regression is not supported"),
         (["up"] * 60, "data.target: every row has the label 'up'; at least two classes are needed"),
     ],
 )
