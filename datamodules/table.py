@@ -291,7 +291,7 @@ class Table(ClassificationDataModule):
         if missing:
             affected = [f"{column.name} ({column.num_missing:,})" for column in self.columns if column.num_missing]
             rank_zero_print(f"{'missing':<13}{count_of(missing, 'value')} of the training part: {listed(affected, 10)}")
-        self._report_unreadable()
+        suspects: set[str] = set()
         for column in self.columns:
             if column.is_rounded:
                 hint = f"subtract a constant, or set data.categorical=[{column.name}]"
@@ -299,16 +299,19 @@ class Table(ClassificationDataModule):
             if column.is_identifier:
                 hint = f"if it is an identifier, set data.drop=[{column.name}]"
                 rank_zero_print(f"warning: {column.name} has a different value in every row; {hint}")
+                suspects.add(column.name)
             elif len(column.categories) > max(MANY_CATEGORIES, len(self._prepared["train"][1]) / 4):
                 problem = f"{column.name} has {len(column.categories):,} categories"
                 rank_zero_print(f"warning: {problem}; if it is a text or a date, set data.drop=[{column.name}]")
+                suspects.add(column.name)
+        self._report_unreadable([column for column in self.columns if column.name not in suspects])
 
-    def _report_unreadable(self) -> None:
-        """Print the columns that are missing or unknown far more often in an evaluation set than in the training set."""
+    def _report_unreadable(self, columns: Sequence[Column]) -> None:
+        """Print which of `columns` are missing or unknown far more often in an evaluation set than in the training set."""
         shares = {split: self._missing_shares(inputs[:MANY_ROWS]) for split, (inputs, _) in self._prepared.items()}
         for split in ("val", "test"):
             for column, before, now in zip(self.columns, shares["train"], shares[split], strict=True):
-                if now > before + MORE_MISSING:
+                if column in columns and now > before + MORE_MISSING:
                     problem = f"{now:.0%} of the values of {column.name} are missing or unknown in the {split} set"
                     rank_zero_print(f"warning: {problem}, compared with {before:.0%} in the training set")
 

@@ -71,6 +71,7 @@ class ConvBlock(nn.Module):
         residual: Add the input to the output.
         dirac: Initialize the convolution so that it copies its input channels.
         norm_momentum: Momentum of the running mean and variance.
+        norm_eps: Added to the variance.
         norm_scale: Train the scale of the normalization. Its shift is always trained.
     """
 
@@ -82,6 +83,7 @@ class ConvBlock(nn.Module):
         residual: bool = False,
         dirac: bool = False,
         norm_momentum: float = 0.1,
+        norm_eps: float = 1e-5,
         norm_scale: bool = True,
     ) -> None:
         super().__init__()
@@ -89,7 +91,7 @@ class ConvBlock(nn.Module):
         if dirac:
             nn.init.dirac_(self.conv.weight.data[:in_channels])
         self.pool = nn.MaxPool2d(2) if halve else nn.Identity()
-        self.norm = nn.BatchNorm2d(out_channels, momentum=norm_momentum)
+        self.norm = nn.BatchNorm2d(out_channels, norm_eps, norm_momentum)
         self.norm.weight.requires_grad_(norm_scale)
         self.activation = nn.GELU()
         self.residual = residual
@@ -102,9 +104,9 @@ class ConvBlock(nn.Module):
 class Stem(nn.Sequential):
     """4x4 convolution that halves the image, batch normalization and GELU."""
 
-    def __init__(self, in_channels: int, out_channels: int, norm_momentum: float) -> None:
+    def __init__(self, in_channels: int, out_channels: int, norm_momentum: float = 0.1, norm_eps: float = 1e-5) -> None:
         conv = nn.Conv2d(in_channels, out_channels, kernel_size=4, stride=2, padding=1, bias=False)
-        super().__init__(conv, nn.BatchNorm2d(out_channels, momentum=norm_momentum), nn.GELU())
+        super().__init__(conv, nn.BatchNorm2d(out_channels, norm_eps, norm_momentum), nn.GELU())
 
 
 class CNN(nn.Module):
@@ -141,7 +143,8 @@ class CNN(nn.Module):
         in_channels = self.whitening.out_channels if self.whitening else in_channels
         blocks: list[nn.Module] = []
         if stem:
-            blocks.append(Stem(in_channels, widths[0], block_options.get("norm_momentum", 0.1)))
+            norm = {name: block_options[name] for name in ("norm_momentum", "norm_eps") if name in block_options}
+            blocks.append(Stem(in_channels, widths[0], **norm))
             in_channels = widths[0]
         for width in widths:
             blocks.append(ConvBlock(in_channels, width, halve=True, **block_options))
@@ -173,6 +176,8 @@ class LitCNN(LitClassifier):
         stem: Start with a convolution that halves the image. It makes pictures of 224 pixels three times as fast.
         dirac: Initialize convolutions so that they copy their input channels.
         norm_momentum: Momentum of the running mean and variance in batch normalization.
+        norm_eps: Added to the variance in batch normalization. With 0.001, a network also learns from pictures that are
+            mostly of one colour, such as drawings, in bf16.
         norm_scale: Train the scale of batch normalization. If it is not trained and optimizer.normalize is true, a learning
             rate has the same effect in every layer.
         logit_scale: Factor of the logits. Below 1, the last layer trains faster.
@@ -193,6 +198,7 @@ class LitCNN(LitClassifier):
         stem: bool = False,
         dirac: bool = False,
         norm_momentum: Annotated[float, "> 0, <= 1"] = 0.1,
+        norm_eps: Annotated[float, "> 0"] = 1e-5,
         norm_scale: bool = True,
         logit_scale: Annotated[float, "> 0"] = 1.0,
         **options: Any,
@@ -220,6 +226,7 @@ class LitCNN(LitClassifier):
             stem,
             dirac=dirac,
             norm_momentum=norm_momentum,
+            norm_eps=norm_eps,
             norm_scale=norm_scale,
         )
 

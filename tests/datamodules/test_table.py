@@ -177,6 +177,7 @@ def test_the_start_names_kinds_missing_values_and_identifiers(make, capsys):
     assert "values of the training part: age (" in printed
     assert "warning: id has a different value in every row; if it is an identifier, set data.drop=[id]\n" in printed
     assert "warning: name has a different value in every row" in printed
+    assert "unknown in" not in printed  # follows from the warning above
 
 
 @pytest.mark.parametrize(

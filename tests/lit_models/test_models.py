@@ -11,6 +11,7 @@ from torchmetrics.functional.classification import multiclass_calibration_error
 
 import train
 from datamodules.parts.batches import EpochOrder, TensorBatches
+from datamodules.parts.statistics import mean_and_std
 from engine.contracts import OptionError
 from engine.training.hardware import precision_for
 from lit_models import optimizers, schedules
@@ -407,3 +408,23 @@ def test_an_empty_batch_changes_no_mean():
     mean.update(torch.tensor(2.0), 3)
     mean.update(torch.tensor(float("nan")), 0)  # the mean over no samples
     assert mean.compute() == 2.0
+
+
+def test_a_larger_norm_eps_bounds_the_noise_of_drawings_in_bf16():
+    """Most patches of a drawing are constant. Batch normalization divides their rounding errors by a variance near 0."""
+    images, labels = torch.full((24, 3, 32, 32), 255, dtype=torch.uint8), torch.arange(24) % 3
+    for number, image in enumerate(images):
+        image[:, 4 + number % 5 : 8 + number % 5, 3 + number % 3 * 8 : 5 + number % 3 * 8] = 0
+    gradients = {}
+    for norm_eps in (1e-5, 1e-3):
+        torch.manual_seed(0)
+        model = LitCNN((3, 32, 32), 3, widths=[64, 128, 256], dirac=True, norm_scale=False, norm_eps=norm_eps)
+        model.set_normalization(*mean_and_std(images))
+        with torch.autocast("cpu", torch.bfloat16):
+            logits = model(images)
+        torch.nn.functional.cross_entropy(logits.float(), labels).backward()
+        shifts = [
+            weight.grad.abs().max() for name, weight in model.network.named_parameters() if name.endswith("norm.bias")
+        ]
+        gradients[norm_eps] = float(max(shifts))
+    assert gradients[1e-5] > 20 * gradients[1e-3], gradients
