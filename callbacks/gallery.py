@@ -14,8 +14,8 @@ from torch import Tensor
 
 from callbacks.evaluation import EvaluationCallback, Stage, has_whole_model
 from callbacks.parts.drawing import BLUE, CARD_WIDTH, GREY, VERMILION, Canvas, replace_undrawable, shorten, text_width
-from callbacks.parts.integrated_gradients import integrated_gradients
 from engine.contracts import Classifier
+from engine.inference.integrated_gradients import integrated_gradients
 from engine.training.loggers import PictureWriter
 
 # B batch, K classes, C channels, H height, W width, T tokens, E size of an embedding, D features
@@ -54,7 +54,7 @@ class Gallery(EvaluationCallback):
     `examples/hits`. With several processes, only samples of the first process are shown.
 
     In the test, attributions show how much each input value supports the predicted class against the second most likely
-    class (see `callbacks.parts.integrated_gradients`).
+    class (see `engine.inference.integrated_gradients`).
 
     Args:
         num_examples: Maximum number of mistakes, and of hits.

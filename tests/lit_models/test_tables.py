@@ -168,7 +168,7 @@ def test_balanced_class_weights():
 
 
 def test_attributions_of_a_table_add_up():
-    from callbacks.parts.integrated_gradients import integrated_gradients
+    from engine.inference.integrated_gradients import integrated_gradients
 
     model = make(num_members=3, numeric_embedding="piecewise_linear")
     row = make_rows()[3:4]

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from callbacks.gallery import _sample
-from callbacks.parts.integrated_gradients import integrated_gradients
+from engine.inference.integrated_gradients import integrated_gradients
 from lit_models.classifier import LitClassifier
 from lit_models.cnn import LitCNN
 from lit_models.mlp import LitMLP
