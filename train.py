@@ -138,6 +138,7 @@ def make_trainer(config: Config, folder: Path, record: "RunRecord", signals: Sig
     """Lightning's Trainer with the loggers, checkpoints and callbacks of the run."""
     from lightning.pytorch import Trainer
 
+    from engine.training.calibration import Calibration
     from engine.training.checkpoints import Checkpoints, VerifiedCheckpoints
     from engine.training.epoch_loop import install_loop
     from engine.training.hardware import check_processes, choose_precision, describe_hardware, set_threads
@@ -155,6 +156,7 @@ def make_trainer(config: Config, folder: Path, record: "RunRecord", signals: Sig
     run = {name: value for name, value in config["run"].items() if name not in ("root", "name", "threads")}
     run["mode"] = run["mode"] or ("min" if is_lower_better(run["monitor"]) else "max")
     enabled = options.pop("enable_checkpointing")
+    calibrates = run.pop("calibrate")
     # the first two come first, because they record the state before other callbacks act
     callbacks: list[Callback] = [record, Checkpoints(folder, signals, record.clock, enabled=enabled, **run)]
     callbacks += [
@@ -162,6 +164,7 @@ def make_trainer(config: Config, folder: Path, record: "RunRecord", signals: Sig
         SpreadThreads(),
         *(make(config, f"callbacks.{name}") for name in active_callbacks(config)),
     ]
+    callbacks += [Calibration()] if calibrates else []
     if config.is_check:
         from engine.checks.preflight import PreflightCheck
 

@@ -21,7 +21,7 @@ from engine.contracts import Batch, OptionError
 from engine.training.checkpoint_file import plain_values_only, verify
 from engine.training.loggers import log_everywhere
 from lit_models import optimizers, schedules
-from lit_models.parts.metrics import TrainingMeans, WeightedMean, evaluation_metrics
+from lit_models.parts.metrics import CalibrationError, TrainingMeans, WeightedMean, evaluation_metrics
 
 # N samples, B batch, C channels, D features, F inputs of the last linear layer, M members of an ensemble, K classes
 
@@ -33,6 +33,8 @@ class LitClassifier(LightningModule):
     checkpoint (0 and 1 until `set_normalization` is called). Tokens (a mapping of tensors) are passed on unchanged.
 
     Validation and test losses are plain cross-entropy without smoothing, weights or penalty, so that runs are comparable.
+
+    In evaluation mode, `forward` divides the logits by `temperature`. It is 1 until `engine.training.calibration` fits it.
 
     Args:
         input_shape: Shape of one input without the batch dimension, such as (4,) or (1, 28, 28); () for tokens.
@@ -80,12 +82,15 @@ class LitClassifier(LightningModule):
         self.input_std: Tensor
         self.register_buffer("input_mean", torch.zeros(per_channel))
         self.register_buffer("input_std", torch.ones(per_channel))
+        self.temperature: Tensor
+        self.register_buffer("temperature", torch.ones(()))
         weights = None if class_weights is None else torch.tensor(class_weights, dtype=torch.float32)  # (K,)
         self.class_weights: Tensor | None
         self.register_buffer("class_weights", weights, persistent=False)
         self.train_means = TrainingMeans()
         self.val_loss, self.val_metrics = WeightedMean(), evaluation_metrics(num_classes)
         self.test_loss, self.test_metrics = WeightedMean(), evaluation_metrics(num_classes)
+        self.test_uncalibrated = CalibrationError()
 
     @property
     def class_names(self) -> list[str]:
@@ -109,6 +114,9 @@ class LitClassifier(LightningModule):
             raise TypeError("weights_only cannot be chosen: only tensors and plain values are loaded")
         with plain_values_only(checkpoint_path):
             return super().load_from_checkpoint(checkpoint_path, map_location, weights_only=True, **hyperparameters)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["state_dict"].setdefault("temperature", torch.ones(()))  # old checkpoints have none
 
     def setup(self, stage: str) -> None:
         if self.hparams["compile"]:
@@ -151,7 +159,8 @@ class LitClassifier(LightningModule):
     def forward(self, inputs: Any) -> Tensor:
         """Return the logits (B, K) of inputs (B, *input_shape) of any dtype, or of tokens as a tokenizer returns them."""
         logits = self.network(self.normalized(inputs))
-        return logits if self.num_members == 1 else mean_of_members(logits)
+        logits = logits if self.num_members == 1 else mean_of_members(logits)
+        return logits if self.training else _at_least_float32(logits) / self.temperature
 
     def normalized(self, inputs: Any) -> Any:
         """Return inputs (B, *input_shape) of any dtype as the network gets them. Tokens do not change."""
@@ -213,7 +222,9 @@ class LitClassifier(LightningModule):
         return self._evaluate(batch, self.val_loss, self.val_metrics)
 
     def test_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        return self._evaluate(batch, self.test_loss, self.test_metrics)
+        logits = self._evaluate(batch, self.test_loss, self.test_metrics)
+        self.test_uncalibrated.update(logits * self.temperature, batch[1])
+        return logits
 
     def on_train_epoch_end(self) -> None:
         loss, accuracy = self.train_means.compute()
@@ -225,6 +236,9 @@ class LitClassifier(LightningModule):
 
     def on_test_epoch_end(self) -> None:
         self._log_evaluation("test", self.test_loss, self.test_metrics)
+        if self.temperature != 1:
+            self.log("test/uncalibrated_error", self.test_uncalibrated.compute())
+        self.test_uncalibrated.reset()
 
     def configure_optimizers(self) -> tuple[list[torch.optim.Optimizer], list[dict[str, Any]]]:  # type: ignore[override]
         make_optimizer, options = _find_function(optimizers, self.hparams["optimizer"], "adam")

@@ -99,6 +99,8 @@ class Run:
         monitor: Metric that chooses the best checkpoint: any metric that is logged in validation.
         mode: Whether the lowest or the highest value of the monitor is best; null to decide by its name (min if it contains
             loss, error or seconds, otherwise max).
+        calibrate: Divide the logits of the best checkpoint by a temperature that is fitted on the validation set, so that
+            probabilities agree with the accuracy. Predicted classes do not change.
         checkpoint_every_minutes: Minutes between two checkpoints within an epoch; null for no such checkpoints. A checkpoint
             is also written at the end of training and after epochs that take more than two seconds.
         checkpoint_every_steps: Optimizer steps between two checkpoints within an epoch; null for no such checkpoints.
@@ -112,6 +114,7 @@ class Run:
     name: str | None = None
     monitor: str = "val/accuracy"
     mode: Literal["min", "max"] | None = None
+    calibrate: bool = True
     checkpoint_every_minutes: Annotated[float, "> 0, <= 1e6"] | None = 10.0
     checkpoint_every_steps: Annotated[int, ">= 1"] | None = None
     timeout_minutes: Annotated[float, "> 0, <= 1e6"] = 10.0

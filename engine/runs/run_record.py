@@ -264,6 +264,11 @@ def end_summary(metrics: Mapping[str, Any], monitor: str, times: list[str], fold
         rows.append((title, shown or "not measured"))
     if (mirrored := metrics.get("test_mirrored/accuracy")) is not None:
         rows.append(("mirrored", f"accuracy {mirrored:.4f} for the mean prediction of an image and its mirror image"))
+    if (before := metrics.get("test/uncalibrated_error")) is not None:
+        after, temperature = metrics["test/calibration_error"], metrics["temperature"]
+        rows.append(
+            ("calibration", f"error {after:.4f} in the test, {before:.4f} without the temperature {temperature:.3f}")
+        )
     if "best_epoch" in metrics:
         rows.append(("checkpoint", f"epoch {metrics['best_epoch']}, the best by {monitor}"))
     else:

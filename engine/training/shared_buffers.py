@@ -8,7 +8,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch import nn
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
-CONSTANTS = ("input_mean", "input_std", "class_weights")  # buffers of a classifier that never change
+CONSTANTS = ("input_mean", "input_std", "class_weights", "temperature")  # buffers of a classifier that never change
 
 
 class SharedBuffers(Callback):
