@@ -16,7 +16,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from engine.contracts import NewInputs
     from engine.inference.output import Output
     from engine.inference.predictor import Predictor
+    from engine.inference.threshold import Rule
 
 FORMATS = (".csv", ".jsonl", ".parquet")
 STANDARD_INPUT = {"tokens": ".txt", "image": ".txt", "features": ".csv"}  # how it is read
@@ -46,10 +47,11 @@ def main(argv: list[str]) -> int:
 
     quiet_lightning()
     predictor = Predictor(run, arguments.device)
+    threshold = None if arguments.threshold is None else find_threshold(predictor, arguments.threshold)
     with input_file(arguments.input, STANDARD_INPUT[predictor.spec.modality]) as source:
         inputs = predictor.open(source)
         name = "file" if predictor.spec.modality == "image" and source.suffix != ".npy" else "row"
-        columns = Columns(name, arguments.top, arguments.skip_broken)
+        columns = Columns(name, arguments.top, arguments.skip_broken, threshold)
         output = Output(arguments.output, columns, describe(run, arguments.input), arguments.resume)
         try:
             with output:
@@ -73,6 +75,9 @@ def make_parser() -> CommandLineParser:
     parser.add_argument("input", metavar="INPUT", help="a table, texts, pictures, a folder, an .npy array, or -")
     parser.add_argument("--output", type=home_path, metavar="FILE", help=f"new file: {', '.join(FORMATS)}")
     parser.add_argument("--top", type=int, metavar="K", help="write the K most probable classes instead of all")
+    parser.add_argument(
+        "--threshold", metavar="RULE", help="for two classes: a number, f1, youden, recall>=R or precision>=P"
+    )
     parser.add_argument("--skip-broken", action="store_true", help="write the reason for a row that cannot be read")
     parser.add_argument("--resume", action="store_true", help="go on with an interrupted prediction")
     parser.add_argument("--device", default="auto", help="cpu, cuda, or auto (default)")
@@ -93,6 +98,10 @@ def check_arguments(arguments: argparse.Namespace) -> None:
         raise ConfigError(COMMAND_LINE, "--output", f"{output} is {'a folder' if output.is_dir() else 'the input'}")
     if arguments.top is not None and arguments.top < 1:
         raise ConfigError(COMMAND_LINE, "--top", f"{arguments.top} is below 1")
+    if arguments.threshold is not None:
+        from engine.inference.threshold import parse_threshold
+
+        arguments.threshold = parse_threshold(arguments.threshold)
     if arguments.resume and (output is None or arguments.input == "-"):
         raise ConfigError(COMMAND_LINE, "--resume", "needs a file as INPUT and --output")
 
@@ -113,6 +122,40 @@ def describe(run: TrainedRun, source: str) -> list[str]:
     """Return what predictions depend on: the checkpoint and the input."""
     paths = [str(run.checkpoint.resolve()), str(Path(os.path.expanduser(source)).resolve())]
     return [f"{path}:{os.stat(path).st_size}:{os.stat(path).st_mtime_ns}" for path in paths if os.path.exists(path)]
+
+
+def find_threshold(predictor: "Predictor", rule: "float | Rule") -> float:
+    """Return the probability from which the second class is predicted. A rule is applied to the validation set."""
+    if len(predictor.class_names) != 2:
+        problem = f"needs two classes; the run has {len(predictor.class_names)}"
+        raise ConfigError(COMMAND_LINE, "--threshold", problem)
+    if isinstance(rule, float):
+        return rule
+    from PIL import Image
+
+    from callbacks.parts.threshold_picture import draw_threshold
+    from engine.inference.threshold import choose_index, threshold_curve
+
+    try:
+        with redirect_stdout(sys.stderr):  # a datamodule prints what it has read
+            probabilities, labels = predictor.validate()
+    except DataError as error:
+        problem = f"{rule} needs the validation set of the run: {error}"
+        raise ConfigError(COMMAND_LINE, "--threshold", problem, "give a number") from error
+    if len(set(labels.tolist())) < 2:
+        raise ConfigError(COMMAND_LINE, "--threshold", "the validation set of the run has only one of the classes")
+    curve = threshold_curve(probabilities[:, 1], labels)
+    chosen = choose_index(curve, rule)
+    threshold = float(curve.thresholds[chosen])
+    picture = predictor.run.folder / "thresholds" / f"{str(rule).replace('>=', '_')}.png"
+    picture.parent.mkdir(exist_ok=True)
+    title = f"{rule}: threshold {threshold:.4f}"
+    Image.fromarray(draw_threshold(curve.thresholds, curve.precision, curve.recall, chosen, title)).save(picture)
+    found = (
+        f"precision {curve.precision[chosen]:.4f}, recall {curve.recall[chosen]:.4f} of {predictor.class_names[1]!r}"
+    )
+    print(f"{title} ({found} on {count_of(len(labels), 'validation sample')}; {picture})", file=sys.stderr)
+    return threshold
 
 
 def predict(predictor: "Predictor", inputs: "NewInputs", output: "Output", skip_broken: bool) -> None:

@@ -28,11 +28,13 @@ class Columns:
         name: Name of the first column: ``row`` or ``file``.
         top: Number of most probable classes that are written; None for the probabilities of all classes.
         has_problems: Whether the last column says why a row could not be read.
+        threshold: Probability from which the second of two classes is predicted; None to predict the more probable class.
     """
 
     name: str
     top: int | None
     has_problems: bool
+    threshold: float | None = None
 
     def table(self, found: Predictions) -> Any:
         """Return predictions as a table of pyarrow."""
@@ -49,7 +51,11 @@ class Columns:
             return pa.array(np.ascontiguousarray(values), pa.float32(), mask=~is_readable)
 
         columns = {self.name: pa.array(found.names)}
-        order = np.argsort(-probabilities, 1, kind="stable")[:, : self.top or 1]
+        if self.threshold is None:
+            order = np.argsort(-probabilities, 1, kind="stable")[:, : self.top or 1]
+        else:
+            second = (probabilities[:, 1] >= self.threshold).astype(np.int64)
+            order = np.stack([second, 1 - second], 1)
         best = np.take_along_axis(probabilities, order, 1)
         columns["predicted"], columns["probability"] = names(order[:, 0]), numbers(best[:, 0])
         if self.top is None:
@@ -58,6 +64,8 @@ class Columns:
         for place in range(1, min(self.top or 1, len(found.class_names))):
             columns[f"predicted_{place + 1}"] = names(order[:, place])
             columns[f"probability_{place + 1}"] = numbers(best[:, place])
+        if self.threshold is not None:
+            columns["threshold"] = pa.array(np.full(len(found), self.threshold, np.float32))
         if self.has_problems:
             columns["problem"] = pa.array([found.problems.get(row) for row in range(len(found))], pa.string())
         return pa.table(columns)

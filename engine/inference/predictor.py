@@ -120,11 +120,29 @@ class Predictor:
         result = torch.empty(len(part.names), len(self.class_names))
         with self._autocast():
             for indices in self.datamodule.order(part.inputs, self.batch_size, False, 0, 1):
-                batch = map_tensors(lambda values: values.to(self.device), part.inputs[indices])
-                logits = self.model(batch)
-                wide = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
-                result[indices] = wide.softmax(1).float().cpu()
+                result[indices] = self._batch_probabilities(part.inputs[indices])
         return result
+
+    @torch.inference_mode()
+    def validate(self) -> tuple[np.ndarray, np.ndarray]:
+        """Predict the validation set of the run. Returns probabilities (n, K) and labels (n,).
+
+        Raises:
+            DataError: if the training data of the run cannot be read.
+        """
+        self.datamodule.prepare_data()
+        self.datamodule.setup()
+        with self._autocast():
+            batches = [
+                (self._batch_probabilities(inputs), labels) for inputs, labels in self.datamodule.val_dataloader()
+            ]
+        return tuple(torch.cat(values).numpy() for values in zip(*batches, strict=True))  # type: ignore[return-value]
+
+    def _batch_probabilities(self, inputs: Any) -> Tensor:
+        """Return the probabilities (B, K) of a batch, in float32 on the CPU."""
+        logits = self.model(map_tensors(lambda values: values.to(self.device), inputs))
+        wide = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+        return wide.softmax(1).float().cpu()
 
     def _autocast(self) -> AbstractContextManager:
         if not self.precision.endswith("-mixed"):

@@ -33,7 +33,8 @@ def test_defaults_come_from_the_constructors(good):
         "name": "sgd", "lr": 0.01, "momentum": 0.0, "nesterov": False, "weight_decay": 0.0, "fused": None,
     }  # fmt: skip
     assert config["run"] == {
-        "root": "runs", "name": None, "monitor": "val/accuracy", "mode": None, "checkpoint_every_minutes": 10.0,
+        "root": "runs", "name": None, "monitor": "val/accuracy", "mode": None, "calibrate": True,
+        "checkpoint_every_minutes": 10.0,
         "checkpoint_every_steps": None, "timeout_minutes": 10.0, "threads": None,
     }  # fmt: skip
 
