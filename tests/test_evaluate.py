@@ -93,7 +93,7 @@ MISTAKES = [
     (["RUN", "trainer.accelerator=tpu"], "trainer.accelerator"),
     (["RUN", "data.test=ROWS/unknown.csv"], "the label 'violet' does not occur in the training set"),
     (["RUN", "data.test=ROWS/unlabelled.csv"], "1: no label"),
-    (["RUN", "data.test=ROWS/columns.csv"], "has no column 'label', which the model needs"),
+    (["RUN", "data.test=ROWS/columns.csv"], "has no column 'label'; it has height"),
 ]
 
 

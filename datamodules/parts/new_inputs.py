@@ -88,10 +88,11 @@ def table_inputs(
     """
     import pyarrow as pa
 
-    wanted = [column.name for column in columns] + ([target] if target else [])
+    wanted = list(dict.fromkeys([*(column.name for column in columns), *([target] if target else [])]))
     for name in wanted:
         if name not in names:
-            raise DataError(f"INPUT: {title} has no column {name!r}, which the model needs; {close_name(name, names)}")
+            needed = "" if name == target else ", which the model needs"
+            raise DataError(f"INPUT: {title} has no column {name!r}{needed}; {close_name(name, names)}")
 
     def parts() -> Iterator[InputPart]:
         start = 0

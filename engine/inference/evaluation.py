@@ -1,7 +1,7 @@
 """Tests the model of a run again: on the test set of the run, or on new data with labels."""
 
-import json
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +9,12 @@ from lightning.pytorch import Callback, Trainer
 
 from engine.build import component_class, make
 from engine.config import schema
-from engine.contracts import DataSpec
+from engine.config.config import Config
+from engine.contracts import COMMAND_LINE, ConfigError, DataError, DataSpec
+from engine.inference.predictor import Predictor
+from engine.inference.slices import slice_metrics
 from engine.inference.trained_run import TrainedRun
+from engine.runs.run_folder import write_json
 from engine.training.clock import Clock
 from engine.training.exits import is_refusal
 from engine.training.hardware import check_processes, choose_precision, describe_hardware, set_threads
@@ -23,7 +27,7 @@ OPTIONS = (
 )  # fmt: skip
 
 
-def evaluate(run: TrainedRun, source: Path | None, name: str) -> dict[str, Any] | None:
+def evaluate(run: TrainedRun, source: Path | None, name: str, slices: Config | None = None) -> dict[str, Any] | None:
     """Compute the metrics of the test.
 
     Args:
@@ -31,6 +35,8 @@ def evaluate(run: TrainedRun, source: Path | None, name: str) -> dict[str, Any] 
         source: New data with labels; None for the test set of the run.
         name: Name of the evaluation. Its pictures are written to ``evaluations/NAME`` in the folder of the run, and its
             metrics to ``evaluations/NAME.json``.
+        slices: The config of the run with another column of `source` in the place of the labels. The metrics are also
+            computed for each value of this column.
 
     Returns:
         The content of the file; None in all processes but the first.
@@ -44,21 +50,36 @@ def evaluate(run: TrainedRun, source: Path | None, name: str) -> dict[str, Any] 
     if source is not None:
         spec = DataSpec.from_arguments(datamodule.modality, model.hparams)
         data = datamodule.labelled_set(source, spec, run.folder)
+    values = None if slices is None else _read_column(slices, source, data.spec, run.folder)
     trainer.test(model, data, verbose=False)
     if not trainer.is_global_zero:
         return None
     metrics = {key: float(value) for key, value in trainer.callback_metrics.items() if key.startswith("test")}
     batches: Any = trainer.test_dataloaders
-    result = {
+    result: dict[str, Any] = {
         **metrics,
         "data": str(source) if source else "the test set of the run",
         "num_samples": len(getattr(batches, "labels", ())) or None,
         "checkpoint": str(run.checkpoint.relative_to(run.folder)),
     }
+    if values is not None:
+        predictor = Predictor(run, str(trainer.strategy.root_device))
+        logits, labels = predictor.logits(data.inputs), data.labels.cpu()
+        result["slices"] = [*map(asdict, slice_metrics(logits, labels, values, predictor.model.test_metrics.cpu()))]
     folder.parent.mkdir(exist_ok=True)
-    text = json.dumps(result, indent=2) + "\n"
-    folder.with_name(f"{name}.json").write_text(text, encoding="utf-8")
+    write_json(folder.with_name(f"{name}.json"), result)
     return result
+
+
+def _read_column(slices: Config, source: Path | None, spec: DataSpec, folder: Path) -> list[str | None]:
+    """Return the values of the column that `slices` names in the place of the labels."""
+    assert source is not None
+    datamodule = make(slices, "data", seed=slices["seed"])  # reads the same rows in the same order
+    try:
+        parts = list(datamodule.read_inputs(source, spec, folder, with_labels=True).parts)
+    except DataError as error:
+        raise ConfigError(COMMAND_LINE, "--slices", str(error).removeprefix("INPUT: ")) from error
+    return [value for part in parts for value in part.labels]
 
 
 def _make_trainer(run: TrainedRun, folder: Path) -> Trainer:

@@ -110,18 +110,19 @@ class Predictor:
 
     def predict_part(self, part: InputPart) -> Predictions:
         """Predict the rows of a part."""
-        probabilities = self.probabilities(part).numpy()
+        probabilities = self.logits(part.inputs).softmax(1).float().numpy()
         probabilities[list(part.problems)] = np.nan
         return Predictions(part.names, self.class_names, probabilities, part.problems)
 
     @torch.inference_mode()
-    def probabilities(self, part: InputPart) -> Tensor:
-        """Return the probabilities (n, K) of a part, in float32."""
-        result = torch.empty(len(part.names), len(self.class_names))
+    def logits(self, inputs: Any) -> Tensor:
+        """Return logits (n, K) of inputs (n, *input_shape) or of n token rows, in float32 or a wider type, on the CPU."""
+        kind = torch.float64 if self.precision == "64-true" else torch.float32
+        logits = torch.empty(len(inputs), len(self.class_names), dtype=kind)
         with self._autocast():
-            for indices in self.datamodule.order(part.inputs, self.batch_size, False, 0, 1):
-                result[indices] = self._batch_probabilities(part.inputs[indices])
-        return result
+            for indices in self.datamodule.order(inputs, self.batch_size, False, 0, 1):
+                logits[indices] = self._batch_logits(inputs[indices])
+        return logits
 
     @torch.inference_mode()
     def validate(self) -> tuple[np.ndarray, np.ndarray]:
@@ -133,16 +134,13 @@ class Predictor:
         self.datamodule.prepare_data()
         self.datamodule.setup()
         with self._autocast():
-            batches = [
-                (self._batch_probabilities(inputs), labels) for inputs, labels in self.datamodule.val_dataloader()
-            ]
-        return tuple(torch.cat(values).numpy() for values in zip(*batches, strict=True))  # type: ignore[return-value]
+            batches = [(self._batch_logits(inputs), labels) for inputs, labels in self.datamodule.val_dataloader()]
+        logits, labels = (torch.cat(values) for values in zip(*batches, strict=True))
+        return logits.softmax(1).float().numpy(), labels.numpy()
 
-    def _batch_probabilities(self, inputs: Any) -> Tensor:
-        """Return the probabilities (B, K) of a batch, in float32 on the CPU."""
+    def _batch_logits(self, inputs: Any) -> Tensor:
         logits = self.model(map_tensors(lambda values: values.to(self.device), inputs))
-        wide = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
-        return wide.softmax(1).float().cpu()
+        return (logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits).cpu()
 
     def _autocast(self) -> AbstractContextManager:
         if not self.precision.endswith("-mixed"):
