@@ -17,6 +17,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,9 +28,10 @@ from engine.terminal import CommandLineParser, count_of, home_path
 from engine.training.exits import INTERRUPTED
 
 if TYPE_CHECKING:
-    from engine.contracts import NewInputs
+    from engine.contracts import InputPart, NewInputs
+    from engine.inference.explanations import Explanation
     from engine.inference.output import Output
-    from engine.inference.predictor import Predictor
+    from engine.inference.predictor import Predictions, Predictor
     from engine.inference.threshold import Rule
 
 FORMATS = (".csv", ".jsonl", ".parquet")
@@ -47,15 +49,21 @@ def main(argv: list[str]) -> int:
 
     quiet_lightning()
     predictor = Predictor(run, arguments.device)
+    explained = predictor.spec.modality if arguments.explain else None
+    if explained == "image" and arguments.output is None:
+        raise ConfigError(
+            COMMAND_LINE, "--explain", "writes a picture for each row beside the output", "add --output FILE"
+        )
     threshold = None if arguments.threshold is None else find_threshold(predictor, arguments.threshold)
     with input_file(arguments.input, STANDARD_INPUT[predictor.spec.modality]) as source:
         inputs = predictor.open(source)
+        names = predictor.feature_names if explained == "features" else []
         name = "file" if predictor.spec.modality == "image" and source.suffix != ".npy" else "row"
-        columns = Columns(name, arguments.top, arguments.skip_broken, threshold)
+        columns = Columns(name, arguments.top, arguments.skip_broken, threshold, explained, names)
         output = Output(arguments.output, columns, describe(run, arguments.input), arguments.resume)
         try:
             with output:
-                predict(predictor, inputs, output, arguments.skip_broken)
+                predict(predictor, inputs, output, arguments)
         except KeyboardInterrupt:
             hint = "; go on with --resume" if arguments.output and arguments.input != "-" else ""
             print(f"interrupted after {count_of(output.num_rows, 'row')}{hint}", file=sys.stderr)
@@ -78,6 +86,7 @@ def make_parser() -> CommandLineParser:
     parser.add_argument(
         "--threshold", metavar="RULE", help="for two classes: a number, f1, youden, recall>=R or precision>=P"
     )
+    parser.add_argument("--explain", action="store_true", help="add how much each feature, token or pixel contributes")
     parser.add_argument("--skip-broken", action="store_true", help="write the reason for a row that cannot be read")
     parser.add_argument("--resume", action="store_true", help="go on with an interrupted prediction")
     parser.add_argument("--device", default="auto", help="cpu, cuda, or auto (default)")
@@ -158,7 +167,7 @@ def find_threshold(predictor: "Predictor", rule: "float | Rule") -> float:
     return threshold
 
 
-def predict(predictor: "Predictor", inputs: "NewInputs", output: "Output", skip_broken: bool) -> None:
+def predict(predictor: "Predictor", inputs: "NewInputs", output: "Output", arguments: argparse.Namespace) -> None:
     """Predict all rows that have not been written, and show the progress in a terminal."""
     from tqdm import tqdm
 
@@ -168,13 +177,42 @@ def predict(predictor: "Predictor", inputs: "NewInputs", output: "Output", skip_
             seen += len(part.names)
             if seen <= output.num_rows:  # written before the interruption
                 continue
-            if part.problems and not skip_broken:
+            if part.problems and not arguments.skip_broken:
                 row, problem = next(iter(part.problems.items()))
                 hint = "--skip-broken leaves its class empty"
                 raise DataError(f"INPUT: {part.names[row]}: {problem}; {hint}")
-            output.write(predictor.predict_part(part))
+            found = predictor.predict_part(part)
+            output.write(explain(predictor, part, found, output) if arguments.explain else found)
             progress.update(len(part.names))
         progress.total = progress.n
+
+
+def explain(predictor: "Predictor", part: "InputPart", found: "Predictions", output: "Output") -> "Predictions":
+    """Add explanations to the predictions. Those of images are written as pictures."""
+    from engine.inference.explanations import explain_row, save_picture
+
+    explanations: list[Explanation | None] = []
+    threshold = output.columns.threshold
+    for row in range(len(found)):
+        if row in part.problems:
+            explanations.append(None)
+            continue
+        explanation = explain_row(predictor, part, row)
+        if threshold is not None and (found.probabilities[row, 1] >= threshold) != (
+            found.probabilities[row].argmax() == 1
+        ):
+            explanation = explanation._replace(
+                attributions=0.0 - explanation.attributions
+            )  # for the less probable class
+        if predictor.spec.modality == "image" and output.path is not None:
+            folder = output.path.with_name(f"{output.path.name}.explanations")
+            folder.mkdir(exist_ok=True)
+            stem = f"_{Path(name).stem}" if isinstance(name := part.names[row], str) else ""
+            save_picture(
+                folder / f"{output.num_rows + row + 1:06}{stem}.png", part.inputs[row], explanation.attributions
+            )
+        explanations.append(explanation)
+    return replace(found, explanations=explanations)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from callbacks.evaluation import EvaluationCallback, Stage, has_whole_model
 from callbacks.parts.drawing import BLUE, CARD_WIDTH, GREY, VERMILION, Canvas, replace_undrawable, shorten, text_width
 from engine.contracts import Classifier
 from engine.inference.integrated_gradients import integrated_gradients
+from engine.inference.pictures import colour_attributions, to_pixels
 from engine.training.loggers import PictureWriter
 
 # B batch, K classes, C channels, H height, W width, T tokens, E size of an embedding, D features
@@ -133,10 +134,10 @@ def draw_examples(
     for place, example in enumerate(examples):
         row, column = divmod(place, num_columns)
         left, top = GAP + column * (width + GAP), GAP + row * (SIDE + CAPTION + GAP)
-        pixels = _to_pixels(example.inputs[0])
+        pixels = to_pixels(example.inputs[0])
         canvas.image.paste(_scale(pixels), (left, top))
         if attributions is not None:
-            canvas.image.paste(_scale(_colour(pixels, attributions[place])), (left + SIDE + INNER_GAP, top))
+            canvas.image.paste(_scale(colour_attributions(pixels, attributions[place])), (left + SIDE + INNER_GAP, top))
         probability = f" ({100 * example.probability:.0f} %)"
         predicted = shorten(names[example.predicted], width - text_width(probability)) + probability
         truth = "correct" if example.is_correct else shorten(f"is {names[example.label]}", width)
@@ -208,26 +209,6 @@ def _join(values: list[str], weights: Tensor | None, max_values: int) -> str:
         part = f"{escape(values[i])} {float(weights[i]):+.2f}"
         parts.append(f"**{part}**" if weights[i].abs() > 0.5 * weights.abs().max() else part)
     return " · ".join(parts)
-
-
-def _to_pixels(image: Tensor) -> np.ndarray:
-    """Convert an image (C, H, W) to (H, W, 3) of uint8. The range of other types is scaled to 0 to 255."""
-    image = image.cpu()
-    if image.dtype != torch.uint8:
-        low, high = image.min(), image.max()
-        image = ((image - low) / (high - low).clamp(min=1e-12) * 255).to(torch.uint8)
-    if len(image) not in (1, 3):
-        image = image.float().mean(0, keepdim=True).to(torch.uint8)
-    return image.expand(3, -1, -1).permute(1, 2, 0).numpy()
-
-
-def _colour(pixels: np.ndarray, attributions: Tensor) -> np.ndarray:
-    """Convert an image (H, W, 3) to pale grey. Positive attributions (C, H, W) are orange, negative ones are blue."""
-    weights = attributions.sum(0).cpu().numpy()  # (H, W)
-    weights = np.clip(weights / max(float(np.quantile(np.abs(weights), 0.99)), 1e-12), -1, 1)[..., None]
-    grey = 255 - (255 - pixels.mean(2, keepdims=True)) * 0.35
-    colour = np.where(weights > 0, np.array(VERMILION), np.array(BLUE))
-    return (grey + (colour - grey) * np.abs(weights)).astype(np.uint8)
 
 
 def _scale(pixels: np.ndarray) -> Image.Image:

@@ -28,6 +28,8 @@ class Columns:
         name: Name of the first column: ``row`` or ``file``.
         top: Number of most probable classes that are written; None for the probabilities of all classes.
         has_problems: Whether the last column says why a row could not be read.
+        explained: ``features`` or ``tokens`` to write attributions; None to write none.
+        feature_names: Names of the features, for their attributions.
         threshold: Probability from which the second of two classes is predicted; None to predict the more probable class.
     """
 
@@ -35,6 +37,8 @@ class Columns:
     top: int | None
     has_problems: bool
     threshold: float | None = None
+    explained: str | None = None
+    feature_names: Sequence[str] = ()
 
     def table(self, found: Predictions) -> Any:
         """Return predictions as a table of pyarrow."""
@@ -66,9 +70,27 @@ class Columns:
             columns[f"probability_{place + 1}"] = numbers(best[:, place])
         if self.threshold is not None:
             columns["threshold"] = pa.array(np.full(len(found), self.threshold, np.float32))
+        columns |= self._explanations(found)
         if self.has_problems:
             columns["problem"] = pa.array([found.problems.get(row) for row in range(len(found))], pa.string())
         return pa.table(columns)
+
+    def _explanations(self, found: Predictions) -> dict[str, Any]:
+        """Return the columns of the attributions: one for each feature, or one with all tokens."""
+        import pyarrow as pa
+
+        known = [found.explanations[row] if found.explanations else None for row in range(len(found))]
+        if self.explained == "features":
+            values = [None if each is None else each.attributions.numpy() for each in known]
+            return {
+                f"attribution_{name}": pa.array([None if row is None else row[i] for row in values], pa.float32())
+                for i, name in enumerate(self.feature_names)
+            }
+        if self.explained == "tokens":
+            kind = pa.list_(pa.struct([("token", pa.string()), ("attribution", pa.float32())]))
+            rows = [each and list(zip(each.names, each.attributions.tolist(), strict=True)) for each in known]
+            return {"attributions": pa.array(rows, kind)}
+        return {}
 
 
 class Output:
@@ -146,6 +168,7 @@ class Output:
 
         sink = pa.BufferOutputStream()
         if self._kind == ".csv":
+            table = _without_lists(table)
             is_first = self.num_rows == 0
             try:  # "needed" quotes all texts, so it is used only for texts with quotes, commas or line breaks
                 options = {"quoting_style": "none", "quoting_header": "none"}
@@ -178,3 +201,15 @@ class Output:
             os.replace(complete, self.part)
         os.replace(self.part, self.path)
         self.state.unlink(missing_ok=True)
+
+
+def _without_lists(table: Any) -> Any:
+    """Replace lists, which CSV does not have, by JSON."""
+    import pyarrow as pa
+
+    for i, field in enumerate(table.schema):
+        if pa.types.is_list(field.type):
+            rows = [row and [[*pair.values()] for pair in row] for row in table[i].to_pylist()]
+            texts = [None if row is None else json.dumps(row, ensure_ascii=False) for row in rows]
+            table = table.set_column(i, field.name, pa.array(texts, pa.string()))
+    return table

@@ -1,10 +1,11 @@
 """Predicts the classes of new data with the model of a run."""
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -14,6 +15,9 @@ from engine.build import component_class, make
 from engine.contracts import COMMAND_LINE, ConfigError, DataSpec, InputPart, NewInputs, map_tensors, one_line
 from engine.inference.trained_run import TrainedRun, find_trained_run
 from engine.training.hardware import choose_precision
+
+if TYPE_CHECKING:
+    from engine.inference.explanations import Explanation
 
 # n rows, K classes
 
@@ -27,12 +31,14 @@ class Predictions:
         class_names: K names.
         probabilities: (n, K) of float32.
         problems: Why a row could not be read, by its index. The probabilities of such a row are NaN.
+        explanations: The explanation of each row, None if it could not be read; () if they were not computed.
     """
 
     names: Sequence[Any]
     class_names: Sequence[str]
     probabilities: np.ndarray
     problems: dict[int, str]
+    explanations: "Sequence[Explanation | None]" = ()
 
     def __len__(self) -> int:
         return len(self.probabilities)
@@ -75,6 +81,12 @@ class Predictor:
     def class_names(self) -> list[str]:
         """K names."""
         return list(self.model.class_names)
+
+    @property
+    def feature_names(self) -> list[str]:
+        """D names of the features. They are numbered if they have no names."""
+        names = self.spec.feature_names or getattr(self.datamodule.spec, "feature_names", ())
+        return list(names or (f"feature_{number}" for number in range(1, math.prod(self.spec.input_shape) + 1)))
 
     def predict(self, data: Any) -> Predictions:
         """Predict the classes of data that fits in memory.
@@ -138,8 +150,12 @@ class Predictor:
         logits, labels = (torch.cat(values) for values in zip(*batches, strict=True))
         return logits.softmax(1).float().numpy(), labels.numpy()
 
+    def to_device(self, inputs: Any) -> Any:
+        """Return a batch on the device of the model."""
+        return map_tensors(lambda values: values.to(self.device), inputs)
+
     def _batch_logits(self, inputs: Any) -> Tensor:
-        logits = self.model(map_tensors(lambda values: values.to(self.device), inputs))
+        logits = self.model(self.to_device(inputs))
         return (logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits).cpu()
 
     def _autocast(self) -> AbstractContextManager:
