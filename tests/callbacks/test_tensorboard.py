@@ -70,7 +70,8 @@ def text(folder: Path, name: str, stage: str = "train") -> str:
 def test_metrics_of_training_and_validation_share_a_chart(iris):
     tags = {stage: set(events(iris, stage).Tags()["scalars"]) for stage in ("train", "val", "test")}
     quality = {f"metrics/{name}" for name in ("loss", "accuracy", "f1", "calibration_error")}
-    assert tags["val"] == tags["test"] == quality
+    assert tags["val"] == quality
+    assert tags["test"] == quality | {"metrics/uncalibrated_error"}
     assert tags["train"] == {
         "metrics/loss", "metrics/accuracy", "training/loss_step", "training/lr", "training/gradient_norm", "training/epoch",
         "speed/samples_per_second", "speed/memory_gigabytes",
@@ -94,8 +95,9 @@ def test_hparams_have_every_hyperparameter_and_the_final_metrics(iris):
     infos = hparams_plugin(content["_hparams_/experiment"]).experiment.metric_infos
     columns = [(info.name.group, info.name.tag) for info in infos]
     names = ("accuracy", "calibration_error", "f1", "loss")
+    tested = [("", f"tested/val_{name}") for name in names]
     assert sorted(columns) == sorted(
-        [*(("test", f"metrics/{name}") for name in names), *(("", f"tested/val_{name}") for name in names)]
+        [*(("test", f"metrics/{name}") for name in (*names, "uncalibrated_error")), *tested]
     )
     for group, tag in columns:
         assert tag in events(iris, group or "train").Tags()["scalars"]
