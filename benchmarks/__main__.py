@@ -9,6 +9,7 @@
     checkpoint  saving a checkpoint, compared with Lightning (1 minute)
     pictures    time of TensorBoard's pictures in a training on MNIST (2 minutes)
     busy        training beside 0, 1 and 2 busy processes, compared with the defaults of libgomp and Linux (3 minutes)
+    predict     predictions, compared with bare loops and with reading a CSV file; with --model also of texts (5 minutes)
     decode      decoding CIFAR-10 as PNG files, compared with a loop with Pillow on every core (2 minutes)
     large       training from files that are larger than the memory for data, compared with training from memory
                 (15 minutes, 20 GB of disk)
@@ -35,6 +36,7 @@ NAMES = (
     "checkpoint",
     "pictures",
     "busy",
+    "predict",
     "decode",
     "large",
     "ddp",

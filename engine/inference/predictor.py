@@ -131,7 +131,7 @@ class Predictor:
         """Return logits (n, K) of inputs (n, *input_shape) or of n token rows, in float32 or a wider type, on the CPU."""
         kind = torch.float64 if self.precision == "64-true" else torch.float32
         logits = torch.empty(len(inputs), len(self.class_names), dtype=kind)
-        with self._autocast():
+        with self.autocast():
             for indices in self.datamodule.order(inputs, self.batch_size, False, 0, 1):
                 logits[indices] = self._batch_logits(inputs[indices])
         return logits
@@ -145,7 +145,7 @@ class Predictor:
         """
         self.datamodule.prepare_data()
         self.datamodule.setup()
-        with self._autocast():
+        with self.autocast():
             batches = [(self._batch_logits(inputs), labels) for inputs, labels in self.datamodule.val_dataloader()]
         logits, labels = (torch.cat(values) for values in zip(*batches, strict=True))
         return logits.softmax(1).float().numpy(), labels.numpy()
@@ -158,7 +158,8 @@ class Predictor:
         logits = self.model(self.to_device(inputs))
         return (logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits).cpu()
 
-    def _autocast(self) -> AbstractContextManager:
+    def autocast(self) -> AbstractContextManager:
+        """Return a context in which the model computes in the precision of the training."""
         if not self.precision.endswith("-mixed"):
             return nullcontext()
         kind = torch.bfloat16 if self.precision == "bf16-mixed" else torch.float16
