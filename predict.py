@@ -17,7 +17,6 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,12 +28,12 @@ from engine.training.exits import INTERRUPTED
 
 if TYPE_CHECKING:
     from engine.contracts import InputPart, NewInputs
-    from engine.inference.explanations import Explanation
     from engine.inference.output import Output
-    from engine.inference.predictor import Predictions, Predictor
+    from engine.inference.predictor import Predictor
     from engine.inference.threshold import Rule
 
 FORMATS = (".csv", ".jsonl", ".parquet")
+MAX_PROCESSES = 256
 STANDARD_INPUT = {"tokens": ".txt", "image": ".txt", "features": ".csv"}  # how it is read
 
 
@@ -89,6 +88,7 @@ def make_parser() -> CommandLineParser:
     parser.add_argument("--explain", action="store_true", help="add how much each feature, token or pixel contributes")
     parser.add_argument("--skip-broken", action="store_true", help="write the reason for a row that cannot be read")
     parser.add_argument("--resume", action="store_true", help="go on with an interrupted prediction")
+    parser.add_argument("--processes", type=int, default=1, metavar="N", help="share the GPUs or cores (default: 1)")
     parser.add_argument("--device", default="auto", help="cpu, cuda, or auto (default)")
     parser.add_argument("--root", type=home_path, default=Path("runs"), metavar="FOLDER", help="folder of all runs")
     return parser
@@ -107,6 +107,8 @@ def check_arguments(arguments: argparse.Namespace) -> None:
         raise ConfigError(COMMAND_LINE, "--output", f"{output} is {'a folder' if output.is_dir() else 'the input'}")
     if arguments.top is not None and arguments.top < 1:
         raise ConfigError(COMMAND_LINE, "--top", f"{arguments.top} is below 1")
+    if not 1 <= arguments.processes <= MAX_PROCESSES:
+        raise ConfigError(COMMAND_LINE, "--processes", f"{arguments.processes} is not from 1 to {MAX_PROCESSES}")
     if arguments.threshold is not None:
         from engine.inference.threshold import parse_threshold
 
@@ -171,48 +173,35 @@ def predict(predictor: "Predictor", inputs: "NewInputs", output: "Output", argum
     """Predict all rows that have not been written, and show the progress in a terminal."""
     from tqdm import tqdm
 
-    seen = 0
+    from engine.inference.explanations import explain
+    from engine.inference.parallel import predict_in_order
+
+    parts = rows_to_predict(inputs, output.num_rows, arguments.skip_broken)
+    pictures = None if output.path is None else output.path.with_name(f"{output.path.name}.explanations")
     with tqdm(total=inputs.total, initial=output.num_rows, unit=" rows", unit_scale=True, disable=None) as progress:
-        for part in inputs.parts:
-            seen += len(part.names)
-            if seen <= output.num_rows:  # written before the interruption
-                continue
-            if part.problems and not arguments.skip_broken:
-                row, problem = next(iter(part.problems.items()))
-                hint = "--skip-broken leaves its class empty"
-                raise DataError(f"INPUT: {part.names[row]}: {problem}; {hint}")
-            found = predictor.predict_part(part)
-            output.write(explain(predictor, part, found, output) if arguments.explain else found)
-            progress.update(len(part.names))
+        for part, found in predict_in_order(predictor, parts, arguments.processes):
+            if arguments.explain:
+                found = explain(predictor, part, found, output.columns.threshold, pictures, output.num_rows)
+            output.write(found)
+            progress.update(len(found))
         progress.total = progress.n
 
 
-def explain(predictor: "Predictor", part: "InputPart", found: "Predictions", output: "Output") -> "Predictions":
-    """Add explanations to the predictions. Those of images are written as pictures."""
-    from engine.inference.explanations import explain_row, save_picture
+def rows_to_predict(inputs: "NewInputs", num_written: int, skip_broken: bool) -> "Iterator[InputPart]":
+    """Yield the parts that were not written before an interruption.
 
-    explanations: list[Explanation | None] = []
-    threshold = output.columns.threshold
-    for row in range(len(found)):
-        if row in part.problems:
-            explanations.append(None)
+    Raises:
+        DataError: if a row cannot be read, unless `skip_broken` is true.
+    """
+    seen = 0
+    for part in inputs.parts:
+        seen += len(part.names)
+        if seen <= num_written:
             continue
-        explanation = explain_row(predictor, part, row)
-        if threshold is not None and (found.probabilities[row, 1] >= threshold) != (
-            found.probabilities[row].argmax() == 1
-        ):
-            explanation = explanation._replace(
-                attributions=0.0 - explanation.attributions
-            )  # for the less probable class
-        if predictor.spec.modality == "image" and output.path is not None:
-            folder = output.path.with_name(f"{output.path.name}.explanations")
-            folder.mkdir(exist_ok=True)
-            stem = f"_{Path(name).stem}" if isinstance(name := part.names[row], str) else ""
-            save_picture(
-                folder / f"{output.num_rows + row + 1:06}{stem}.png", part.inputs[row], explanation.attributions
-            )
-        explanations.append(explanation)
-    return replace(found, explanations=explanations)
+        if part.problems and not skip_broken:
+            row, problem = next(iter(part.problems.items()))
+            raise DataError(f"INPUT: {part.names[row]}: {problem}; --skip-broken leaves its class empty")
+        yield part
 
 
 if __name__ == "__main__":

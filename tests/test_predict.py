@@ -111,6 +111,22 @@ def test_a_table_in_memory_is_predicted_as_its_file(kind, table):
     assert len(found.classes) == len(rows)
 
 
+@pytest.mark.needs("table")
+def test_several_processes_keep_the_order(table, tmp_path, monkeypatch):
+    folder, test = table
+    header, *rows = test.read_text(encoding="utf-8").splitlines()
+    (tmp_path / "many.csv").write_text("\n".join([header, *rows * 100]) + "\n", encoding="utf-8")
+    monkeypatch.setattr("datamodules.parts.table_files.BLOCK_BYTES", 1 << 14)
+    for processes in ("1", "2"):
+        argv = ["--output", str(tmp_path / f"{processes}.csv"), "--processes", processes]
+        assert predict.main([str(folder), str(tmp_path / "many.csv"), *argv]) == 0
+    one, two = (rows_of(tmp_path / f"{processes}.csv") for processes in "12")
+    assert [row["row"] for row in two] == [str(number) for number in range(1, 100 * len(rows) + 1)]
+    for left, right in zip(one, two, strict=True):
+        assert left["predicted"] == right["predicted"]
+        assert float(left["probability"]) == pytest.approx(float(right["probability"]), abs=1e-6)
+
+
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
 @pytest.mark.needs("table")
 def test_an_interrupted_prediction_goes_on(suffix, table, tmp_path, monkeypatch, capsys):
@@ -244,6 +260,7 @@ MISTAKES = [
     (["RUN", "TEST", "--output", "TEST"], "is the input"),
     (["RUN", "TEST", "--top", "0"], "--top: 0 is below 1"),
     (["RUN", "TEST", "--top", "two"], "argument --top: invalid int value: 'two'"),
+    (["RUN", "TEST", "--processes", "0"], "--processes: 0 is not from 1 to 256"),
     (["RUN", "TEST", "--resume"], "--resume: needs a file as INPUT and --output"),
     (["RUN", "TEST", "--device", "gpu7"], "--device: gpu7 is not a device of this machine"),
     (["RUN", "FOLDER"], "is a folder; give a .csv"),

@@ -1,6 +1,7 @@
 """Explains predictions: how much each feature, token or pixel supports the predicted class."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,7 +13,7 @@ from torch import Tensor
 from engine.contracts import InputPart
 from engine.inference.integrated_gradients import integrated_gradients
 from engine.inference.pictures import colour_attributions, to_pixels
-from engine.inference.predictor import Predictor
+from engine.inference.predictor import Predictions, Predictor
 
 # D features, T tokens, C channels, H height, W width
 
@@ -44,6 +45,36 @@ def explain_row(predictor: Predictor, part: InputPart, row: int) -> Explanation:
     if spec.modality == "tokens":
         return Explanation(predictor.datamodule.tokens(inputs["input_ids"][0].cpu()), attributions)
     return Explanation(predictor.feature_names, attributions)
+
+
+def explain(
+    predictor: Predictor, part: InputPart, found: Predictions, threshold: float | None, folder: Path | None, first: int
+) -> Predictions:
+    """Add explanations to the predictions for a part.
+
+    Args:
+        predictor: The model.
+        part: The rows.
+        found: Their predictions.
+        threshold: Probability from which the second of two classes is predicted; None for the more probable class.
+        folder: Folder for pictures of the attributions of images; None for no pictures.
+        first: Number of rows before this part.
+    """
+    explanations: list[Explanation | None] = [
+        None if row in part.problems else explain_row(predictor, part, row) for row in range(len(found))
+    ]
+    for row, explanation in enumerate(explanations):
+        if explanation is None:
+            continue
+        probabilities = found.probabilities[row]
+        if threshold is not None and (probabilities[1] >= threshold) != (probabilities.argmax() == 1):
+            # the less probable class is predicted
+            explanations[row] = explanation = Explanation(explanation.names, 0.0 - explanation.attributions)
+        if predictor.spec.modality == "image" and folder is not None:
+            folder.mkdir(exist_ok=True)
+            stem = f"_{Path(name).stem}" if isinstance(name := part.names[row], str) else ""
+            save_picture(folder / f"{first + row + 1:06}{stem}.png", part.inputs[row], explanation.attributions)
+    return replace(found, explanations=explanations)
 
 
 def save_picture(path: Path, image: Tensor, attributions: Tensor) -> None:
