@@ -54,17 +54,21 @@ def main(argv: list[str]) -> int:
         found = export.compare(model, export.read(path, model), datamodule.test_dataloader(), arguments.tolerance)
         export.check_agreement(found, arguments.tolerance)
         show("", export.summary(found))
-        description["comparison"], refusal = asdict(found), None
+        comparisons, refusal = {path: found}, None
         if arguments.int8:
             show("quantize", "the file to int8")
             quantization.quantize(path, int8, quantization.training_batches(datamodule, run.config["seed"]))
             show("measure", "accuracy and speed of PyTorch, fp32 and int8, in turn")
-            measured = quantization.measure(model, path, int8, found, datamodule)
+            test = datamodule.test_dataloader()
+            comparisons[int8] = export.compare(model, export.read(int8, model), test, arguments.tolerance)
+            measured = quantization.measure(model, comparisons, datamodule.test_dataloader())
             show_table(measured)
             description["measurements"] = {name: asdict(values) for name, values in measured.items()}
             description["machine"] = quantization.describe_machine()
-            if refusal := quantization.refusal(measured, arguments.max_loss):
+            refusal = quantization.refusal(measured[path.name], measured[int8.name], arguments.max_loss)
+            if refusal:
                 int8.unlink()
+        description["comparison"] = {file.name: asdict(values) for file, values in comparisons.items()}
         written = [file for file in (path, int8) if file.exists()]
         for file in written:
             model_card.write(run, model, datamodule.spec, description, file)
@@ -144,10 +148,10 @@ def show(title: str, text: str) -> None:
 
 def show_table(measured: "Mapping[str, Measurement]") -> None:
     """Print accuracy, size and speed side by side."""
-    show("", f"{'accuracy':>10}{'megabytes':>12}{'rows per second':>18}")
+    print_line(f"{'':<17}{'accuracy':>10}{'megabytes':>12}{'rows per second':>18}")
     for name, values in measured.items():
         size = "" if values.num_bytes is None else f"{values.num_bytes / 1e6:.2f}"
-        show(name, f"{values.accuracy:>10.2%}{size:>12}{values.rows_per_second:>18,.0f}")
+        print_line(f"{name:<17}{values.accuracy:>10.2%}{size:>12}{values.rows_per_second:>18,.0f}")
 
 
 if __name__ == "__main__":

@@ -21,20 +21,24 @@ TOKENS = {
 
 ONNX = """\
 import json
+from pathlib import Path
 
 import numpy as np
 import onnxruntime
 
-metadata = json.load(open("$file.json", encoding="utf-8"))
+metadata = json.loads(Path("$file.json").read_text(encoding="utf-8"))
 session = onnxruntime.InferenceSession("$file")
 $example
 logits = session.run(["logits"], inputs)[0]"""
 
 TORCH_EXPORT = """\
 import json
+from pathlib import Path
 
 import numpy as np
-metadata = json.load(open("$file.json", encoding="utf-8"))
+import torch
+
+metadata = json.loads(Path("$file.json").read_text(encoding="utf-8"))
 model = torch.export.load("$file").module()
 $example
 tensors = {name: torch.from_numpy(values) for name, values in inputs.items()}
@@ -42,6 +46,7 @@ logits = model(tensors.get("inputs", tensors)).detach()"""
 
 SAFETENSORS = """\
 import json
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -49,7 +54,7 @@ from safetensors import safe_open
 
 from $module import $kind
 
-metadata = json.load(open("$file.json", encoding="utf-8"))
+metadata = json.loads(Path("$file.json").read_text(encoding="utf-8"))
 with safe_open("$file", "pt") as file:
     arguments = json.loads(file.metadata()["model_arguments"])
     weights = {key: file.get_tensor(key) for key in file.keys()}
@@ -202,7 +207,8 @@ def _content(name: str, spec: DataSpec, dtype: str) -> str:
         return "pixels from 0 to 255"
     if spec.categories is not None:
         return TABLE
-    return TOKENS.get(name, "numbers in the units of the data")
+    names = f": {', '.join(spec.feature_names)}" if spec.feature_names else ""
+    return TOKENS.get(name, f"numbers in the units of the data{names}")
 
 
 def _version(package: str) -> str | None:

@@ -7,14 +7,14 @@ make fixed ranges inexact (Bondarenko et al. 2021, https://arxiv.org/abs/2109.12
 
 import statistics
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from engine.inference.export import Comparison, Logits, compare, deployed_inputs, read
+from engine.inference.export import Comparison, Logits, deployed_inputs, read
 
 CALIBRATION_ROWS = 512
 MEASURED_ROWS = 512
@@ -87,27 +87,24 @@ def training_batches(datamodule: Any, seed: int) -> Any:
     return batches
 
 
-def measure(model: Any, fp32: Path, int8: Path, found: Comparison, datamodule: Any) -> dict[str, Measurement]:
-    """Measure a model in PyTorch and its two ONNX files.
+def measure(model: Any, files: Mapping[Path, Comparison], batches: Iterable[Any]) -> dict[str, Measurement]:
+    """Measure a model in PyTorch and in files. The names of the result are PyTorch and those of the files.
 
     Args:
         model: The model.
-        fp32: The file in float32.
-        int8: The quantized file.
-        found: The comparison of the model and the file in float32.
-        datamodule: It has the test set.
+        files: The files, each with its comparison with the model.
+        batches: Batches of the test set.
     """
-    functions = {"PyTorch": model, "ONNX fp32": read(fp32, model), "ONNX int8": read(int8, model)}
-    quantized = compare(model, functions["ONNX int8"], datamodule.test_dataloader(), 0.0)
-    speeds = rows_per_second(functions, datamodule.test_dataloader())
-    accuracies = (found.checkpoint_accuracy, found.accuracy, quantized.accuracy)
-    sizes = (None, fp32.stat().st_size, int8.stat().st_size)
-    values = zip(accuracies, sizes, speeds, strict=True)
-    return {name: Measurement(*one) for name, one in zip(functions, values, strict=True)}
+    speed, *speeds = rows_per_second([model, *(read(path, model) for path in files)], batches)
+    first = next(iter(files.values()))
+    measured = {"PyTorch": Measurement(first.checkpoint_accuracy, None, speed)}
+    for (path, found), speed in zip(files.items(), speeds, strict=True):
+        measured[path.name] = Measurement(found.accuracy, path.stat().st_size, speed)
+    return measured
 
 
 @torch.no_grad()
-def rows_per_second(functions: Mapping[str, Logits], batches: Iterable[Any]) -> list[float]:
+def rows_per_second(functions: Sequence[Logits], batches: Iterable[Any]) -> list[float]:
     """Return how many rows each function computes in a second: the median of `REPETITIONS`, measured in turn.
 
     Args:
@@ -119,19 +116,18 @@ def rows_per_second(functions: Mapping[str, Logits], batches: Iterable[Any]) -> 
         chosen.append(deployed_inputs(inputs))
         if (num_rows := num_rows + len(labels)) >= MEASURED_ROWS:
             break
-    seconds: dict[str, list[float]] = {name: [] for name in functions}
+    seconds: list[list[float]] = [[] for _ in functions]
     for _ in range(1 + REPETITIONS):
-        for name, function in functions.items():
+        for function, durations in zip(functions, seconds, strict=True):
             begin = time.perf_counter()
             for inputs in chosen:
                 function(inputs)
-            seconds[name].append(time.perf_counter() - begin)
-    return [num_rows / statistics.median(values[1:]) for values in seconds.values()]  # the first one is a warm-up
+            durations.append(time.perf_counter() - begin)
+    return [num_rows / statistics.median(durations[1:]) for durations in seconds]  # the first one is a warm-up
 
 
-def refusal(measured: Mapping[str, Measurement], max_loss: float) -> str | None:
+def refusal(fp32: Measurement, int8: Measurement, max_loss: float) -> str | None:
     """Return why a quantized file is not worth keeping; None if it is. `max_loss` is in percentage points."""
-    fp32, int8 = measured["ONNX fp32"], measured["ONNX int8"]
     if (lost := 100 * (fp32.accuracy - int8.accuracy)) > max_loss:
         loss = f"loses {lost:.2f} percentage points of accuracy, and --max-loss is {max_loss:g}"
         return f"--int8: {loss}; only the fp32 file was written"
