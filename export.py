@@ -47,7 +47,7 @@ def main(argv: list[str]) -> int:
         model, datamodule = export.load_model(run), export.load_data(run)
         inputs = export.first_inputs(datamodule.test_dataloader())
         description = model_card.describe(run, model, datamodule.spec, inputs)
-        show("export", f"the model of {run.folder} to {output}")
+        show("export", f"{run.folder} to {output.name}")
         path, int8 = folder / output.name, folder / f"{output.stem}.int8.onnx"
         export.write(model, inputs, path, description)
         show("compare", "the file with the checkpoint on the test set")

@@ -316,7 +316,7 @@ def test_convolutions_are_quantized_statically(mnist, speeds, capsys):
     int8 = path.with_name("model.int8.onnx")
     assert "QuantizeLinear" in operators(int8)
     assert int8.stat().st_size < path.stat().st_size
-    assert metadata_of(int8) == metadata_of(path)
+    assert metadata_of(int8) | metadata_of(path) == metadata_of(int8)  # the quantization adds its own
     found = json.loads(int8.with_name(f"{int8.name}.json").read_text(encoding="utf-8"))
     assert [*found["measurements"]] == ["PyTorch", "model.onnx", "model.int8.onnx"]
     assert [values["rows_per_second"] for values in found["measurements"].values()] == speeds

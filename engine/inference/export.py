@@ -74,7 +74,8 @@ def load_data(run: TrainedRun) -> Any:
     try:
         datamodule = make(run.config, "data", seed=run.config["seed"])
         datamodule.prepare_data()
-        datamodule.setup()
+        datamodule.setup("fit")
+        datamodule.setup("test")
     except DataError as error:
         raise run.config.option_error("data", error) from error
     return datamodule
