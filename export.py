@@ -41,13 +41,13 @@ def main(argv: list[str]) -> int:
     run = find_trained_run(arguments.run, arguments.root)
     output = arguments.output or run.folder / f"exports/model{SUFFIXES[arguments.to]}"
     with new_files(output) as folder:
+        show("export", f"{run.folder} to {output.name}")
         quiet_lightning()
         from engine.inference import export, model_card, quantization
 
         model, datamodule = export.load_model(run), export.load_data(run)
         inputs = export.first_inputs(datamodule.test_dataloader())
         description = model_card.describe(run, model, datamodule.spec, inputs)
-        show("export", f"{run.folder} to {output.name}")
         path, int8 = folder / output.name, folder / f"{output.stem}.int8.onnx"
         export.write(model, inputs, path, description)
         show("compare", "the file with the checkpoint on the test set")

@@ -24,7 +24,7 @@ import json
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
+import onnxruntime$imports
 
 metadata = json.loads(Path("$file.json").read_text(encoding="utf-8"))
 session = onnxruntime.InferenceSession("$file")
@@ -36,7 +36,7 @@ import json
 from pathlib import Path
 
 import numpy as np
-import torch
+import torch$imports
 
 metadata = json.loads(Path("$file.json").read_text(encoding="utf-8"))
 model = torch.export.load("$file").module()
@@ -50,7 +50,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import safe_open
+from safetensors import safe_open$imports
 
 from $module import $kind
 
@@ -65,7 +65,7 @@ tensors = {name: torch.from_numpy(values) for name, values in inputs.items()}
 logits = model(tensors.get("inputs", tensors)).detach()"""
 
 CODE = {  # suffix of a file -> what it needs, and code
-    ".onnx": ("numpy and onnxruntime, but neither PyTorch nor the project that trained the model", ONNX),
+    ".onnx": ("neither PyTorch nor the project that trained the model", ONNX),
     ".pt2": ("PyTorch, but not the project that trained the model", TORCH_EXPORT),
     ".safetensors": ("the project that trained the model, because the file has only weights", SAFETENSORS),
 }
@@ -84,8 +84,6 @@ row = $row  # other columns are missing
 values = [encode(row.get(column["name"]), column["categories"]) for column in metadata["columns"]]
 inputs = {"inputs": np.array([values], "float32")}"""
 TEXTS = """\
-from tokenizers import Tokenizer
-
 encoded = Tokenizer.from_file("$file.tokenizer.json").encode_batch($texts)
 inputs = {"input_ids": np.array([row.ids for row in encoded])}
 inputs["attention_mask"] = np.array([row.attention_mask for row in encoded])"""
@@ -150,7 +148,7 @@ def write(run: TrainedRun, model: Any, spec: DataSpec, description: Mapping[str,
         from tokenizers import Tokenizer
 
         tokenizer = Tokenizer.from_file(str(source))
-        tokenizer.enable_truncation(run.config["data"]["max_length"])
+        tokenizer.enable_truncation(run.config["data"].get("max_length", spec.max_length))
         tokenizer.enable_padding(pad_id=spec.pad_id, pad_token=tokenizer.id_to_token(spec.pad_id))
         tokenizer.save(str(path.with_name(f"{path.name}.tokenizer.json")))
 
@@ -166,7 +164,8 @@ def page(model: Any, description: Mapping[str, Any], name: str) -> str:
     needs, code = CODE[Path(name).suffix]
     names = {"file": name, "module": type(model).__module__, "kind": type(model).__name__}
     example = Template(_example(description)).substitute(names)
-    code = Template(code).substitute(names, example=example)
+    imports = "\nfrom tokenizers import Tokenizer" if description["modality"] == "tokens" else ""
+    code = Template(code).substitute(names, example=example, imports=imports)
     tensors = (*description["inputs"], *description["outputs"])
     rows = [f"| `{t['name']}` | {t['dtype']} | {', '.join(map(str, t['shape']))} | {t['content']} |" for t in tensors]
     accuracy = description["test_metrics"].get("test/accuracy")
@@ -179,7 +178,7 @@ The model of the run {description["run"]}.{tested} `{name}.json` has the names o
 |---|---|---|---|
 {chr(10).join(rows)}
 
-This code needs {needs}:
+The code needs {needs}:
 
 ```python
 {code}
