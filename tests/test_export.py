@@ -1,5 +1,6 @@
 """Exports: files that agree with the checkpoint, broken files that are refused, the code beside them, and mistakes."""
 
+import ast
 import copy
 import json
 import os
@@ -21,7 +22,7 @@ import export
 from engine.config.signatures import PROJECT
 from engine.contracts import UserError
 from engine.inference import export as formats
-from engine.inference import quantization
+from engine.inference import model_card, quantization
 from engine.inference.predictor import load
 from engine.inference.quantization import Measurement
 from engine.inference.trained_run import find_trained_run
@@ -161,6 +162,18 @@ def test_a_table_takes_raw_rows(to, table, monkeypatch, capsys):
     others = {column["name"]: "" for column in columns[3:]}
     expected = predictor.predict([{**{name: str(value) for name, value in row.items()}, **others}]).classes
     assert run_code(path.with_name(f"{path.name}.md"), monkeypatch, capsys) == expected
+
+
+@pytest.mark.needs("table")
+def test_the_code_has_any_names_of_columns(table):
+    path = exported(table)
+    description = json.loads(path.with_name(f"{path.name}.json").read_text(encoding="utf-8"))
+    columns = [{"name": "price in $", "categories": []}, {"name": 'a "b"\n', "categories": ["$5", "\\"]}]
+    page = model_card.page(model_of(table), description | {"columns": columns}, path.name)
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.S)
+    (row,) = re.findall(r"row = (.*)  #", code)
+    assert ast.literal_eval(row) == {"price in $": 1.5, 'a "b"\n': "$5"}
+    ast.parse(code)
 
 
 @pytest.mark.parametrize("to", FORMATS)

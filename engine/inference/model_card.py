@@ -70,7 +70,7 @@ CODE = {  # suffix of a file -> what it needs, and code
     ".safetensors": ("the project that trained the model, because the file has only weights", SAFETENSORS),
 }
 NUMBERS = """\
-inputs = {"inputs": np.zeros((2, $shape), "$dtype")}  # two inputs: $content"""
+inputs = {"inputs": np.zeros((2, $shape), "$dtype")}  # your data"""
 COLUMNS = """\
 
 def encode(value, categories):
@@ -163,7 +163,7 @@ def page(model: Any, description: Mapping[str, Any], name: str) -> str:
     """
     needs, code = CODE[Path(name).suffix]
     names = {"file": name, "module": type(model).__module__, "kind": type(model).__name__}
-    example = Template(_example(description)).substitute(names)
+    example = _example(description, name)
     imports = "\nfrom tokenizers import Tokenizer" if description["modality"] == "tokens" else ""
     code = Template(code).substitute(names, example=example, imports=imports)
     tensors = (*description["inputs"], *description["outputs"])
@@ -187,8 +187,8 @@ print([metadata["class_names"][number] for number in logits.argmax(1).tolist()])
 """
 
 
-def _example(description: Mapping[str, Any]) -> str:
-    """Return code that makes `inputs`, a dictionary of arrays."""
+def _example(description: Mapping[str, Any], name: str) -> str:
+    """Return code that makes `inputs`, a dictionary of arrays, for the file `name`."""
     first, *others = description["inputs"]
     if columns := description.get("columns"):
         row = {column["name"]: next(iter(column["categories"]), 1.5) for column in columns[:3]}
@@ -196,9 +196,8 @@ def _example(description: Mapping[str, Any]) -> str:
     if description["modality"] == "tokens":
         is_pair = any(tensor["name"] == "token_type_ids" for tensor in others)
         texts = '[("a text", "its pair"), ("a longer text", "a pair")]' if is_pair else '["a text", "a longer text"]'
-        return (TEXTS + PAIRS if is_pair else TEXTS).replace("$texts", texts)
-    shape = ", ".join(map(str, first["shape"][1:]))
-    return Template(NUMBERS).safe_substitute(shape=shape, dtype=first["dtype"], content=first["content"])
+        return Template(TEXTS + PAIRS if is_pair else TEXTS).substitute(file=name, texts=texts)
+    return Template(NUMBERS).substitute(shape=", ".join(map(str, first["shape"][1:])), dtype=first["dtype"])
 
 
 def _content(name: str, spec: DataSpec, dtype: str) -> str:
