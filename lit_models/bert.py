@@ -77,7 +77,7 @@ class BERT(nn.Module):
         """As `forward`, with the vectors (B, T, E) of images or features."""
         mask = None
         if isinstance(inputs, Tensor):
-            cls = self.cls.to(inputs.dtype).expand(len(inputs), 1, -1)
+            cls = self.cls.to(inputs.dtype).expand(inputs.shape[0], 1, -1)  # `len` would fix the size in an export
             arguments = {"inputs_embeds": torch.cat([cls, inputs], dim=1)}  # (B, 1 + T, E)
         else:
             names = ("input_ids", "inputs_embeds", "token_type_ids")

@@ -10,6 +10,7 @@ import pytest
 from torch.utils.data import DataLoader, Dataset
 
 import datamodules
+import export
 import train
 from engine.config.config import load_config
 from engine.config.signatures import PROJECT
@@ -262,3 +263,10 @@ def test_a_mistake_in_the_data_that_a_worker_finds_is_one_line(num_workers):
     with pytest.raises(DataError) as raised:
         next(iter(DataLoader(Broken(), num_workers=num_workers)))
     assert str(raised.value) == "row 0 is\\n\\x1b[31mbroken"
+
+
+@pytest.mark.parametrize("source", [PLAIN, DERIVED], ids=["plain", "derived"])
+def test_their_model_is_exported(source, write, tmp_path):
+    assert train.main(["--config", write(source), f"run.root={tmp_path}/runs"]) == 0
+    (folder,) = (tmp_path / "runs").glob("*/*")
+    assert export.main([str(folder), "--to", "torch_export"]) == 0

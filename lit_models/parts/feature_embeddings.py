@@ -110,7 +110,7 @@ class FeatureEmbeddings(nn.Module):
         is_missing = numbers.isnan()
         numbers = torch.where(is_missing, self.median, numbers)
         scaled = ((numbers - self.median) / self.spread).clamp(-LARGEST, LARGEST)
-        scaled = SMOOTH_LIMIT * scaled / torch.hypot(scaled, torch.full_like(scaled, SMOOTH_LIMIT))
+        scaled = scaled / (1 + (scaled / SMOOTH_LIMIT).square()).sqrt()
         values = torch.stack([scaled, is_missing.to(scaled.dtype)], 2)  # (B, R, 2)
         vectors = self.bias + torch.einsum("brv,rve->bre", values, self.weight)
         if self.kind == "piecewise_linear":
