@@ -37,6 +37,11 @@ class Predictions:
     def __len__(self) -> int:
         return len(self.probabilities)
 
+    def __getitem__(self, rows: slice) -> "Predictions":
+        start, stop, _ = rows.indices(len(self))
+        problems = {row - start: problem for row, problem in self.problems.items() if start <= row < stop}
+        return Predictions(self.names[rows], self.class_names, self.probabilities[rows], problems)
+
     @property
     def classes(self) -> list[str]:
         """The name of the most probable class of each row; "" for a row that could not be read."""
@@ -81,8 +86,8 @@ class Predictor:
 
         Args:
             data: What the datamodule of the run takes: the path of a file or folder, an array or tensor (N, *input_shape),
-                a list of texts or of pairs of texts, a list of paths of pictures, or a table (a list of dictionaries, a
-                dictionary of columns, or a DataFrame).
+                a list of texts or of pairs of texts, a list of paths or of the bytes of pictures, or a table (a list of
+                dictionaries, a dictionary of columns, or a DataFrame).
 
         Raises:
             DataError: if the data cannot be read.
@@ -120,11 +125,25 @@ class Predictor:
         result = torch.empty(len(part.names), len(self.class_names))
         with self._autocast():
             for indices in self.datamodule.order(part.inputs, self.batch_size, False, 0, 1):
-                batch = map_tensors(lambda values: values.to(self.device), part.inputs[indices])
-                logits = self.model(batch)
+                logits = self.model(self.to_device(part.inputs[indices]))
                 wide = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
                 result[indices] = wide.softmax(1).float().cpu()
         return result
+
+    @torch.inference_mode()
+    def features(self, inputs: Any) -> Tensor | None:
+        """Return the inputs (B, F) of the last linear layer, in float32, on the CPU; None if the model has no such layer.
+
+        Args:
+            inputs: A batch, such as ``part.inputs[indices]``.
+        """
+        with self._autocast():
+            features = self.model.features(self.to_device(inputs))
+        return None if features is None else features.float().cpu()
+
+    def to_device(self, inputs: Any) -> Any:
+        """Return a batch on the device of the model."""
+        return map_tensors(lambda values: values.to(self.device), inputs)
 
     def _autocast(self) -> AbstractContextManager:
         if not self.precision.endswith("-mixed"):

@@ -1,0 +1,99 @@
+"""Finds training samples that are similar to new data: neighbours by the inputs of the model's last layer."""
+
+import io
+import sys
+import threading
+from contextlib import redirect_stdout
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from engine.contracts import DataError
+from engine.inference.pictures import image_url
+from engine.inference.predictor import Predictor
+from engine.inference.trained_run import TrainedRun
+
+# N training samples, B batch, F inputs of the last layer
+
+MAX_SAMPLES = 10_000  # evenly spaced in the training set
+BATCH = 64
+NUM_FOUND = 5
+
+
+class TrainingSamples(NamedTuple):
+    """Samples of the training set.
+
+    Attributes:
+        class_names: Name of the class of each sample.
+        directions: Features of length 1 (N, F).
+        inputs: The inputs of the training set; None if they are not images.
+        rows: (N,) index in `inputs` of each sample.
+    """
+
+    class_names: list[str]
+    directions: Tensor
+    inputs: Any
+    rows: Tensor
+
+
+class SimilarSamples:
+    """Training samples with similar features. They are read in the background.
+
+    Args:
+        run: The run.
+        device: The device of the model.
+    """
+
+    def __init__(self, run: TrainedRun, device: torch.device) -> None:
+        self.run, self.device = run, device
+        self._samples: TrainingSamples | None = None
+
+    def start(self) -> None:
+        """Begin to read the training set. A note on the terminal says if this is impossible."""
+        threading.Thread(target=self._collect, name="training samples", daemon=True).start()
+
+    def find(self, features: Tensor | None) -> list[dict[str, Any]] | None:
+        """Return the classes of the most similar samples, with the cosine similarity and, for images, a picture.
+
+        Args:
+            features: Features of one sample (1, F).
+
+        Returns:
+            The most similar sample first; None if the training set has not been read.
+        """
+        if self._samples is None or features is None:
+            return None
+        samples = self._samples
+        similarities = samples.directions @ F.normalize(features)[0]
+        best = similarities.topk(min(NUM_FOUND, len(similarities)))
+        found = []
+        for similarity, place in zip(best.values.tolist(), best.indices.tolist(), strict=True):
+            one: dict[str, Any] = {"class": samples.class_names[place], "similarity": similarity}
+            if samples.inputs is not None:
+                one["picture"] = image_url(samples.inputs[samples.rows[place : place + 1]][0])
+            found.append(one)
+        return found
+
+    def _collect(self) -> None:
+        try:
+            # its own model, because this thread must not wait for predictions, and no prediction must wait for it
+            predictor = Predictor(self.run, str(self.device))
+            with redirect_stdout(io.StringIO()):  # a datamodule describes what it reads
+                inputs, labels = predictor.datamodule.splits()["train"]
+            if predictor.datamodule.spec.model_arguments() != predictor.spec.model_arguments():
+                raise DataError("it is not the data of the run")
+        except (DataError, NotImplementedError) as error:
+            reason = str(error) or "the datamodule has no splits"
+            print(f"note: no similar training samples: {reason}", file=sys.stderr, flush=True)
+            return
+        rows = torch.linspace(0, len(labels) - 1, min(len(labels), MAX_SAMPLES)).round().long()
+        parts = []
+        for part in rows.split(BATCH):
+            if (features := predictor.features(inputs[part])) is None:
+                return
+            parts.append(F.normalize(features))
+        names = [predictor.class_names[label] for label in labels[rows].tolist()]
+        images = inputs if predictor.spec.modality == "image" else None
+        self._samples = TrainingSamples(names, torch.cat(parts), images, rows)
