@@ -158,7 +158,9 @@ def picture_inputs(
                     if not isinstance(found, str):
                         images[row] = torch.from_numpy(found)
                 chosen = None if labels is None else list(labels[start : start + PICTURES])
-                names = [number if isinstance(picture, bytes) else picture for number, picture in enumerate(part, start + 1)]
+                names = [
+                    number if isinstance(picture, bytes) else picture for number, picture in enumerate(part, start + 1)
+                ]
                 yield InputPart(names, images, chosen, problems)
 
     return NewInputs(parts(), len(pictures))

@@ -123,7 +123,7 @@ class RequestInputs:
             raise ValueError(f"no column {missing[0]!r}; give null for a missing value")
         if unknown := [name for name in row if name not in self.columns]:
             raise ValueError(f"unknown column {unknown[0]!r}")
-        result = {}
+        result: dict[str, Any] = {}
         for name, categories in self.columns.items():
             try:
                 if row[name] is None and self.kind == "row":

@@ -1,7 +1,7 @@
 """An HTTP server for the model of a run: a page for a person, and JSON for programs.
 
-Requests that arrive while the model computes wait, and are then predicted as one batch. The model runs in one thread, so that
-the event loop always answers.
+Requests that arrive while the model computes wait, and are then predicted as one batch. The model runs in one thread, so
+that the event loop always answers.
 """
 
 import asyncio
@@ -39,7 +39,9 @@ MAX_BYTES = 10_000_000  # of a request
 MAX_PIXELS = 50_000_000  # of a picture
 GRACE_SECONDS = 1  # for the requests that run when the server ends
 # the page needs nothing from other hosts, so a browser refuses to load it
-POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:; connect-src 'self'"
+POLICY = (
+    "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:; connect-src 'self'"
+)
 
 
 class WaitingRequest(NamedTuple):
@@ -83,7 +85,8 @@ class BatchingPredictor:
 
     def _take_batch(self) -> list[WaitingRequest]:
         """Take everything that waits, up to `max_batch` rows."""
-        batch, num_rows = [], 0
+        batch: list[WaitingRequest] = []
+        num_rows = 0
         while self._waiting and (not batch or num_rows + len(self._waiting[0].inputs) <= self.max_batch):
             batch.append(self._waiting.popleft())
             num_rows += len(batch[-1].inputs)
@@ -245,7 +248,9 @@ def explain_sample(predictor: Predictor, part: InputPart, names: list[str]) -> d
     shares = (weights / weights.abs().sum().clamp(min=1e-12)).tolist()
     if predictor.spec.modality == "tokens":
         tokens = predictor.datamodule.tokens(inputs["input_ids"][0])
-        return result | {"tokens": [{"text": token, "share": share} for token, share in zip(tokens, shares, strict=True)]}
+        return result | {
+            "tokens": [{"text": token, "share": share} for token, share in zip(tokens, shares, strict=True)]
+        }
     names = names or [f"feature {number}" for number in range(len(shares))]
     return result | {"features": [{"name": name, "share": share} for name, share in zip(names, shares, strict=True)]}
 

@@ -78,22 +78,29 @@ class SimilarSamples:
 
     def _collect(self) -> None:
         try:
-            # its own model, because this thread must not wait for predictions, and no prediction must wait for it
-            predictor = Predictor(self.run, str(self.device))
-            with redirect_stdout(io.StringIO()):  # a datamodule describes what it reads
-                inputs, labels = predictor.datamodule.splits()["train"]
-            if predictor.datamodule.spec.model_arguments() != predictor.spec.model_arguments():
-                raise DataError("it is not the data of the run")
+            self._samples = read_training_samples(self.run, self.device)
         except (DataError, NotImplementedError) as error:
             reason = str(error) or "the datamodule has no splits"
-            print(f"note: no similar training samples: {reason}", file=sys.stderr, flush=True)
-            return
-        rows = torch.linspace(0, len(labels) - 1, min(len(labels), MAX_SAMPLES)).round().long()
-        parts = []
-        for part in rows.split(BATCH):
-            if (features := predictor.features(inputs[part])) is None:
-                return
-            parts.append(F.normalize(features))
-        names = [predictor.class_names[label] for label in labels[rows].tolist()]
-        images = inputs if predictor.spec.modality == "image" else None
-        self._samples = TrainingSamples(names, torch.cat(parts), images, rows)
+            print(f"note: there are no similar training samples: {reason}", file=sys.stderr, flush=True)
+
+
+def read_training_samples(run: TrainedRun, device: torch.device) -> TrainingSamples:
+    """Compute the features of the training set with a model of its own, so that no prediction waits for them.
+
+    Raises:
+        DataError: if the training set is not that of the run any more, or if the model has no features.
+    """
+    predictor = Predictor(run, str(device))
+    with redirect_stdout(io.StringIO()):  # a datamodule describes what it reads
+        inputs, labels = predictor.datamodule.splits()["train"]
+    if predictor.datamodule.spec.model_arguments() != predictor.spec.model_arguments():
+        raise DataError("the data has changed since the training")
+    rows = torch.linspace(0, len(labels) - 1, min(len(labels), MAX_SAMPLES)).round().long()
+    directions = []
+    for part in rows.split(BATCH):
+        if (features := predictor.features(inputs[part])) is None:
+            raise DataError("the last layer of the model is not linear")
+        directions.append(F.normalize(features))
+    class_names = [predictor.class_names[label] for label in labels[rows].tolist()]
+    images = inputs if predictor.spec.modality == "image" else None
+    return TrainingSamples(class_names, torch.cat(directions), images, rows)
