@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 ARRAY_BYTES = 1 << 26  # of an array in a part
 PICTURES = 256  # in a part
+SMALL = 1 << 14  # bytes of a picture file that is decoded in less time than a thread needs to start
 
 
 def read_array(path: Path, spec: DataSpec) -> NewInputs:
@@ -151,7 +152,9 @@ def picture_inputs(
         with ThreadPoolExecutor(max(1, available_cores())) as pool:
             for start in range(0, len(pictures), PICTURES):
                 part = pictures[start : start + PICTURES]
-                decoded = list(pool.map(lambda picture: _decode(picture, how, channels), part))
+                is_small = all(isinstance(picture, bytes) and len(picture) < SMALL for picture in part)
+                apply = map if is_small else pool.map  # threads would wait for each other longer than they decode
+                decoded = list(apply(lambda picture: _decode(picture, how, channels), part))
                 problems = {row: found for row, found in enumerate(decoded) if isinstance(found, str)}
                 images = torch.zeros(len(part), channels, how.size, how.size, dtype=torch.uint8)
                 for row, found in enumerate(decoded):

@@ -32,6 +32,7 @@ from engine.inference.predictor import Predictions, Predictor
 from engine.inference.request_inputs import RequestInputs
 from engine.inference.similar import SimilarSamples
 from engine.terminal import print_line
+from engine.threads import ARE_THREADS_SET, available_cores
 from engine.training.exits import report_bug
 
 PAGE = Path(__file__).with_name("page.html")
@@ -129,8 +130,6 @@ class ModelServer:
         self.batching = BatchingPredictor(predictor, max_batch)
         self.similar = SimilarSamples(predictor.run, predictor.device)
         self.name = "/".join(predictor.run.folder.resolve().parts[-2:])
-        Image.MAX_IMAGE_PIXELS = MAX_PIXELS // 2  # Pillow warns above this number, and refuses twice this number
-        warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
     def run(self, listener: socket.socket, host: str) -> None:
         """Serve until SIGINT or SIGTERM ends this process.
@@ -140,6 +139,10 @@ class ModelServer:
             host: Name or address of the server. Requests to other names are refused, so that the page of a stranger cannot
                 reach this server by a name that leads to this machine (DNS rebinding).
         """
+        Image.MAX_IMAGE_PIXELS = MAX_PIXELS // 2  # Pillow warns above this number, and refuses twice this number
+        warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+        if not ARE_THREADS_SET:
+            torch.set_num_threads(max(1, available_cores() - 1))  # the event loop needs a core, too
         port = listener.getsockname()[1]
         config = uvicorn.Config(
             self.app(["127.0.0.1", "localhost", host]), http="httptools", ws="none", lifespan="off", access_log=False,
