@@ -4,6 +4,7 @@ import io
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 ARRAY_BYTES = 1 << 26  # of an array in a part
 PICTURES = 256  # in a part
-SMALL = 1 << 14  # bytes of a picture file that is decoded in less time than a thread needs to start
+SMALL = 1 << 14  # bytes; threads would wait for each other longer than they decode such files
 
 
 def read_array(path: Path, spec: DataSpec) -> NewInputs:
@@ -149,24 +150,28 @@ def picture_inputs(
     """
 
     def parts() -> Iterator[InputPart]:
-        with ThreadPoolExecutor(max(1, available_cores())) as pool:
-            for start in range(0, len(pictures), PICTURES):
-                part = pictures[start : start + PICTURES]
-                is_small = all(isinstance(picture, bytes) and len(picture) < SMALL for picture in part)
-                apply = map if is_small else pool.map  # threads would wait for each other longer than they decode
-                decoded = list(apply(lambda picture: _decode(picture, how, channels), part))
-                problems = {row: found for row, found in enumerate(decoded) if isinstance(found, str)}
-                images = torch.zeros(len(part), channels, how.size, how.size, dtype=torch.uint8)
-                for row, found in enumerate(decoded):
-                    if not isinstance(found, str):
-                        images[row] = torch.from_numpy(found)
-                chosen = None if labels is None else list(labels[start : start + PICTURES])
-                names = [
-                    number if isinstance(picture, bytes) else picture for number, picture in enumerate(part, start + 1)
-                ]
-                yield InputPart(names, images, chosen, problems)
+        for start in range(0, len(pictures), PICTURES):
+            part = pictures[start : start + PICTURES]
+            decoded = _decode_all(part, how, channels)
+            problems = {row: found for row, found in enumerate(decoded) if isinstance(found, str)}
+            images = torch.zeros(len(part), channels, how.size, how.size, dtype=torch.uint8)
+            for row, found in enumerate(decoded):
+                if not isinstance(found, str):
+                    images[row] = torch.from_numpy(found)
+            chosen = None if labels is None else list(labels[start : start + PICTURES])
+            names = [row if isinstance(picture, bytes) else picture for row, picture in enumerate(part, start + 1)]
+            yield InputPart(names, images, chosen, problems)
 
     return NewInputs(parts(), len(pictures))
+
+
+def _decode_all(pictures: Sequence[str | bytes], how: Format, channels: int) -> list[Any]:
+    """Return what `_decode` returns for each picture."""
+    decode_one = partial(_decode, how=how, channels=channels)
+    if all(isinstance(picture, bytes) and len(picture) < SMALL for picture in pictures):
+        return list(map(decode_one, pictures))
+    with ThreadPoolExecutor(max(1, available_cores())) as pool:
+        return list(pool.map(decode_one, pictures))
 
 
 def _decode(picture: str | bytes, how: Format, channels: int) -> Any:

@@ -170,9 +170,7 @@ class ModelServer:
         ]
         handlers: Any = {HTTPException: answer_refusal, UserError: answer_user_error, Exception: answer_bug}
         middleware = [Middleware(TrustedHostMiddleware, allowed_hosts=hosts, www_redirect=False)]
-        return Starlette(
-            routes=routes, middleware=middleware, exception_handlers=handlers, max_body_size=MAX_BYTES
-        )  # fmt: skip
+        return Starlette(routes=routes, middleware=middleware, exception_handlers=handlers)
 
     async def show_page(self, request: Request) -> Response:
         return HTMLResponse(PAGE.read_bytes(), headers={"content-security-policy": POLICY})
@@ -208,7 +206,12 @@ class ModelServer:
         return JSONResponse(await self.batching.run(self._explain, value))
 
     async def _read(self, request: Request, **limit: int) -> list[Any]:
-        return self.inputs.read(request.headers.get("content-type", ""), await request.body(), **limit)
+        body = bytearray()
+        async for chunk in request.stream():
+            body += chunk
+            if len(body) > MAX_BYTES:
+                raise HTTPException(413, f"the request is larger than {MAX_BYTES:,} bytes")
+        return self.inputs.read(request.headers.get("content-type", ""), bytes(body), **limit)
 
     def _explain(self, value: Any) -> dict[str, Any]:
         part = next(self.predictor.open([value]).parts)
