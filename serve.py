@@ -29,12 +29,12 @@ def main(argv: list[str]) -> int:
     arguments = make_parser().parse_args(argv)
     check_arguments(arguments)
     run = find_trained_run(arguments.run, arguments.root)
-    listener = listen(arguments.host, arguments.port)
-    quiet_lightning()
-    from engine.inference.predictor import Predictor
-    from engine.inference.server import ModelServer
+    with listen(arguments.host, arguments.port) as listener:
+        quiet_lightning()
+        from engine.inference.predictor import Predictor
+        from engine.inference.server import ModelServer
 
-    ModelServer(Predictor(run, arguments.device), arguments.max_batch).run(listener, arguments.host)
+        ModelServer(Predictor(run, arguments.device), arguments.max_batch).run(listener, arguments.host)
     return 0
 
 
@@ -67,6 +67,7 @@ def check_arguments(arguments: argparse.Namespace) -> None:
 
 def listen(host: str, port: int) -> socket.socket:
     """Return a socket that listens on a port, before the model is loaded, so that a used port is found early."""
+    listener = None
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         # not `socket.create_server`, whose protocol is 0: asyncio then leaves out TCP_NODELAY, and each answer takes 40 ms
@@ -76,6 +77,8 @@ def listen(host: str, port: int) -> socket.socket:
         listener.listen()
         return listener
     except (OSError, UnicodeError) as error:
+        if listener is not None:
+            listener.close()
         reason = getattr(error, "strerror", None) or error
         hint = f"try --port {port + 1}" if 0 < port < 65535 else ""
         raise ConfigError(COMMAND_LINE, "", f"cannot listen on {host}, port {port} ({reason})", hint) from None

@@ -36,11 +36,13 @@ from tests.runs import IRIS, WITHOUT_PICTURES, figures, run
 QUICK = ["trainer.max_epochs=1", "trainer.precision=32-true", *WITHOUT_PICTURES]
 FLOWER = [5.1, 3.5, 1.4, 0.2]
 NOTHING_OUTSIDE = "--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1"
-in_browser = [
-    pytest.mark.browser,
-    pytest.mark.slow,
-    pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed"),
-]
+
+
+def in_browser(test: Any) -> Any:
+    """Mark a test that needs Chromium."""
+    return pytest.mark.browser(
+        pytest.mark.slow(pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")(test))
+    )
 
 
 class Server:
@@ -491,88 +493,90 @@ def test_a_browser_may_load_nothing_from_other_hosts(iris):
     assert "connect-src 'self'" in policy
 
 
-class TestPage:
-    """The page in Chromium, which resolves no name but 127.0.0.1."""
+@pytest.fixture(scope="module")
+def page():
+    """Chromium, which resolves no name but 127.0.0.1."""
+    with browser(NOTHING_OUTSIDE) as page:
+        yield page
 
-    pytestmark = in_browser
 
-    @pytest.fixture(scope="class")
-    def page(self):
-        with browser(NOTHING_OUTSIDE) as page:
-            yield page
+def shown(prediction: dict[str, Any]) -> list[str]:
+    """What the page shows of a prediction: its bars, and the legend of the explanation."""
+    bars = [f"{name}\n{100 * value:.1f} %" for name, value in prediction["probabilities"].items()]
+    return [*bars, f"for {prediction['class']}"]
 
-    def test_features(self, page, iris):
-        page.open(f"http://127.0.0.1:{iris.port}/")
-        name = "/".join(iris.folder.parts[-2:])
-        page.wait(name, f"test accuracy {100 * figures(iris.folder)['test/accuracy']:.1f} %", "petal width", "Predict")
-        assert page.evaluate("document.title") == name
-        iris.explain(FLOWER)
-        page.evaluate(f"document.querySelectorAll('input').forEach((input, i) => input.value = {FLOWER}[i])")
-        page.evaluate("document.querySelector('button').click()")
-        shown = page.wait("What decided", "Similar training samples", "similarity 1.00")
-        found = iris.predict(FLOWER)[0]["probabilities"]
-        for name, value in found.items():
-            assert f"{name}\n{100 * value:.1f} %" in shown
-        order = sorted(found, key=found.__getitem__, reverse=True)
-        prediction = page.evaluate("[...document.querySelectorAll('#classes .name')].map(one => one.textContent)")
-        assert prediction == order
-        assert page.evaluate("document.getElementById('error').hidden")
 
-    @pytest.mark.needs("table")
-    def test_a_row(self, page, table):
-        page.open(f"http://127.0.0.1:{table.port}/")
-        page.wait("Predict")
-        columns = json.loads(table.request("GET", "/description")[1])["columns"]
-        shown = page.evaluate("[...document.querySelectorAll('label')].map(one => one.firstChild.textContent)")
-        assert shown == [column["name"] for column in columns]
-        row = {column["name"]: None for column in columns}
-        category = next(column for column in columns if column["categories"])
-        row[category["name"]] = category["categories"][-1]
-        place = [column["name"] for column in columns].index(category["name"])
-        choice = json.dumps(category["categories"][-1])
-        page.evaluate(f"document.querySelectorAll('input, select')[{place}].value = {choice}")
-        page.evaluate("document.querySelector('button').click()")
-        visible = page.wait("What decided")
-        for name, value in table.predict(row)[0]["probabilities"].items():
-            assert f"{name}\n{100 * value:.1f} %" in visible
+@in_browser
+def test_the_page_predicts_features(page, iris):
+    page.open(f"http://127.0.0.1:{iris.port}/")
+    name = "/".join(iris.folder.parts[-2:])
+    page.wait(name, f"test accuracy {100 * figures(iris.folder)['test/accuracy']:.1f} %", "petal width", "Predict")
+    assert page.evaluate("document.title") == name
+    iris.explain(FLOWER)
+    page.evaluate(f"document.querySelectorAll('input').forEach((input, i) => input.value = {FLOWER}[i])")
+    page.evaluate("document.querySelector('button').click()")
+    (prediction,) = iris.predict(FLOWER)
+    page.wait(*shown(prediction), "similarity 1.00")
+    found = prediction["probabilities"]
+    order = sorted(found, key=found.__getitem__, reverse=True)
+    assert page.evaluate("[...document.querySelectorAll('#classes .name')].map(one => one.textContent)") == order
+    assert page.evaluate("document.getElementById('error').hidden")
 
-    @pytest.mark.needs("pictures")
-    @pytest.mark.parametrize("way", ["choose", "drop"])
-    def test_a_picture(self, way, page, pictures):
-        path = next(pictures.folder.parents[2].joinpath("pictures").rglob("*.png"))
-        pictures.explain(base64.b64encode(path.read_bytes()).decode())
-        page.open(f"http://127.0.0.1:{pictures.port}/")
-        page.wait("or drop it here")
-        if way == "choose":
-            page.choose_file(path)
-        else:
-            x, y = page.evaluate(
-                "(() => { const box = document.querySelector('.drop').getBoundingClientRect();"
-                " return [box.x + box.width / 2, box.y + box.height / 2]; })()"
-            )
-            page.drop_file(path, x, y)
-        visible = page.wait("What decided", "attributions", "picture data:image/png", "Similar training samples")
-        assert visible.count("picture data:image/png") == 6
-        assert "picture blob:" in visible
-        status, answer, _ = pictures.request("POST", "/predict", path.read_bytes(), content_type="image/png")
-        assert status == 200
-        for name, value in json.loads(answer)["predictions"][0]["probabilities"].items():
-            assert f"{name}\n{100 * value:.1f} %" in visible
 
-    @pytest.mark.needs("pictures")
-    def test_an_error_is_one_line(self, page, pictures, tmp_path):
-        (tmp_path / "broken.png").write_bytes(b"no picture")
-        page.open(f"http://127.0.0.1:{pictures.port}/")
-        page.wait("or drop it here")
-        page.choose_file(tmp_path / "broken.png")
-        page.wait("Error: inputs[0]: cannot identify image file")
+@pytest.mark.needs("table")
+@in_browser
+def test_the_page_predicts_a_row(page, table):
+    columns = json.loads(table.request("GET", "/description")[1])["columns"]
+    page.open(f"http://127.0.0.1:{table.port}/")
+    page.wait(*(column["name"] for column in columns))
+    labels = page.evaluate("[...document.querySelectorAll('label')].map(one => one.firstChild.textContent)")
+    assert labels == [column["name"] for column in columns]
+    row = {column["name"]: None for column in columns}
+    category = next(column for column in columns if column["categories"])
+    row[category["name"]] = category["categories"][-1]
+    place = [column["name"] for column in columns].index(category["name"])
+    choice = json.dumps(category["categories"][-1])
+    page.evaluate(f"document.querySelectorAll('input, select')[{place}].value = {choice}")
+    page.evaluate("document.querySelector('button').click()")
+    page.wait(*shown(table.predict(row)[0]))
 
-    @pytest.mark.needs("text", "bert")
-    def test_a_text(self, page, texts):
-        page.open(f"http://127.0.0.1:{texts.port}/")
-        page.wait("Predict")
-        page.evaluate("document.querySelector('textarea').value = 'great film'")
-        page.evaluate("document.querySelector('button').click()")
-        visible = page.wait("What decided", "[CLS]")
-        for name, value in texts.predict("great film")[0]["probabilities"].items():
-            assert f"{name}\n{100 * value:.1f} %" in visible
+
+@pytest.mark.needs("pictures")
+@pytest.mark.parametrize("way", ["choose", "drop"])
+@in_browser
+def test_the_page_predicts_a_picture(way, page, pictures):
+    path = next(pictures.folder.parents[2].joinpath("pictures").rglob("*.png"))
+    pictures.explain(base64.b64encode(path.read_bytes()).decode())
+    page.open(f"http://127.0.0.1:{pictures.port}/")
+    page.wait("or drop it here")
+    if way == "choose":
+        page.choose_file(path)
+    else:
+        x, y = page.evaluate(
+            "(() => { const box = document.querySelector('.drop').getBoundingClientRect();"
+            " return [box.x + box.width / 2, box.y + box.height / 2]; })()"
+        )
+        page.drop_file(path, x, y)
+    (prediction,) = pictures.predict(base64.b64encode(path.read_bytes()).decode())
+    visible = page.wait(*shown(prediction), "picture data:image/png", "picture blob:")
+    assert visible.count("picture data:image/png") == 6  # the attributions and five similar samples
+
+
+@pytest.mark.needs("pictures")
+@in_browser
+def test_the_page_shows_an_error(page, pictures, tmp_path):
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    page.open(f"http://127.0.0.1:{pictures.port}/")
+    page.wait("or drop it here")
+    page.choose_file(tmp_path / "broken.png")
+    page.wait("Error: inputs[0]: cannot identify image file")
+
+
+@pytest.mark.needs("text", "bert")
+@in_browser
+def test_the_page_predicts_a_text(page, texts):
+    page.open(f"http://127.0.0.1:{texts.port}/")
+    page.wait("Text")
+    page.evaluate("document.querySelector('textarea').value = 'great film'")
+    page.evaluate("document.querySelector('button').click()")
+    page.wait(*shown(texts.predict("great film")[0]), "[CLS]")
