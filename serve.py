@@ -11,6 +11,7 @@ if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # until all modules are imported: Ctrl-C shows no traceback
 
 import argparse
+import errno
 import socket
 import sys
 from importlib.util import find_spec
@@ -80,7 +81,7 @@ def listen(host: str, port: int) -> socket.socket:
         if listener is not None:
             listener.close()
         reason = getattr(error, "strerror", None) or error
-        hint = f"try --port {port + 1}" if 0 < port < 65535 else ""
+        hint = "choose another --port" if getattr(error, "errno", None) == errno.EADDRINUSE else ""
         raise ConfigError(COMMAND_LINE, "", f"cannot listen on {host}, port {port} ({reason})", hint) from None
 
 

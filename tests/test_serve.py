@@ -25,6 +25,7 @@ import pytest
 from PIL import Image
 
 import serve
+from datamodules import text
 from engine.config.signatures import PROJECT
 from engine.contracts import DataError, UserError
 from engine.inference.predictor import Predictions, load
@@ -180,6 +181,15 @@ def test_pictures_of_any_size_and_mode(pictures, tmp_path):
 def test_texts(texts):
     given = ["a great film", "awful", "the plot was boring and the actor was poor"]
     expect(texts.predict(*given), load(texts.folder).predict(given))
+
+
+@pytest.mark.needs("text", "bert")
+def test_the_tokenizer_is_loaded_once(texts, monkeypatch):
+    predictor, loaded = load(texts.folder), []
+    original = text.pretrained_tokenizer
+    monkeypatch.setattr(text, "pretrained_tokenizer", lambda *names: loaded.append(names) or original(*names))
+    assert predictor.predict(["great"]).classes == predictor.predict(["great"]).classes
+    assert len(loaded) == 1
 
 
 def test_the_description_of_a_run(iris):
@@ -418,7 +428,7 @@ MISTAKES = [
     ([], "the following arguments are required: RUN"),
     (["RUN", "--port", "65536"], "--port: 65536 is not a number from 0 to 65535"),
     (["RUN", "--port", "http"], "argument --port: invalid int value: 'http'"),
-    (["RUN", "--port", "USED"], "(Address already in use); try --port "),
+    (["RUN", "--port", "USED"], "(Address already in use); choose another --port"),
     (["RUN", "--host", "no.such.host.invalid"], "cannot listen on no.such.host.invalid, port 8000"),
     (["RUN", "--max-batch", "0"], "--max-batch: 0 is below 1"),
     (["RUN", "--port", "0", "--device", "gpu7"], "--device: gpu7 is not a device of this machine"),
@@ -436,6 +446,12 @@ def test_a_mistake_is_one_line(arguments, message, iris, tmp_path):
         serve.main([str(names.get(word, word)) for word in arguments])
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_answers_are_sent_at_once():
+    """asyncio sets TCP_NODELAY only for sockets with this protocol. Without it, each answer takes 40 ms."""
+    with serve.listen("127.0.0.1", 0) as listener:
+        assert listener.proto == socket.IPPROTO_TCP
 
 
 def test_a_missing_package_is_named(iris, monkeypatch):
@@ -483,8 +499,7 @@ def ignore_errors(server: Server, body: bytes) -> None:
 
 
 def test_the_page_names_no_other_host():
-    text = PAGE.read_text(encoding="utf-8")
-    assert not re.findall(r"https?://|//[\w-]+\.\w|@import|url\(|\bsrc=", text)
+    assert not re.findall(r"https?://|//[\w-]+\.\w|@import|url\(|\bsrc=", PAGE.read_text(encoding="utf-8"))
 
 
 def test_a_browser_may_load_nothing_from_other_hosts(iris):
