@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import http.client
+import importlib
 import io
 import json
 import os
@@ -25,7 +26,6 @@ import pytest
 from PIL import Image
 
 import serve
-from datamodules import text
 from engine.config.signatures import PROJECT
 from engine.contracts import DataError, UserError
 from engine.inference.predictor import Predictions, load
@@ -186,8 +186,10 @@ def test_texts(texts):
 @pytest.mark.needs("text", "bert")
 def test_the_tokenizer_is_loaded_once(texts, monkeypatch):
     predictor, loaded = load(texts.folder), []
-    original = text.pretrained_tokenizer
-    monkeypatch.setattr(text, "pretrained_tokenizer", lambda *names: loaded.append(names) or original(*names))
+    original = importlib.import_module("datamodules.text").pretrained_tokenizer
+    monkeypatch.setattr(
+        "datamodules.text.pretrained_tokenizer", lambda *names: loaded.append(names) or original(*names)
+    )
     assert predictor.predict(["great"]).classes == predictor.predict(["great"]).classes
     assert len(loaded) == 1
 
