@@ -57,22 +57,21 @@ def run(options: Namespace) -> list[Comparison]:
 def serve(folder: Path, explain: bytes, *options: str) -> Iterator[Address]:
     """Yield the address of a server that has read the training samples, as the answer to `explain` shows."""
     command = [sys.executable, str(PROJECT / "serve.py"), str(folder), "--port", "0", *options]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    try:
-        assert process.stdout is not None
-        found = re.search(r"http://([\d.]+):(\d+)", process.stdout.readline())
-        if found is None:
-            raise BenchmarkError(f"serve.py ended with exit code {process.wait()}")
-        address = found[1], int(found[2])
-        with socket.create_connection(address) as connection:
-            connection.sendall(explain)
-            while b'"similar":null' in read_answer(connection):
-                time.sleep(0.5)
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            found = re.search(r"http://([\d.]+):(\d+)", process.stdout.readline())
+            if found is None:
+                raise BenchmarkError(f"serve.py ended with exit code {process.wait()}")
+            address = found[1], int(found[2])
+            with socket.create_connection(address) as connection:
                 connection.sendall(explain)
-        yield address
-    finally:
-        process.terminate()
-        process.wait()
+                while b'"similar":null' in read_answer(connection):
+                    time.sleep(0.5)
+                    connection.sendall(explain)
+            yield address
+        finally:
+            process.terminate()
 
 
 def as_request(path: str, image: Any) -> bytes:
