@@ -26,8 +26,8 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
 from engine.contracts import InputPart, UserError
+from engine.inference.data_urls import overlay_url
 from engine.inference.integrated_gradients import integrated_gradients
-from engine.inference.pictures import overlay_url
 from engine.inference.predictor import Predictions, Predictor
 from engine.inference.request_inputs import RequestInputs
 from engine.inference.similar import SimilarSamples

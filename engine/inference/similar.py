@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from engine.contracts import DataError
-from engine.inference.pictures import image_url
+from engine.inference.data_urls import image_url
 from engine.inference.predictor import Predictor
 from engine.inference.trained_run import TrainedRun
 
