@@ -13,6 +13,8 @@
     decode      decoding CIFAR-10 as PNG files, compared with a loop with Pillow on every core (2 minutes)
     large       training from files that are larger than the memory for data, compared with training from memory
                 (15 minutes, 20 GB of disk)
+    serve       requests to serve.py in batches, compared with one client without batching; needs the extra [serve]
+                (2 minutes)
     ddp         two processes, compared with a bare loop with DistributedDataParallel (5 minutes)
 
 The results are medians of ratios, with their ranges. On a shared machine, ratios are more reliable than seconds. They are
@@ -39,6 +41,7 @@ NAMES = (
     "predict",
     "decode",
     "large",
+    "serve",
     "ddp",
 )
 

@@ -118,7 +118,9 @@ class ClassificationDataModule(LightningDataModule):
         raise DataError(f"INPUT: {type(self).__name__} cannot read {source}{labels}; give a .npy file")
 
     def take_inputs(self, values: Any, spec: DataSpec, folder: Path) -> NewInputs:
-        """Take values in memory for predictions: here an array or tensor (N, *input_shape) or, for images, paths.
+        """Take values in memory for predictions: here an array or tensor (N, *input_shape).
+
+        Pictures may also be a list of paths, or of the bytes of picture files.
 
         Args:
             values: The values.
@@ -129,7 +131,8 @@ class ClassificationDataModule(LightningDataModule):
             DataError: if they do not fit the model.
         """
         if spec.modality == "image" and not hasattr(values, "shape"):
-            return picture_inputs(list(map(str, values)), self.picture_format(spec), spec.input_shape[0])
+            pictures = [value if isinstance(value, bytes) else str(value) for value in values]
+            return picture_inputs(pictures, self.picture_format(spec), spec.input_shape[0])
         return array_inputs(np.asarray(values), spec, "the array")
 
     def picture_format(self, spec: DataSpec) -> Format:

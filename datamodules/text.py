@@ -47,6 +47,7 @@ from engine.terminal import print_line
 
 if TYPE_CHECKING:
     import pyarrow
+    from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerBase
 
 rank_zero_print = rank_zero_only(print_line)
@@ -150,6 +151,7 @@ class Text(ClassificationDataModule):
         self.class_names: tuple[str, ...] = ()
         self._prepared: dict[Split, Labelled] = {}
         self._texts: dict[Split, LabelledTexts] = {}
+        self._loaded: dict[Path, tuple[PreTrainedTokenizerBase, Tokenizer]] = {}  # for the folder of a run
         self._rows: dict[Split, tuple[Split, Tensor]] = {}  # for each split, its source and its rows in that source
 
     @property
@@ -200,7 +202,7 @@ class Text(ClassificationDataModule):
             rows = read_lines("INPUT", source)
         else:
             rows = read_file("INPUT", source, columns, on_broken)
-        self.tokenizer = pretrained_tokenizer(str(folder / "tokenizer"), None)
+        self._load_tokenizer(folder)
         return NewInputs(self._encoded(rows, problems, with_labels), estimated_rows(source))
 
     def take_inputs(self, values: Any, spec: DataSpec, folder: Path) -> NewInputs:
@@ -209,12 +211,19 @@ class Text(ClassificationDataModule):
         if any(len(pair) != 2 or (pair[1] is None) != (self.columns.second_text is None) for pair in pairs):
             expected = "texts" if self.columns.second_text is None else "pairs of texts"
             raise DataError(f"INPUT: the model takes a list of {expected}")
-        self.tokenizer = pretrained_tokenizer(str(folder / "tokenizer"), None)
+        self._load_tokenizer(folder)
         rows = (Row(number, text, second, "") for number, (text, second) in enumerate(pairs, 1))
         return NewInputs(self._encoded(rows, {}, with_labels=False), len(pairs))
 
+    def _load_tokenizer(self, folder: Path) -> None:
+        """Load the tokenizer of a run, but only once, because a server takes new texts all the time."""
+        if folder not in self._loaded:
+            tokenizer = pretrained_tokenizer(str(folder / "tokenizer"), None)
+            self._loaded = {folder: (tokenizer, truncating(tokenizer, self.max_length))}
+        self.tokenizer, self._backend = self._loaded[folder]
+
     def _encoded(self, rows: Iterator[Row], problems: Mapping[int, str], with_labels: bool) -> Iterator[InputPart]:
-        backend, first = truncating(self.tokenizer, self.max_length), 1
+        backend, first = self._backend, 1
         while chunk := list(islice(rows, CHUNK)):
             arrays = encode_chunk(backend, [(row.text, row.second_text) for row in chunk])
             found = {i: problems[row.number] for i, row in enumerate(chunk) if row.number in problems}

@@ -1,4 +1,4 @@
-"""TensorBoard in a real browser: headless Chromium, controlled through pipes.
+"""Pages in a real browser: headless Chromium, controlled through pipes.
 
 The protocol is that of Chrome's developer tools (https://chromedevtools.github.io/devtools-protocol/). Each message is JSON
 followed by a zero byte, so neither a driver nor a package is needed.
@@ -88,6 +88,18 @@ class Browser:
             assert time.monotonic() < end, f"missing: {missing}; the page shows:\n{visible[:4000]}"
             time.sleep(0.25)
 
+    def choose_file(self, path: Path) -> None:
+        """Choose a file in the only file input of the page."""
+        root = self._request("DOM.getDocument")["root"]["nodeId"]
+        node = self._request("DOM.querySelector", nodeId=root, selector="input[type=file]")["nodeId"]
+        self._request("DOM.setFileInputFiles", nodeId=node, files=[str(path)])
+
+    def drop_file(self, path: Path, x: float, y: float) -> None:
+        """Drag a file to a place in the window, and drop it there."""
+        data = {"items": [], "files": [str(path)], "dragOperationsMask": 1}
+        for kind in ("dragEnter", "dragOver", "drop"):
+            self._request("Input.dispatchDragEvent", type=kind, x=x, y=y, data=data)
+
     def screenshot(self) -> bytes:
         """The window as a PNG file."""
         return base64.b64decode(self._request("Page.captureScreenshot", format="png")["data"])
@@ -114,13 +126,13 @@ class Browser:
 
 
 @contextmanager
-def browser() -> Iterator[Browser]:
-    """A Chromium with a temporary profile."""
+def browser(*options: str) -> Iterator[Browser]:
+    """A Chromium with a temporary profile, and with more command-line options."""
     assert CHROMIUM is not None
     ours, theirs = os.pipe(), os.pipe()  # what we write, what Chromium writes: (read, write)
 
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
-        command = [CHROMIUM, f"--user-data-dir={profile}", *OPTIONS]
+        command = [CHROMIUM, f"--user-data-dir={profile}", *options, *OPTIONS]
         process = subprocess.Popen(
             command,
             preexec_fn=_place_descriptors(ours[0], theirs[1]),

@@ -19,6 +19,7 @@ from benchmarks import (
     measure,
     mnist,
     pictures,
+    serve,
     start,
     step,
 )
@@ -154,3 +155,12 @@ def shortened(arguments: list[str]) -> list[str]:
     """Arguments for two steps."""
     kept = [argument for argument in arguments if not argument.startswith("trainer.max_steps")]
     return [*kept, "trainer.max_steps=2"]
+
+
+@pytest.mark.slow
+@pytest.mark.real_data
+def test_requests_are_measured(real_data, monkeypatch):
+    monkeypatch.setattr(serve, "REQUESTS", 40)
+    (row,) = serve.run(Namespace(data=str(real_data), pairs=1))
+    assert row.ours[0] > 0
+    assert "99th percentile" in row.note

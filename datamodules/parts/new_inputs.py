@@ -1,8 +1,10 @@
 """Reads data for predictions: arrays, tables and pictures, in parts, so that it may be larger than memory."""
 
+import io
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 
 ARRAY_BYTES = 1 << 26  # of an array in a part
 PICTURES = 256  # in a part
+SMALL = 1 << 14  # bytes; threads would wait for each other longer than they decode such files
 
 
 def read_array(path: Path, spec: DataSpec) -> NewInputs:
@@ -135,38 +138,50 @@ def list_pictures(source: Path) -> list[str]:
     return paths
 
 
-def picture_inputs(paths: Sequence[str], how: Format, channels: int, labels: Sequence[str] | None = None) -> NewInputs:
+def picture_inputs(
+    pictures: Sequence[str | bytes], how: Format, channels: int, labels: Sequence[str] | None = None
+) -> NewInputs:
     """Decode pictures with all cores.
 
     Args:
-        paths: The files.
+        pictures: The paths or the bytes of the files.
         how: How they are scaled.
         channels: 3, or 1 for grey pictures.
         labels: Label of each picture; None for pictures without labels.
     """
 
     def parts() -> Iterator[InputPart]:
-        with ThreadPoolExecutor(max(1, available_cores())) as pool:
-            for start in range(0, len(paths), PICTURES):
-                part = paths[start : start + PICTURES]
-                decoded = list(pool.map(lambda path: _decode(path, how, channels), part))
-                problems = {row: found for row, found in enumerate(decoded) if isinstance(found, str)}
-                images = torch.zeros(len(part), channels, how.size, how.size, dtype=torch.uint8)
-                for row, found in enumerate(decoded):
-                    if not isinstance(found, str):
-                        images[row] = torch.from_numpy(found)
-                chosen = None if labels is None else list(labels[start : start + PICTURES])
-                yield InputPart(part, images, chosen, problems)
+        for start in range(0, len(pictures), PICTURES):
+            part = pictures[start : start + PICTURES]
+            decoded = _decode_all(part, how, channels)
+            problems = {row: found for row, found in enumerate(decoded) if isinstance(found, str)}
+            images = torch.zeros(len(part), channels, how.size, how.size, dtype=torch.uint8)
+            for row, found in enumerate(decoded):
+                if not isinstance(found, str):
+                    images[row] = torch.from_numpy(found)
+            chosen = None if labels is None else list(labels[start : start + PICTURES])
+            names = [row if isinstance(picture, bytes) else picture for row, picture in enumerate(part, start + 1)]
+            yield InputPart(names, images, chosen, problems)
 
-    return NewInputs(parts(), len(paths))
+    return NewInputs(parts(), len(pictures))
 
 
-def _decode(path: str, how: Format, channels: int) -> Any:
+def _decode_all(pictures: Sequence[str | bytes], how: Format, channels: int) -> list[Any]:
+    """Return what `_decode` returns for each picture."""
+    decode_one = partial(_decode, how=how, channels=channels)
+    if all(isinstance(picture, bytes) and len(picture) < SMALL for picture in pictures):
+        return list(map(decode_one, pictures))
+    with ThreadPoolExecutor(max(1, available_cores())) as pool:
+        return list(pool.map(decode_one, pictures))
+
+
+def _decode(picture: str | bytes, how: Format, channels: int) -> Any:
     """Return a picture (C, H, W), or why it cannot be decoded."""
+    file = io.BytesIO(picture) if isinstance(picture, bytes) else picture
     try:
-        pixels = decode(path, how)
+        pixels = decode(file, how)
     except Exception as error:  # a decoder raises errors of many types for a broken file
-        return picture_problem(path, error)
+        return picture_problem(file, error)
     if channels == 1:
         pixels = (pixels @ np.array([0.299, 0.587, 0.114])).round().astype(np.uint8)[:, :, None]  # ITU-R BT.601
     return np.ascontiguousarray(pixels.transpose(2, 0, 1))

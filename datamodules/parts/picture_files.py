@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import wait
 from pathlib import Path
-from typing import Literal
+from typing import BinaryIO, Literal
 
 import numpy as np
 from PIL import Image, ImageColor, ImageOps
@@ -209,20 +209,20 @@ def _decode_chunk(key: str, first: int, paths: Sequence[str], how: Format, file:
     return broken
 
 
-def picture_problem(path: str, error: Exception) -> str:
+def picture_problem(file: str | BinaryIO, error: Exception) -> str:
     """Return why a picture cannot be decoded."""
     if isinstance(error, FileNotFoundError):
         return "it does not exist"
-    return getattr(error, "strerror", None) or one_line(error).replace(f" {path!r}", "")
+    return getattr(error, "strerror", None) or one_line(error).replace(f" {file!r}", "")
 
 
-def decode(path: str, how: Format) -> np.ndarray:
+def decode(file: str | BinaryIO, how: Format) -> np.ndarray:
     """Decode a picture to a square (size, size, 3) of uint8.
 
     The first frame of an animation is used, the EXIF orientation is applied, and transparent pixels get the background.
     Pictures that have the right size keep their pixels.
     """
-    with Image.open(path, formats=FORMATS) as image:
+    with Image.open(file, formats=FORMATS) as image:
         if how.fit == "crop":
             image.draft("RGB", (how.size, how.size))  # a JPEG is decoded at a smaller size that is still large enough
         ImageOps.exif_transpose(image, in_place=True)

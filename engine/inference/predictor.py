@@ -43,6 +43,11 @@ class Predictions:
     def __len__(self) -> int:
         return len(self.probabilities)
 
+    def __getitem__(self, rows: slice) -> "Predictions":
+        start, stop, _ = rows.indices(len(self))
+        problems = {row - start: problem for row, problem in self.problems.items() if start <= row < stop}
+        return Predictions(self.names[rows], self.class_names, self.probabilities[rows], problems)
+
     @property
     def classes(self) -> list[str]:
         """The name of the most probable class of each row; "" for a row that could not be read."""
@@ -93,8 +98,8 @@ class Predictor:
 
         Args:
             data: What the datamodule of the run takes: the path of a file or folder, an array or tensor (N, *input_shape),
-                a list of texts or of pairs of texts, a list of paths of pictures, or a table (a list of dictionaries, a
-                dictionary of columns, or a DataFrame).
+                a list of texts or of pairs of texts, a list of paths or of the bytes of pictures, or a table (a list of
+                dictionaries, a dictionary of columns, or a DataFrame).
 
         Raises:
             DataError: if the data cannot be read.
@@ -149,6 +154,17 @@ class Predictor:
             batches = [(self._batch_logits(inputs), labels) for inputs, labels in self.datamodule.val_dataloader()]
         logits, labels = (torch.cat(values) for values in zip(*batches, strict=True))
         return logits.softmax(1).float().numpy(), labels.numpy()
+
+    @torch.inference_mode()
+    def features(self, inputs: Any) -> Tensor | None:
+        """Return the inputs (B, F) of the last linear layer, in float32, on the CPU; None if the model has no such layer.
+
+        Args:
+            inputs: A batch, such as ``part.inputs[indices]``.
+        """
+        with self.autocast():
+            features = self.model.features(self.to_device(inputs))
+        return None if features is None else features.float().cpu()
 
     def to_device(self, inputs: Any) -> Any:
         """Return a batch on the device of the model."""
