@@ -242,12 +242,11 @@ def explain_sample(predictor: Predictor, part: InputPart) -> dict[str, Any]:
         ``class`` and ``against``, and ``features`` or ``tokens`` with their share, or the URL of an ``overlay``. The
         absolute values of the shares add up to 1.
     """
-    inputs = part.inputs[torch.tensor([0])]
-    first, second = predictor.logits(inputs)[0].topk(2).indices.tolist()
+    first, second = predictor.logits(part.inputs)[0].topk(2).indices.tolist()
     result: dict[str, Any] = {"class": predictor.class_names[first], "against": predictor.class_names[second]}
     names, attributions = explain_row(predictor, part, 0)
     if predictor.spec.modality == "image":
-        return result | {"overlay": overlay_url(inputs[0], attributions)}
+        return result | {"overlay": overlay_url(part.inputs[0], attributions)}
     shares = (attributions / attributions.abs().sum().clamp(min=1e-12)).tolist()
     kind, key = ("tokens", "text") if predictor.spec.modality == "tokens" else ("features", "name")
     return result | {kind: [{key: name, "share": share} for name, share in zip(names, shares, strict=True)]}
