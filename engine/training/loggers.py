@@ -12,17 +12,18 @@ import re
 import threading
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from tensorboard.compat.proto import event_pb2
-from torch.utils.tensorboard import SummaryWriter
-from torch.utils.tensorboard.summary import hparams
 
 from engine.training.clock import Clock
+
+if TYPE_CHECKING:  # its import takes 0.25 s, which predictions do not need
+    from torch.utils.tensorboard import SummaryWriter
 
 STAGES = {"train": "", "val": "val", "test": "test"}  # first part of a metric's name -> folder of its event file
 # sections of TensorBoard's page for metrics that do not measure quality
@@ -62,8 +63,10 @@ class RunLogger(TensorBoardLogger):
         self.folder, self.clock = folder, clock
         self._writers: dict[str, SummaryWriter] = {}
 
-    def writer(self, stage: str) -> SummaryWriter:
+    def writer(self, stage: str) -> "SummaryWriter":
         """The writer of the stage `train`, `val` or `test`, in the first process only."""
+        from torch.utils.tensorboard import SummaryWriter
+
         name = STAGES[stage]
         if name not in self._writers:
             self._writers[name] = SummaryWriter(str(self.folder / name)) if name else self.experiment
@@ -110,6 +113,8 @@ class RunLogger(TensorBoardLogger):
             varied: Hyperparameters whose columns come first. TensorBoard shows five columns at first.
             metrics: Names of metrics that were logged, such as ``test/accuracy``.
         """
+        from torch.utils.tensorboard.summary import hparams
+
         experiment, *session = hparams(dict(hyperparameters), {})
         content = experiment.value[0].metadata.plugin_data
         plugin = hparams_plugin(content.content)
