@@ -12,6 +12,7 @@ if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # until all modules are imported: Ctrl-C shows no traceback
 
 import argparse
+import glob
 import os
 import shutil
 import sys
@@ -75,6 +76,8 @@ def main(argv: list[str]) -> int:
     for file in written:
         show("wrote", f"{output.with_name(file.name)}; the .json beside it is for programs, and the .md has code")
     if refusal:
+        for file in output.parent.glob(f"{glob.escape(output.stem)}.int8.onnx*"):  # of an earlier export
+            file.unlink()
         raise export.ExportError(refusal)
     return 0
 
@@ -148,10 +151,11 @@ def show(title: str, text: str) -> None:
 
 def show_table(measured: "Mapping[str, Measurement]") -> None:
     """Print accuracy, size and speed side by side."""
-    print_line(f"{'':<17}{'accuracy':>10}{'megabytes':>12}{'rows per second':>18}")
+    width = max(map(len, measured))
+    print_line(f"{'':<{width}}{'accuracy':>10}{'megabytes':>12}{'rows per second':>18}")
     for name, values in measured.items():
         size = "" if values.num_bytes is None else f"{values.num_bytes / 1e6:.2f}"
-        print_line(f"{name:<17}{values.accuracy:>10.2%}{size:>12}{values.rows_per_second:>18,.0f}")
+        print_line(f"{name:<{width}}{values.accuracy:>10.2%}{size:>12}{values.rows_per_second:>18,.0f}")
 
 
 if __name__ == "__main__":

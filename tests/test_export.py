@@ -345,6 +345,7 @@ def test_other_networks_are_quantized_dynamically(copied, speeds):
 
 
 def test_a_slow_quantized_file_is_refused_and_the_other_file_stays(copied, speeds):
+    exported(copied, "onnx", "--int8", "--max-loss", "100")
     speeds[2] = 1.9
     with pytest.raises(UserError, match=r"--int8: is slower on this machine \(2 rows per second, and fp32 has 2\)"):
         export.main([str(copied), "--to", "onnx", "--int8", "--max-loss", "100"])
