@@ -111,8 +111,10 @@ class ClassificationDataModule(LightningDataModule):
             return picture_inputs(list_pictures(source), self.picture_format(spec), spec.input_shape[0])
         names = self.spec.feature_names
         if spec.modality == "features" and names and not with_labels:
-            columns, batches = open_table("INPUT", source)
-            parts = table_inputs(str(source), columns, batches, [Column(name, ()) for name in names], None, False)
+            ragged: dict[int, str] = {}
+            columns, batches = open_table("INPUT", source, ragged=ragged)
+            wanted = [Column(name, ()) for name in names]
+            parts = table_inputs(str(source), columns, batches, wanted, None, False, ragged)
             return NewInputs(parts, estimated_rows(source))
         labels = " with labels" if with_labels else ""
         raise DataError(f"INPUT: {type(self).__name__} cannot read {source}{labels}; give a .npy file")

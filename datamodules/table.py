@@ -1,6 +1,6 @@
 """Tables with a column of labels, from CSV, TSV and Parquet files of the user."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -158,8 +158,9 @@ class Table(ClassificationDataModule):
         """Read the columns of the training set from a table. The table may have a column with labels."""
         if source.suffix.lower() == ".npy":
             return read_array(source, spec)
-        names, batches = open_table("INPUT", source)
-        return NewInputs(self._encoded(str(source), names, batches, spec, with_labels), estimated_rows(source))
+        ragged: dict[int, str] = {}
+        names, batches = open_table("INPUT", source, ragged=ragged)
+        return NewInputs(self._encoded(str(source), names, batches, spec, with_labels, ragged), estimated_rows(source))
 
     def take_inputs(self, values: Any, spec: DataSpec, folder: Path) -> NewInputs:
         """Take a table: a list of dictionaries, a dictionary of columns, a DataFrame, or an encoded array (N, D)."""
@@ -175,10 +176,11 @@ class Table(ClassificationDataModule):
         batches: "Iterable[pyarrow.RecordBatch]",
         spec: DataSpec,
         with_labels: bool = False,
+        ragged: Mapping[int, str] | None = None,
     ) -> Iterator[InputPart]:
         assert spec.categories is not None
         columns = [Column(name, kind) for name, kind in zip(spec.feature_names, spec.categories, strict=True)]
-        return table_inputs(title, names, batches, columns, self.target if with_labels else None, True)
+        return table_inputs(title, names, batches, columns, self.target if with_labels else None, True, ragged)
 
     def splits(self) -> dict[Split, Labelled]:
         """Return the three splits."""

@@ -112,6 +112,29 @@ def test_a_table_in_memory_is_predicted_as_its_file(kind, table):
 
 
 @pytest.mark.needs("table")
+@pytest.mark.parametrize("block", [1 << 9, 1 << 24], ids=["many blocks", "one block"])
+def test_rows_with_too_many_or_too_few_columns(block, table, tmp_path, monkeypatch):
+    folder, test = table
+    header, *rows = test.read_text(encoding="utf-8").splitlines()
+    broken = {0, 7, 8, 9, 50, len(rows) - 1}
+    lines = [f"{row},more" if i in broken else row for i, row in enumerate(rows)]
+    lines[8] = "1"
+    (tmp_path / "broken.csv").write_text("\n".join([header, *lines]) + "\n", encoding="utf-8")
+    monkeypatch.setattr("datamodules.parts.table_files.BLOCK_BYTES", block)
+    with pytest.raises(UserError, match="INPUT: 1: 6 columns; the file has 5; --skip-broken leaves its class empty"):
+        predict.main([str(folder), str(tmp_path / "broken.csv")])
+    found = {}
+    for source, options in ((test, []), (tmp_path / "broken.csv", ["--skip-broken"])):
+        output = tmp_path / f"{source.stem}_out.csv"
+        assert predict.main([str(folder), str(source), "--output", str(output), *options]) == 0
+        found[source] = rows_of(output)
+    for i, (whole, row) in enumerate(zip(*found.values(), strict=True)):
+        assert row["row"] == str(i + 1)
+        assert row["problem"] == (f"{1 if i == 8 else 6} column{'s' * (i != 8)}; the file has 5" if i in broken else "")
+        assert row["predicted"] == ("" if i in broken else whole["predicted"])
+
+
+@pytest.mark.needs("table")
 def test_several_processes_keep_the_order(table, tmp_path, monkeypatch):
     folder, test = table
     header, *rows = test.read_text(encoding="utf-8").splitlines()

@@ -2,7 +2,7 @@
 
 import io
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from datamodules.parts.columns import Column, encode_rows
 from datamodules.parts.labels import without_missing
@@ -75,6 +76,7 @@ def table_inputs(
     columns: Sequence[Column],
     target: str | None,
     may_be_missing: bool,
+    ragged: Mapping[int, str] | None = None,
 ) -> Iterator[InputPart]:
     """Encode the rows of a table. Columns may have any order, and other columns are ignored.
 
@@ -85,6 +87,7 @@ def table_inputs(
         columns: Columns of the model.
         target: Column of labels to read; None for data without labels.
         may_be_missing: Whether the model takes missing values.
+        ragged: Rows that `open_table` leaves out while it reads the batches, and what is wrong with them.
 
     Raises:
         DataError: if a column is missing.
@@ -108,10 +111,44 @@ def table_inputs(
                 for row, column in inputs.isnan().nonzero().tolist():
                     problems.setdefault(row, f"no number in column {columns[column].name!r}")
             labels = without_missing(table[target]).to_pylist() if target else None
-            yield InputPart(range(start + 1, start + 1 + len(batch)), inputs, labels, problems)
-            start += len(batch)
+            part = _with_ragged_rows(start, inputs, labels, problems, ragged or {})
+            yield part
+            start += len(part.names)
+        if others := {row - start: problem for row, problem in (ragged or {}).items() if row >= start}:
+            names, labels = range(start + 1, start + 1 + len(others)), [None] * len(others) if target else None
+            yield InputPart(names, torch.zeros(len(others), len(columns)), labels, others)
 
     return parts()
+
+
+def _with_ragged_rows(
+    start: int, inputs: Tensor, labels: Sequence[str | None] | None, problems: dict[int, str], ragged: Mapping[int, str]
+) -> InputPart:
+    """Return a part with the rows that were left out of it.
+
+    Args:
+        start: Index of its first row in the file.
+        inputs: The other rows (n, D).
+        labels: Their labels.
+        problems: Their problems.
+        ragged: The rows of the file that were left out, and what is wrong with them.
+    """
+    left_out: list[int] = []
+    for row in sorted(row - start for row in ragged if row >= start):
+        if row < len(inputs) + len(left_out):  # the others belong to later parts
+            left_out.append(row)
+    names = range(start + 1, start + 1 + len(inputs) + len(left_out))
+    if not left_out:
+        return InputPart(names, inputs, labels, problems)
+    kept = np.setdiff1d(np.arange(len(names)), left_out)
+    all_inputs = torch.zeros(len(names), inputs.shape[1])
+    all_inputs[kept] = inputs
+    all_problems = {int(kept[row]): problem for row, problem in problems.items()}
+    all_problems |= {row: ragged[start + row] for row in left_out}
+    all_labels: list[str | None] = [None] * len(names)
+    for row, label in zip(kept, labels or (), strict=False):
+        all_labels[row] = label
+    return InputPart(names, all_inputs, None if labels is None else all_labels, all_problems)
 
 
 def list_pictures(source: Path) -> list[str]:

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from datamodules.parts.labels import MISSING, without_missing
 from engine.contracts import DataError, listed
+from engine.terminal import count_of
 
 if TYPE_CHECKING:
     import pyarrow
@@ -164,8 +165,17 @@ def get_column(key: str, path: Path, table: "pyarrow.Table", name: str) -> "pyar
     return without_missing(table[name])
 
 
-def open_table(key: str, path: Path, drop: Sequence[str] = ()) -> "tuple[list[str], Iterator[pyarrow.RecordBatch]]":
-    """Open a table whose rows are read in batches. Arguments and errors are those of `read_table`.
+def open_table(
+    key: str, path: Path, drop: Sequence[str] = (), ragged: dict[int, str] | None = None
+) -> "tuple[list[str], Iterator[pyarrow.RecordBatch]]":
+    """Open a table whose rows are read in batches. The other arguments and errors are those of `read_table`.
+
+    Args:
+        key: Config key of the file, for errors.
+        path: The file.
+        drop: Columns whose values are not needed.
+        ragged: Rows of a text file with too many or too few columns are left out and added here: their index, counted from
+            0, and what is wrong. None to raise an error instead.
 
     Returns:
         The names of the columns, and an iterator over the batches. All columns are texts.
@@ -182,7 +192,9 @@ def open_table(key: str, path: Path, drop: Sequence[str] = ()) -> "tuple[list[st
     if not path.exists():
         raise DataError(f"{key}: {path} does not exist; give a {expected} file")
     try:
-        names, batches = _open_parquet(key, path, drop) if path.suffix.lower() in PARQUET else _open_text(key, path)
+        names, batches = (
+            _open_parquet(key, path, drop) if path.suffix.lower() in PARQUET else _open_text(key, path, ragged)
+        )
         if repeated := sorted({name for name in names if names.count(name) > 1}):
             raise DataError(f"{key}: {path} has two columns with the name {repeated[0]!r}; rename one of them")
         first = next((batch for batch in batches if batch.num_rows), None)
@@ -231,7 +243,9 @@ def _open_parquet(key: str, path: Path, drop: Sequence[str]) -> "tuple[list[str]
     return names, batches()
 
 
-def _open_text(key: str, path: Path) -> "tuple[list[str], Iterator[pyarrow.RecordBatch]]":
+def _open_text(
+    key: str, path: Path, ragged: dict[int, str] | None
+) -> "tuple[list[str], Iterator[pyarrow.RecordBatch]]":
     import pyarrow as pa
     import pyarrow.compute as pc
     from pyarrow.csv import ConvertOptions, ParseOptions, ReadOptions, open_csv
@@ -255,10 +269,20 @@ def _open_text(key: str, path: Path) -> "tuple[list[str], Iterator[pyarrow.Recor
     names = [name if has_header and name else f"column_{number}" for number, name in enumerate(names, 1)]
     if len(set(names)) < len(names):
         return names, iter(())  # an error, see `open_table`
+    skipped = header_lines if has_header else 0
+
+    def leave_out(row: Any) -> str:
+        if ragged is None:
+            return "error"
+        ragged[row.number - skipped - 1] = f"{count_of(row.actual_columns, 'column')}; the file has {len(names)}"
+        return "skip"
+
+    # rows have numbers only if they are read by a single thread
+    reading = ReadOptions(column_names=names, skip_rows=skipped, block_size=BLOCK_BYTES, use_threads=ragged is None)
     table = open_csv(
         path,
-        ReadOptions(column_names=names, skip_rows=header_lines if has_header else 0, block_size=BLOCK_BYTES),
-        ParseOptions(delimiter=separator, newlines_in_values=True),
+        reading,
+        ParseOptions(delimiter=separator, newlines_in_values=True, invalid_row_handler=leave_out),
         ConvertOptions(column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=False),
     )
     if separator != ";":
