@@ -165,6 +165,7 @@ def test_a_table_takes_raw_rows(to, table, monkeypatch, capsys):
 
 
 @pytest.mark.needs("table")
+@pytest.mark.slow
 def test_the_code_has_any_names_of_columns(table):
     path = exported(table)
     description = json.loads(path.with_name(f"{path.name}.json").read_text(encoding="utf-8"))
@@ -205,6 +206,7 @@ def test_texts_have_any_length_and_come_from_the_tokenizer_beside_the_file(to, t
 
 @pytest.mark.needs("bert")
 @pytest.mark.parametrize("config", ["iris_bert", "mnist_bert"])
+@pytest.mark.slow
 def test_bert_on_features_and_pictures(config, small_data, tmp_path):
     model = ["model.hidden_size=16", "model.num_layers=1", "model.num_heads=2"]
     data = [f"data.root={small_data}"] if config == "mnist_bert" else []
@@ -212,6 +214,7 @@ def test_bert_on_features_and_pictures(config, small_data, tmp_path):
 
 
 @pytest.mark.needs("text", "bert")
+@pytest.mark.slow
 def test_pairs_of_texts_have_token_types(small_data, tmp_path):
     rows = [f"first {i}\tsecond {i % 7}\t{i % 2}" for i in range(80)]
     source = small_data / "pairs.tsv"
@@ -450,6 +453,7 @@ def test_a_folder_that_cannot_be_written(copied):
         export.main([str(copied), "--to", "onnx"])
 
 
+@pytest.mark.slow
 def test_the_command_prints_only_its_own_lines(copied, tmp_path):
     output = tmp_path / "flowers.onnx"
     command = [sys.executable, "export.py", str(copied), "--to", "onnx", "--output", str(output)]

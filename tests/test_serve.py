@@ -237,6 +237,7 @@ def test_an_explanation_of_a_text(texts):
 
 
 @pytest.mark.needs("table")
+@pytest.mark.slow
 def test_without_the_training_data_there_are_no_similar_samples(table, tmp_path):
     folder = shutil.copytree(table.folder, tmp_path / "runs/table_mlp/moved")
     config = folder / "config.yaml"
@@ -474,6 +475,7 @@ def test_a_mistake_of_the_command_ends_with_code_2(iris):
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.slow
 def test_a_signal_ends_the_server_and_frees_the_port(signum, iris):
     with serving(iris.folder) as server:
         waiting = socket.create_connection(("127.0.0.1", server.port))  # a request that never ends

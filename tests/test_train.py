@@ -14,6 +14,7 @@ import pytest
 import torch
 
 import evaluate
+import export
 import train
 from engine.config.config import load_config
 from engine.config.signatures import PROJECT
@@ -261,7 +262,14 @@ def test_mnist_mlp_on_the_real_files(real_data, tmp_path):
 @pytest.mark.real_data
 def test_mnist_cnn_on_the_real_files(real_data, tmp_path):
     folder = run(tmp_path, "--config", "configs/mnist_cnn.yaml", f"data.root={real_data}", "trainer.max_epochs=1")
-    assert figures(folder)["test/accuracy"] > 0.98
+    found = figures(folder)
+    assert found["test/accuracy"] > 0.98
+    assert found["test/calibration_error"] < 0.005 < 0.05 < found["test/uncalibrated_error"]
+    assert export.main([str(folder), "--to", "onnx"]) == 0
+    comparison = json.loads((folder / "exports/model.onnx.json").read_text(encoding="utf-8"))["comparison"][
+        "model.onnx"
+    ]
+    assert (comparison["num_rows"], comparison["equal_classes"]) == (10_000, 1)
 
 
 @pytest.mark.real_data

@@ -70,6 +70,7 @@ def test_the_metrics_of_a_value_are_those_of_its_samples(num_classes):
         assert all(low < value < high for value, low, high in each.metrics.values())
 
 
+@pytest.mark.slow
 def test_an_interval_covers_the_expected_loss():
     """About 95 of 100 intervals contain the expectation."""
     generator, covered = torch.Generator().manual_seed(1), 0
