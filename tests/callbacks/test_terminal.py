@@ -86,7 +86,7 @@ def test_run_prints_a_summary_at_its_start_and_at_its_end(terminal):
     titles = [line[:13].strip() for line in terminal[0].split("\n") if line and "\r" not in line]
     assert [title for title in titles if title != "expected"] == [
         "run folder: /", "data", "model", "device", "steps",
-        "test", "validation", "checkpoint", "trained", "speed", "time", "run folder", "TensorBoard",
+        "test", "validation", "calibration", "checkpoint", "trained", "speed", "time", "run folder", "TensorBoard",
     ]  # fmt: skip
     data = "iris: 4 features, 3 classes, 96 for training, 24 for validation, 30 for the test"
     assert f"data         {data}\n" in terminal[0]
