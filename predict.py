@@ -88,7 +88,8 @@ def make_parser() -> CommandLineParser:
     parser.add_argument("--explain", action="store_true", help="add how much each feature, token or pixel contributes")
     parser.add_argument("--skip-broken", action="store_true", help="write the reason for a row that cannot be read")
     parser.add_argument("--resume", action="store_true", help="go on with an interrupted prediction")
-    parser.add_argument("--processes", type=int, default=1, metavar="N", help="share the GPUs or cores (default: 1)")
+    processes = "number of processes, which share the GPUs or cores (default: 1)"
+    parser.add_argument("--processes", type=int, default=1, metavar="N", help=processes)
     parser.add_argument("--device", default="auto", help="cpu, cuda, or auto (default)")
     parser.add_argument("--root", type=home_path, default=Path("runs"), metavar="FOLDER", help="folder of all runs")
     return parser

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 ARRAY_BYTES = 1 << 26  # of an array in a part
 PICTURES = 256  # in a part
+TABLE_ROWS = 16_384  # in a part, so that a slow model shows its progress
 SMALL = 1 << 14  # bytes; threads would wait for each other longer than they decode such files
 
 
@@ -102,7 +103,8 @@ def table_inputs(
 
     def parts() -> Iterator[InputPart]:
         start = 0
-        for batch in batches:
+        pieces = (batch.slice(row, TABLE_ROWS) for batch in batches for row in range(0, len(batch), TABLE_ROWS))
+        for batch in pieces:
             table = pa.Table.from_batches([batch]).select(wanted)
             inputs = torch.empty(len(batch), len(columns))
             encode_rows(table, columns, inputs.numpy())

@@ -49,6 +49,10 @@ def predict_in_order(
             if waiting and (part is None or len(waiting) > PARTS_PER_PROCESS * num_processes):
                 first, future = waiting.popleft()
                 yield first, future.result()
+    except BaseException:  # such as Ctrl-C; a part may take a minute
+        for process in multiprocessing.active_children():
+            process.terminate()
+        raise
     finally:
         pool.shutdown(cancel_futures=True)
 
