@@ -190,6 +190,7 @@ def test_pictures_are_uint8_and_the_precision_is_32_bits(to, mnist, monkeypatch,
 
 @pytest.mark.needs("text", "bert")
 @pytest.mark.parametrize("to", FORMATS)
+@pytest.mark.slow
 def test_texts_have_any_length_and_come_from_the_tokenizer_beside_the_file(to, texts, monkeypatch, capsys):
     path, predictor = exported(texts, to), load(texts)
     for shape in ((1, 3), (2, 17), (5, 5)):

@@ -135,6 +135,7 @@ def test_rows_with_too_many_or_too_few_columns(block, table, tmp_path, monkeypat
 
 
 @pytest.mark.needs("table")
+@pytest.mark.slow
 def test_several_processes_keep_the_order(table, tmp_path, monkeypatch):
     folder, test = table
     header, *rows = test.read_text(encoding="utf-8").splitlines()
