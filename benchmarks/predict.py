@@ -52,8 +52,9 @@ def compare_table(root: Path, options: Namespace) -> Iterator[Comparison]:
     data = [f"data.train={root}/train.csv", "data.target=label", "trainer.max_steps=50"]
     model = ["model.num_members=1", "model.numeric_embedding=none", "model.embedding_size=8", "model.hidden_sizes=[64]"]
     predictor = load(train(root, "table_mlp", *data, *model))
-    (part,) = predictor.open({name: few[name].to_pylist() for name in few.column_names}).parts
-    yield compare(f"{TRAINING_ROWS:,} encoded rows of a table", predictor, part.inputs, split, options.pairs)
+    rows = predictor.open({name: few[name].to_pylist() for name in few.column_names})
+    inputs = torch.cat([part.inputs for part in rows.parts])
+    yield compare(f"{TRAINING_ROWS:,} encoded rows of a table", predictor, inputs, split, options.pairs)
 
     def predict() -> None:
         count = sum(len(found) for found in predictor.predict_parts(predictor.open(root / "rows.csv")))
