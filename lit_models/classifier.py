@@ -116,7 +116,8 @@ class LitClassifier(LightningModule):
             return super().load_from_checkpoint(checkpoint_path, map_location, weights_only=True, **hyperparameters)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["state_dict"].setdefault("temperature", torch.ones(()))  # old checkpoints have none
+        if "state_dict" in checkpoint:  # FSDP has loaded and removed it before
+            checkpoint["state_dict"].setdefault("temperature", torch.ones(()))  # old checkpoints have none
 
     def setup(self, stage: str) -> None:
         if self.hparams["compile"]:
