@@ -15,6 +15,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Timer
 
 from engine.checks.data_checks import check_data
+from engine.checks.device_checks import check_device
 from engine.checks.model_checks import check_model
 from engine.contracts import CheckResult, Classifier, one_line
 from engine.terminal import duration, print_line
@@ -42,6 +43,7 @@ class PreflightCheck(Callback):
         self._print_all(check_data(trainer.datamodule))  # type: ignore[attr-defined]
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._print_all(check_device(trainer, pl_module))
         batches = _training_batches(trainer)
         optimizer = trainer.optimizers[0] if len(trainer.optimizers) == 1 else None
         clip = trainer.gradient_clip_val if trainer.gradient_clip_algorithm != "value" else None

@@ -15,8 +15,11 @@ import train
 from datamodules.iris import Iris
 from datamodules.mnist import MNIST
 from engine.checks import data_checks, model_checks, preflight
+from engine.checks.device_checks import describe_device
 from engine.checks.model_checks import check_gradients, check_initial_loss, check_model, check_overfitting
 from engine.checks.preflight import _num_batches, _num_validations
+from engine.terminal import count_of
+from lit_models.cnn import LitCNN
 from lit_models.mlp import LitMLP
 from tests import files
 from tests.exactness import signalled
@@ -91,12 +94,26 @@ def makes(monkeypatch: pytest.MonkeyPatch, change: Callable) -> None:
 def test_iris_has_no_problems(check):
     results = check(*SHORT)
     assert list(results) == [
-        "class balance", "labels fit inputs", "duplicate rows", "input scale", "initial loss", "gradients",
+        "class balance", "labels fit inputs", "duplicate rows", "device", "input scale", "initial loss", "gradients",
         "overfits one batch", "learning rate", "expected time",
     ]  # fmt: skip
     assert levels(results) == {"ok", "note"}
     assert results["gradients"] == [("ok", "all 6 parameters get a gradient")]
+    threads = count_of(torch.get_num_threads(), "thread")
+    assert results["device"] == [("note", f"CPU with {threads}, precision 32-true, fused optimizer Adam")]
     assert "for the whole training; memory" in results["expected time"][0][1]
+
+
+def test_the_device_line_names_what_is_not_in_use():
+    network = LitCNN((1, 28, 28), 10, widths=[8])
+    for is_last, fused in ((True, True), (False, False)):
+        network.to(memory_format=torch.channels_last if is_last else torch.contiguous_format)
+        text = describe_device(
+            torch.device("cpu"), "32-true", network, [torch.optim.SGD(network.parameters(), fused=fused)]
+        )
+        assert text.endswith(
+            f"{'' if fused else 'not '}fused optimizer SGD, convolutions {'' if is_last else 'not '}channels-last"
+        )
 
 
 @pytest.mark.slow
