@@ -1,11 +1,23 @@
-"""Training on a CUDA GPU. These tests run on machines with a GPU only: `pytest -m gpu`."""
+"""Training and predictions on a CUDA GPU. These tests run on machines with a GPU only: `pytest -m gpu`."""
 
+import csv
+import json
+import threading
+import urllib.request
+
+import numpy as np
 import pytest
 import torch
 
+import evaluate
+import export
+import predict
+import serve
 import train
 from datamodules.parts.batches import TensorBatches
+from engine.inference.predictor import load
 from engine.training.epoch_loop import EpochLoop
+from lit_models.classifier import LitClassifier
 from tests import files
 from tests.exactness import differences, signalled, start
 from tests.runs import WITHOUT_PICTURES, figures
@@ -114,13 +126,122 @@ def test_a_step_does_not_wait_for_the_gpu(name, arguments, tmp_path, monkeypatch
     assert sum(number) > 20
 
 
+@pytest.mark.parametrize("name", ["iris_mlp", "mnist_cnn", "cifar10_cnn", "text_bert"])
+def test_an_evaluation_batch_does_not_wait_for_the_gpu(name, arguments, tmp_path, monkeypatch):
+    number = []
+
+    def start_batch(self, batch, batch_idx):
+        is_inside = 0 < batch_idx < self.trainer.num_val_batches[0] - 1
+        number.append(is_inside)
+        torch.cuda.set_sync_debug_mode("error" if is_inside else "default")
+
+    monkeypatch.setattr(LitClassifier, "on_validation_batch_start", start_batch)
+    monkeypatch.setattr(LitClassifier, "on_validation_end", lambda _: torch.cuda.set_sync_debug_mode("default"))
+    options = ["data.batch_size=4", "data.eval_batch_size=4", "trainer.enable_checkpointing=false"]
+    try:
+        code, _ = start(
+            tmp_path / "runs", *arguments(name, *options, "trainer.limit_train_batches=4", *WITHOUT_PICTURES)
+        )
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert code == 0
+    assert sum(number) > 4
+
+
+@pytest.mark.parametrize("accelerator", ["gpu", "cpu"])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_evaluate_gives_the_figures_of_the_test(name, accelerator, arguments, tmp_path):
+    _, folder = start(tmp_path / "runs", *arguments(name, *WITHOUT_PICTURES))
+    assert evaluate.main([str(folder), f"trainer.accelerator={accelerator}"]) == 0
+    found = json.loads((folder / "evaluations/test.json").read_text(encoding="utf-8"))
+    expected = {key: value for key, value in figures(folder).items() if key.startswith("test/")}
+    assert {key: found[key] for key in expected} == (
+        expected if accelerator == "gpu" else pytest.approx(expected, rel=0.1, abs=0.05)  # bf16 rounds differently
+    )
+
+
+@pytest.mark.parametrize("name", ["iris_mlp", "mnist_cnn", "text_bert"])
+def test_predictions_are_those_of_the_cpu(name, arguments, written_data, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    _, folder = start(tmp_path / "runs", *arguments(name, "trainer.precision=32-true", *WITHOUT_PICTURES))
+    source = written_data / "text/train.tsv"
+    if name != "text_bert":
+        shape = (50, 4) if name == "iris_mlp" else (50, 1, 28, 28)
+        source = tmp_path / "rows.npy"
+        values = np.random.default_rng(0).random(shape)
+        np.save(source, values.astype(np.float32) if name == "iris_mlp" else (values * 255).astype(np.uint8))
+    found = {}
+    for device, processes in (("cpu", "1"), ("cuda", "1"), ("cuda", "2")):
+        output = tmp_path / f"{device}_{processes}.csv"
+        argv = [str(folder), str(source), "--output", str(output), "--device", device, "--processes", processes]
+        assert predict.main(argv) == 0
+        with output.open(encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+        found[device, processes] = [float(row["probability"]) for row in rows]
+    assert len(found["cpu", "1"]) >= 50
+    assert found["cuda", "1"] == pytest.approx(found["cpu", "1"], abs=2e-3)
+    assert found["cuda", "2"] == pytest.approx(found["cuda", "1"], abs=1e-3)  # other batches
+
+
+@pytest.mark.parametrize("name", ["iris_mlp", "mnist_cnn", "text_bert"])
+def test_predictions_are_explained(name, arguments, written_data, tmp_path):
+    _, folder = start(tmp_path / "runs", *arguments(name, *WITHOUT_PICTURES))
+    source = written_data / "text/train.tsv"
+    if name != "text_bert":
+        source = tmp_path / "rows.npy"
+        np.save(source, np.ones((3, 4), np.float32) if name == "iris_mlp" else np.ones((3, 1, 28, 28), np.uint8))
+    output = tmp_path / "explained.csv"
+    assert predict.main([str(folder), str(source), "--explain", "--output", str(output), "--device", "cuda"]) == 0
+    assert output.read_text(encoding="utf-8").count("\n") > 3
+
+
+@pytest.mark.parametrize("name", ["iris_mlp", "mnist_cnn", "text_bert"])
+@pytest.mark.parametrize("target", ["onnx", "torch_export", "safetensors"])
+def test_a_run_of_a_gpu_is_exported(name, target, arguments, tmp_path):
+    if target == "onnx":
+        pytest.importorskip("onnxscript")
+    _, folder = start(tmp_path / "runs", *arguments(name, *WITHOUT_PICTURES))
+    assert export.main([str(folder), "--to", target]) == 0
+
+
+def test_a_server_with_a_gpu(arguments, tmp_path, monkeypatch):
+    uvicorn = pytest.importorskip("uvicorn")
+    pytest.importorskip("starlette")
+    _, folder = start(tmp_path / "runs", *arguments("iris_mlp", *WITHOUT_PICTURES))
+    rows, answers = [[5.1, 3.5, 1.4, 0.2]] * 3, []
+    started = uvicorn.Server.startup
+
+    async def startup(self, sockets=None):
+        await started(self, sockets)
+
+        def ask():
+            url = f"http://127.0.0.1:{self.servers[0].sockets[0].getsockname()[1]}/predict"
+            request = urllib.request.Request(
+                url, json.dumps({"inputs": rows}).encode(), {"content-type": "application/json"}
+            )
+            try:
+                with urllib.request.urlopen(request, timeout=60) as answer:
+                    answers.append(json.load(answer))
+            finally:
+                self.should_exit = True
+
+        threading.Thread(target=ask).start()
+
+    monkeypatch.setattr(uvicorn.Server, "startup", startup)
+    assert serve.main([str(folder), "--device", "cuda", "--port", "0"]) == 0
+    expected = load(folder, "cpu").predict(np.array(rows, np.float32)).classes
+    assert [found["class"] for found in answers[0]["predictions"]] == list(expected)
+
+
 def at_batch(trainer):
     return trainer.training and trainer.current_epoch == 1 and trainer.fit_loop.batch_idx + 1 == 2
 
 
-@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "16-mixed"])
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "16-mixed", "bf16-true", "64-true"])
 @pytest.mark.parametrize("name", ["iris_mlp", "mnist_cnn", "cifar10_cnn", "text_bert"])
 def test_a_stopped_run_resumes_exactly(name, precision, arguments, tmp_path, monkeypatch):
+    if name == "iris_mlp" and precision == "bf16-true":
+        return  # refused for features
     options = [f"trainer.precision={precision}", "trainer.deterministic=true", *WITHOUT_PICTURES]
     argv = arguments(name, *options)
     _, whole = start(tmp_path / "whole", *argv)
@@ -159,6 +280,9 @@ def test_check_says_how_much_memory_is_used(name, arguments, tmp_path, capsys):
     printed = capsys.readouterr().out
     total = torch.cuda.get_device_properties(0).total_memory / 1e9
     assert f" of {total:.0f} GB" in printed
+    fused = "not fused" if name == "text_bert" else "fused"  # Lightning cannot clip gradients for a fused optimizer
+    assert f"{torch.cuda.get_device_name()}, precision bf16-mixed, TF32, {fused} optimizer " in printed
+    assert ("of training data in GPU memory; from main memory" in printed) == (name == "mnist_cnn")
     assert "WRONG" not in printed
 
 
