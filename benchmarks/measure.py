@@ -136,9 +136,14 @@ def print_table(comparisons: list[Comparison]) -> None:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
+def results_file() -> Path:
+    """The file of the results on this hardware."""
+    return RESULTS / (re.sub(r"[^a-z0-9]+", "-", describe_hardware().lower()).strip("-") + ".json")
+
+
 def save_results(name: str, comparisons: list[Comparison]) -> Path:
     """Write the results of a benchmark into the file of this hardware. Results of other benchmarks stay in the file."""
-    path = RESULTS / (re.sub(r"[^a-z0-9]+", "-", describe_hardware().lower()).strip("-") + ".json")
+    path = results_file()
     content = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     packages = ("torch", "lightning", "torchmetrics", "tensorboard")
     content[name] = {

@@ -7,10 +7,12 @@ from argparse import Namespace
 import pytest
 
 from benchmarks import (
+    __main__,
     bert,
     busy,
     checkpoint,
     cifar,
+    cifar94,
     ddp,
     decode,
     experiment,
@@ -22,6 +24,7 @@ from benchmarks import (
     serve,
     start,
     step,
+    table,
 )
 from benchmarks.measure import BenchmarkError, Comparison
 from tests.files import minilm
@@ -100,6 +103,28 @@ def test_a_target_that_is_not_reached_is_no_figure(small_data):
         mnist.run(Namespace(data=str(small_data), pairs=1, gpu=False))
 
 
+@pytest.mark.slow
+def test_the_time_to_an_accuracy_is_measured(small_data, monkeypatch):
+    monkeypatch.setattr(cifar94, "EPOCHS", 1)
+    row = cifar94.run(Namespace(data=str(small_data), pairs=1, target=0.0, gpu=False))[0]
+    assert (len(row.ours), len(row.theirs)) == (1, 1)
+    assert row.note.count("after 1 epochs") == 2
+
+
+def test_a_benchmark_that_fails_does_not_stop_the_others(monkeypatch, capsys):
+    for module in (start, loader):
+        monkeypatch.setattr(module, "run", lambda _: [SAME_SPEED])
+    monkeypatch.setattr(step, "run", lambda _: measure.run_python("-c", "1 / 0"))
+    monkeypatch.setattr("benchmarks.measure.save_results", lambda name, _: name)
+    monkeypatch.setattr("sys.argv", ["benchmarks", "start", "step", "loader"])
+    with pytest.raises(SystemExit, match="1"):
+        __main__.main()
+    printed = capsys.readouterr()
+    assert "results saved in start" in printed.out
+    assert "results saved in loader" in printed.out
+    assert "error: step: " in printed.err
+
+
 def test_learning_less_is_no_figure():
     with pytest.raises(BenchmarkError, match="ours learns less"):
         experiment.compare_accuracies(0.95, 0.97)
@@ -124,6 +149,7 @@ def test_results_of_one_benchmark_do_not_displace_those_of_another(tmp_path, mon
     assert set(content) == {"one", "other"}
     assert content["one"]["rows"][0]["ratio"] == 1.0
     assert content["one"]["rows"][0]["reached"]
+    assert "| work | them | 1.00 (0.50 to 2.00) times its time |" in table.markdown(measure.results_file())
 
 
 def test_sides_take_turns_and_neither_always_follows():
