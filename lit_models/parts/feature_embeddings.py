@@ -98,12 +98,13 @@ class FeatureEmbeddings(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         parts = []
         if len(self.numbers):
-            parts.append(self._embed(inputs[:, self.numbers]))
+            parts.append(self._embed(inputs.index_select(1, self.numbers)))
         if len(self.categories):
-            codes = inputs[:, self.categories].nan_to_num().long()
+            codes = inputs.index_select(1, self.categories).nan_to_num().long()
             codes = torch.where((codes < 0) | (codes > self.sizes), 0, codes)
             parts.append(nn.functional.embedding(codes + self.offsets, self.vectors))
-        return torch.cat(parts, 1)[:, self.order] if len(parts) == 2 else parts[0]
+        # indexing with [:, order] takes four times as long
+        return torch.cat(parts, 1).index_select(1, self.order) if len(parts) == 2 else parts[0]
 
     def _embed(self, numbers: Tensor) -> Tensor:
         """Vectors (B, R, E) of numbers (B, R)."""
