@@ -74,7 +74,7 @@ def main(argv: list[str]) -> int:
         for file in written:
             model_card.write(run, model, datamodule.spec, description, file)
     for file in written:
-        show("wrote", f"{output.with_name(file.name)}; the .json beside it is for programs, and the .md has code")
+        show("wrote", f"{output.with_name(file.name)}, with metadata (.json) and example code (.md)")
     if refusal:
         for file in output.parent.glob(f"{glob.escape(output.stem)}.int8.onnx*"):  # of an earlier export
             file.unlink()
@@ -105,13 +105,13 @@ def make_parser() -> CommandLineParser:
 
 
 def check_arguments(arguments: argparse.Namespace) -> None:
-    """Raise a `ConfigError` for a mistake that can be found without the model."""
+    """Raise a `ConfigError` for an invalid argument, before the model is loaded."""
     output, suffix = arguments.output, SUFFIXES[arguments.to]
     if arguments.int8 and arguments.to != "onnx":
         raise ConfigError(COMMAND_LINE, "--int8", f"is not possible for {arguments.to}", "use --to onnx")
     for option in ("tolerance", "max_loss"):
         if not (value := getattr(arguments, option)) >= 0:  # also NaN
-            raise ConfigError(COMMAND_LINE, f"--{option.replace('_', '-')}", f"{value} is not a number of at least 0")
+            raise ConfigError(COMMAND_LINE, f"--{option.replace('_', '-')}", f"{value} is not 0 or a positive number")
     if output is not None and output.suffix != suffix:
         raise ConfigError(COMMAND_LINE, "--output", f"{output} does not end with {suffix}")
     if output is not None and not output.parent.is_dir():

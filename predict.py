@@ -96,7 +96,7 @@ def make_parser() -> CommandLineParser:
 
 
 def check_arguments(arguments: argparse.Namespace) -> None:
-    """Raise a `ConfigError` for a mistake that can be found without the model."""
+    """Raise a `ConfigError` for an invalid argument, before the model is loaded."""
     output, source = arguments.output, Path(os.path.expanduser(arguments.input))
     if arguments.input != "-" and not source.exists():
         raise ConfigError(COMMAND_LINE, "INPUT", f"{source} does not exist")
@@ -137,7 +137,7 @@ def describe(run: TrainedRun, source: str) -> list[str]:
 
 
 def find_threshold(predictor: "Predictor", rule: "float | Rule") -> float:
-    """Return the probability from which the second class is predicted. A rule is applied to the validation set."""
+    """Return the decision threshold for the second class. A rule chooses it on the validation set."""
     if len(predictor.class_names) != 2:
         problem = f"needs two classes; the run has {len(predictor.class_names)}"
         raise ConfigError(COMMAND_LINE, "--threshold", problem)

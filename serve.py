@@ -1,8 +1,8 @@
-"""Serve the model of a run: a page for a person, and JSON for programs.
+"""Serve the model of a run: a web page and a JSON API.
 
 python serve.py RUN                         the page is at http://127.0.0.1:8000
 python serve.py RUN --port 8001             another port, for a second model
-python serve.py RUN --host 192.168.0.7      the address of this machine, for other machines
+python serve.py RUN --host 192.168.0.7      listen on this address, so that other machines can connect
 """
 
 import signal
@@ -46,16 +46,22 @@ def make_parser() -> CommandLineParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     parser.add_argument("run", metavar="RUN", help="folder of a run, its best.ckpt, or CONFIG/NAME")
-    parser.add_argument("--host", default="127.0.0.1", help="name or address of this machine (default: 127.0.0.1)")
-    parser.add_argument("--port", type=int, default=8000, help="default: 8000; 0 for a free port")
+    parser.add_argument(
+        "--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, this machine only)"
+    )
+    parser.add_argument(
+        "--port", type=int, default=8000, help="port to listen on, or 0 for any free port (default: 8000)"
+    )
     parser.add_argument("--device", default="auto", help="cpu, cuda, or auto (default)")
-    parser.add_argument("--max-batch", type=int, default=64, metavar="ROWS", help="rows per batch (default: 64)")
+    parser.add_argument(
+        "--max-batch", type=int, default=64, metavar="ROWS", help="maximum rows in a batch (default: 64)"
+    )
     parser.add_argument("--root", type=home_path, default=Path("runs"), metavar="FOLDER", help="folder of all runs")
     return parser
 
 
 def check_arguments(arguments: argparse.Namespace) -> None:
-    """Raise a `ConfigError` for a mistake that can be found without the run."""
+    """Raise a `ConfigError` for an invalid argument, before the run is read."""
     if not 0 <= arguments.port <= 65535:
         raise ConfigError(COMMAND_LINE, "--port", f"{arguments.port} is not a number from 0 to 65535")
     if arguments.max_batch < 1:

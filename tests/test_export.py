@@ -351,7 +351,9 @@ def test_other_networks_are_quantized_dynamically(copied, speeds):
 def test_a_slow_quantized_file_is_refused_and_the_other_file_stays(copied, speeds):
     exported(copied, "onnx", "--int8", "--max-loss", "100")
     speeds[2] = 1.9
-    with pytest.raises(UserError, match=r"--int8: is slower on this machine \(2 rows per second, and fp32 has 2\)"):
+    with pytest.raises(
+        UserError, match=r"--int8: the int8 model is slower on this machine \(2 rows per second, and fp32 has 2\)"
+    ):
         export.main([str(copied), "--to", "onnx", "--int8", "--max-loss", "100"])
     names = [file.name for file in (copied / "exports").iterdir()]
     assert sorted(names) == ["model.onnx", "model.onnx.json", "model.onnx.md"]
@@ -365,7 +367,7 @@ def test_an_inexact_quantized_file_is_refused(copied, speeds, monkeypatch):
 
     monkeypatch.setattr(quantization, "quantize", quantize)
     with pytest.raises(
-        UserError, match=r"--int8: loses \d+\.\d\d percentage points of accuracy, and --max-loss is 0.5"
+        UserError, match=r"--int8: the int8 model loses \d+\.\d\d percentage points of accuracy, and --max-loss is 0.5"
     ):
         export.main([str(copied), "--to", "onnx", "--int8"])
     assert not (copied / "exports/model.int8.onnx").exists()
@@ -396,10 +398,10 @@ EARLY = [
     (["RUN", "--to", "tflite"], "argument --to: invalid choice: 'tflite'"),
     (["--to", "onnx"], "the following arguments are required: RUN"),
     (["RUN", "--to", "torch_export", "--int8"], "--int8: is not possible for torch_export; use --to onnx"),
-    (["RUN", "--to", "onnx", "--tolerance", "-1"], "--tolerance: -1.0 is not a number of at least 0"),
-    (["RUN", "--to", "onnx", "--tolerance", "nan"], "--tolerance: nan is not a number of at least 0"),
+    (["RUN", "--to", "onnx", "--tolerance", "-1"], "--tolerance: -1.0 is not 0 or a positive number"),
+    (["RUN", "--to", "onnx", "--tolerance", "nan"], "--tolerance: nan is not 0 or a positive number"),
     (["RUN", "--to", "onnx", "--tolerance", "small"], "argument --tolerance: invalid float value: 'small'"),
-    (["RUN", "--to", "onnx", "--max-loss", "-0.1"], "--max-loss: -0.1 is not a number of at least 0"),
+    (["RUN", "--to", "onnx", "--max-loss", "-0.1"], "--max-loss: -0.1 is not 0 or a positive number"),
     (["RUN", "--to", "onnx", "--output", "no/a.onnx"], "--output: the folder no does not exist"),
     (["RUN", "--to", "onnx", "--output", "a.pt2"], "--output: a.pt2 does not end with .onnx"),
     (["RUN", "--to", "onnx", "--output", "FOLDER"], "is a folder"),
@@ -481,4 +483,4 @@ def test_a_mistake_of_the_command_ends_with_code_2(iris):
     command = [sys.executable, "export.py", str(iris), "--to", "onnx", "--tolerance", "-1"]
     done = subprocess.run(command, capture_output=True, cwd=PROJECT)
     assert done.returncode == 2
-    assert done.stderr == b"error: command line: --tolerance: -1.0 is not a number of at least 0\n"
+    assert done.stderr == b"error: command line: --tolerance: -1.0 is not 0 or a positive number\n"

@@ -178,7 +178,7 @@ def test_check(config, tmp_path, capsys):
     assert train.main(["--config", config, f"run.root={tmp_path / 'runs'}", "--check"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [(line[:8].strip(), line[9:30].strip()) for line in lines] == [
-        ("note", "data"), ("ok", "input scale"), ("ok", "initial loss"), ("ok", "gradients"),
+        ("note", "data"), ("note", "device"), ("ok", "input scale"), ("ok", "initial loss"), ("ok", "gradients"),
         ("ok", "overfits one batch"), ("ok", "learning rate"), ("note", "expected time"),
     ]  # fmt: skip
     assert lines[0].endswith(" loads its data itself, so rows and labels are not checked")

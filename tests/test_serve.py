@@ -205,7 +205,7 @@ def test_the_description_of_a_run(iris):
 
 def test_an_explanation_of_features(iris):
     answer = iris.explain(FLOWER)
-    shares = {one["name"]: one["share"] for one in answer["explanation"]["features"]}
+    shares = {one["name"]: one["attribution"] for one in answer["explanation"]["features"]}
     assert list(shares) == ["sepal length", "sepal width", "petal length", "petal width"]
     assert sum(map(abs, shares.values())) == pytest.approx(1)
     probabilities = iris.predict(FLOWER)[0]["probabilities"]
@@ -232,7 +232,7 @@ def test_an_explanation_of_a_text(texts):
     answer = texts.explain("great film")
     tokens = answer["explanation"]["tokens"]
     assert tokens[0]["text"] == "[CLS]"
-    assert sum(abs(token["share"]) for token in tokens) == pytest.approx(1)
+    assert sum(abs(token["attribution"]) for token in tokens) == pytest.approx(1)
     assert len(answer["similar"]) == 5
 
 
@@ -243,7 +243,7 @@ def test_without_the_training_data_there_are_no_similar_samples(table, tmp_path)
     config = folder / "config.yaml"
     config.write_text(re.sub(r"train: \S+", f"train: {tmp_path}/gone.csv", config.read_text()))
     with serving(folder) as server:
-        assert server.process.stderr.readline().startswith("note: there are no similar training samples: ")
+        assert server.process.stderr.readline().startswith("note: similar training samples are not available: ")
         columns = json.loads(server.request("GET", "/description")[1])["columns"]
         row = {column["name"]: None for column in columns}
         assert server.post("/explain", row)[1]["similar"] is None
@@ -272,13 +272,13 @@ BAD_FEATURES = [
     (422, "the request has 0 inputs; send 1 to 1,000 inputs", b'{"inputs": []}'),
     (422, "the request has 1,001 inputs", json.dumps({"inputs": [FLOWER] * 1001}).encode()),
     (422, "inputs[0]: 3 numbers; the model takes 4", b'{"inputs": [[1, 2, 3]]}'),
-    (422, "inputs[1]: it is not a finite number", b'{"inputs": [[1, 2, 3, 4], [1, 2, 3, "4"]]}'),
-    (422, "inputs[0]: it is not a finite number", b'{"inputs": [[1, 2, 3, NaN]]}'),
-    (422, "inputs[0]: it is not a finite number", b'{"inputs": [[1, 2, 3, true]]}'),
-    (422, "inputs[0]: it is not a finite number", b'{"inputs": [[1, 2, 3, [[[4]]]]]}'),
-    (422, "inputs[0]: it is not a finite number", b'{"inputs": [[1, 2, 3, 1%s]]}' % (b"0" * 5000)),
+    (422, "inputs[1]: the value is not a finite number", b'{"inputs": [[1, 2, 3, 4], [1, 2, 3, "4"]]}'),
+    (422, "inputs[0]: the value is not a finite number", b'{"inputs": [[1, 2, 3, NaN]]}'),
+    (422, "inputs[0]: the value is not a finite number", b'{"inputs": [[1, 2, 3, true]]}'),
+    (422, "inputs[0]: the value is not a finite number", b'{"inputs": [[1, 2, 3, [[[4]]]]]}'),
+    (422, "inputs[0]: the value is not a finite number", b'{"inputs": [[1, 2, 3, 1%s]]}' % (b"0" * 5000)),
     (422, "inputs[0]: a value is NaN or infinite", b'{"inputs": [[1, 2, 3, 1e39]]}'),
-    (422, "inputs[0]: the model takes a list of numbers or a dictionary", b'{"inputs": ["a text"]}'),
+    (422, "inputs[0]: the model takes a list of numbers or an object", b'{"inputs": ["a text"]}'),
     (422, "inputs[0]: no column 'sepal width'", b'{"inputs": [{"sepal length": 1}]}'),
     (413, "the request is larger than 10,000,000 bytes", b" " * 10_000_001),
 ]
@@ -307,10 +307,10 @@ def test_a_bad_row_is_one_line(table):
     for message, bad in (
         (f"no column '{number}'; give null for a missing value", missing),
         ("unknown column 'more'", row | {"more": 1}),
-        (f"column '{number}': it is not a finite number", row | {number: "12"}),
-        (f"column '{category}': it is not a text", row | {category: 3}),
-        (f"column '{category}': the text has half of a surrogate pair", row | {category: "\ud800"}),
-        ("the model takes a dictionary of columns", [1, 2]),
+        (f"column '{number}': the value is not a finite number", row | {number: "12"}),
+        (f"column '{category}': the value is not a string", row | {category: 3}),
+        (f"column '{category}': the text has an unpaired surrogate", row | {category: "\ud800"}),
+        ("the model takes an object with the columns", [1, 2]),
     ):
         refused(table, 422, f"inputs[0]: {message}", json.dumps({"inputs": [bad]}).encode())
 
@@ -331,7 +331,7 @@ def test_a_bad_picture_is_one_line(pictures):
         encoded = base64.b64encode(content).decode()
         refused(pictures, 422, message, json.dumps({"inputs": [encoded]}).encode())
     refused(pictures, 422, "inputs[0]: the picture is not base64", b'{"inputs": ["%%%"]}')
-    refused(pictures, 422, "inputs[0]: the model takes a text with the base64 code", b'{"inputs": [12]}')
+    refused(pictures, 422, "inputs[0]: the model takes a string with the base64 code", b'{"inputs": [12]}')
 
 
 @pytest.mark.needs("text", "bert")
@@ -339,9 +339,9 @@ def test_a_bad_text_is_one_line(texts):
     for message, value in (
         ("the text is empty", " \n"),
         ("the text has 100,001 characters; at most 100,000 are allowed", "a" * 100_001),
-        ("the text has half of a surrogate pair", "\udfff"),
-        ("the model takes a text", ["one", "two"]),
-        ("the model takes a text", None),
+        ("the text has an unpaired surrogate", "\udfff"),
+        ("the model takes a string", ["one", "two"]),
+        ("the model takes a string", None),
     ):
         refused(texts, 422, f"inputs[0]: {message}", json.dumps({"inputs": [value]}).encode())
     refused(texts, 415, "send application/json", b"x", "image/png")

@@ -19,9 +19,11 @@ def check_device(trainer: Trainer, module: LightningModule) -> Iterator[CheckRes
     """Yield one result on the device, and on a GPU another one on the data."""
     device = module.device
     yield CheckResult("note", "device", describe_device(device, str(trainer.precision), module, trainer.optimizers))
+    if device.type != "cuda":
+        return
     loader = trainer.datamodule.train_dataloader()  # type: ignore[attr-defined]
     inputs = getattr(loader, "inputs", None)
-    if device.type != "cuda" or not isinstance(inputs, Tensor):
+    if not isinstance(inputs, Tensor):  # tokens are never in GPU memory, and other DataLoaders have no tensor
         return
     seconds = copy_seconds(inputs[: loader.batch_sampler.batch_size].cpu(), device)
     size, cost = f"{inputs.nbytes / 1e9:.2f} GB of training data", f"{1e3 * seconds:.2f} ms per batch"

@@ -35,8 +35,8 @@ def evaluate(run: TrainedRun, source: Path | None, name: str, slices: Config | N
         source: New data with labels; None for the test set of the run.
         name: Name of the evaluation. Its pictures are written to ``evaluations/NAME`` in the folder of the run, and its
             metrics to ``evaluations/NAME.json``.
-        slices: The config of the run with another column of `source` in the place of the labels. The metrics are also
-            computed for each value of this column.
+        slices: The config of the run, with a column of `source` as the target. The metrics are also computed for each value
+            of this column.
 
     Returns:
         The content of the file; None in all processes but the first.
@@ -72,7 +72,7 @@ def evaluate(run: TrainedRun, source: Path | None, name: str, slices: Config | N
 
 
 def _read_column(slices: Config, source: Path | None, spec: DataSpec, folder: Path) -> list[str | None]:
-    """Return the values of the column that `slices` names in the place of the labels."""
+    """Return the values of the target column of `slices`."""
     assert source is not None
     datamodule = make(slices, "data", seed=slices["seed"])  # reads the same rows in the same order
     try:
@@ -110,7 +110,7 @@ def _make_trainer(run: TrainedRun, folder: Path) -> Trainer:
 
 
 def _takes_test(callback: type) -> bool:
-    """Return whether a callback draws or measures the batches of a test."""
+    """Return whether a callback uses the batches of a test."""
     return any(
         getattr(callback, name) is not getattr(Callback, name) for name in ("on_test_batch_end", "on_test_epoch_end")
     )

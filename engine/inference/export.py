@@ -27,7 +27,7 @@ PART_SIZES = (1, 7)  # batch sizes that are compared besides those of the evalua
 
 
 class ExportError(UserError):
-    """An exported file does not agree with the checkpoint, or it is not worth keeping."""
+    """An exported file does not agree with the checkpoint, or the int8 file is too slow or not accurate enough."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Comparison:
 
 
 def load_model(run: TrainedRun) -> Any:
-    """Load the model of a run in float32 on the CPU, whatever the precision of the training was.
+    """Load the model of a run in float32 on the CPU. The precision of the training does not matter.
 
     Raises:
         BrokenCheckpointError: if the checkpoint is damaged.
@@ -93,7 +93,7 @@ def first_inputs(batches: Iterable[Any]) -> Any:
 
 
 def deployed_inputs(inputs: Any) -> Any:
-    """Return the inputs of a batch as a file takes them: tokens always have a mask (B, T), of int64 as from a tokenizer."""
+    """Return the inputs of a batch as an exported file takes them. Tokens get a mask (B, T) of int64 if they have none."""
     if not isinstance(inputs, Mapping):
         return inputs
     mask = inputs.get("attention_mask", torch.ones_like(inputs["input_ids"])).long()
@@ -117,7 +117,7 @@ def trace(model: Any, inputs: Any) -> ExportedProgram:
 
 
 def write_onnx(model: Any, inputs: Any, path: Path, description: Mapping[str, Any]) -> None:
-    """As `write`."""
+    """Write an ONNX file. The arguments are those of `write`."""
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it lists operators of packages that are not installed
     names = list(inputs) if isinstance(inputs, Mapping) else ["inputs"]
     program = torch.onnx.export(trace(model, inputs), input_names=names, output_names=["logits"], verbose=False)
@@ -130,12 +130,12 @@ def write_onnx(model: Any, inputs: Any, path: Path, description: Mapping[str, An
 
 
 def write_torch_export(model: Any, inputs: Any, path: Path, description: Mapping[str, Any]) -> None:
-    """As `write`."""
+    """Write an archive of `torch.export`. The arguments are those of `write`."""
     torch.export.save(trace(model, inputs), path, extra_files={"metadata.json": json.dumps(description)})
 
 
 def write_safetensors(model: Any, inputs: Any, path: Path, description: Mapping[str, Any]) -> None:
-    """As `write`, with the arguments of the model's constructor."""
+    """Write the weights and the arguments of the model's constructor. The arguments are those of `write`."""
     from safetensors.torch import save
 
     weights = {name: weight.clone() for name, weight in model.state_dict().items()}  # a file cannot share memory
@@ -143,7 +143,7 @@ def write_safetensors(model: Any, inputs: Any, path: Path, description: Mapping[
 
 
 def read_onnx(path: Path, model: Any) -> Logits:
-    """As `read`, with as many threads as PyTorch has."""
+    """Return the model in an ONNX file as a function. ONNX Runtime gets as many threads as PyTorch."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -159,12 +159,12 @@ def read_onnx(path: Path, model: Any) -> Logits:
 
 
 def read_torch_export(path: Path, model: Any) -> Logits:
-    """As `read`."""
+    """Return the model in an archive of `torch.export` as a function."""
     return torch.export.load(path).module()
 
 
 def read_safetensors(path: Path, model: Any) -> Logits:
-    """As `read`. Nothing comes from `model` but its class."""
+    """Return the model in a safetensors file. Only the class of `model` is used."""
     from safetensors import safe_open
 
     with safe_open(path, "pt") as file:
@@ -197,7 +197,7 @@ def read(path: Path, model: Any) -> Logits:
 
 
 def as_texts(description: Mapping[str, Any]) -> dict[str, str]:
-    """Return a description as texts: values that are no texts become JSON."""
+    """Return a description whose values are strings. Other values are written as JSON."""
     return {key: value if isinstance(value, str) else json.dumps(value) for key, value in description.items()}
 
 

@@ -64,10 +64,13 @@ $example
 tensors = {name: torch.from_numpy(values) for name, values in inputs.items()}
 logits = model(tensors.get("inputs", tensors)).detach()"""
 
-CODE = {  # suffix of a file -> what it needs, and code
-    ".onnx": ("neither PyTorch nor the project that trained the model", ONNX),
-    ".pt2": ("PyTorch, but not the project that trained the model", TORCH_EXPORT),
-    ".safetensors": ("the project that trained the model, because the file has only weights", SAFETENSORS),
+CODE = {  # suffix of a file -> required software, and code
+    ".onnx": ("The code needs neither PyTorch nor the project that trained the model", ONNX),
+    ".pt2": ("The code needs PyTorch, but not the project that trained the model", TORCH_EXPORT),
+    ".safetensors": (
+        "The code needs the project that trained the model: the file contains only the weights",
+        SAFETENSORS,
+    ),
 }
 NUMBERS = """\
 inputs = {"inputs": np.zeros((2, $shape), "$dtype")}  # your data"""
@@ -92,7 +95,7 @@ inputs["token_type_ids"] = np.array([row.type_ids for row in encoded])"""
 
 
 def describe(run: TrainedRun, model: Any, spec: DataSpec, inputs: Any) -> dict[str, Any]:
-    """Return what a program needs to use a model, as plain values.
+    """Return the metadata of a model as plain values: classes, inputs, normalization, metrics and versions.
 
     Args:
         run: The run.
@@ -131,7 +134,7 @@ def describe(run: TrainedRun, model: Any, spec: DataSpec, inputs: Any) -> dict[s
 
 
 def write(run: TrainedRun, model: Any, spec: DataSpec, description: Mapping[str, Any], path: Path) -> None:
-    """Write the description of an exported file, a page with code and, for texts, the tokenizer beside the file.
+    """Write the metadata of an exported file, a page with code and, for texts, the tokenizer, to the folder of the file.
 
     Args:
         run: The run.
@@ -172,13 +175,13 @@ def page(model: Any, description: Mapping[str, Any], name: str) -> str:
     tested = "" if accuracy is None else f" Its test accuracy is {accuracy:.2%}."
     return f"""# {name}
 
-The model of the run {description["run"]}.{tested} `{name}.json` has the names of the classes and all that a program needs.
+The model of the run {description["run"]}.{tested} `{name}.json` contains the class names, the inputs and the normalization.
 
 | tensor | type | shape | content |
 |---|---|---|---|
 {chr(10).join(rows)}
 
-The code needs {needs}:
+{needs}:
 
 ```python
 {code}

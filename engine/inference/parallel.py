@@ -15,7 +15,7 @@ from engine.inference.predictor import Predictions, Predictor
 from engine.inference.trained_run import find_trained_run
 from engine.threads import available_cores
 
-PARTS_PER_PROCESS = 2  # that wait or are computed, so that no process waits and few parts are in memory
+PARTS_PER_PROCESS = 2  # in memory: enough that no process waits for data
 
 _predictor: Predictor  # of this process
 
@@ -28,7 +28,7 @@ def predict_in_order(
     Args:
         predictor: The model. Each process loads its own copy from the checkpoint.
         parts: The parts.
-        num_processes: Number of processes. With 1, this process predicts.
+        num_processes: Number of processes. If it is 1, no other process is started.
     """
     if num_processes == 1:
         yield from ((part, predictor.predict_part(part)) for part in parts)
@@ -49,7 +49,7 @@ def predict_in_order(
             if waiting and (part is None or len(waiting) > PARTS_PER_PROCESS * num_processes):
                 first, future = waiting.popleft()
                 yield first, future.result()
-    except BaseException:  # such as Ctrl-C; a part may take a minute
+    except BaseException:  # for example Ctrl-C; to wait for a part could take a minute
         for process in multiprocessing.active_children():
             process.terminate()
         raise
@@ -60,7 +60,7 @@ def predict_in_order(
 def _load(checkpoint: str, names: "multiprocessing.SimpleQueue[str]", num_threads: int) -> None:
     """Load the model in a new process."""
     global _predictor
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the first one ends the others
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the main process ends the others
     torch.set_num_threads(num_threads)
     _predictor = Predictor(find_trained_run(checkpoint, Path()), names.get())
 

@@ -127,13 +127,13 @@ def rows_per_second(functions: Sequence[Logits], batches: Iterable[Any]) -> list
 
 
 def refusal(fp32: Measurement, int8: Measurement, max_loss: float) -> str | None:
-    """Return why a quantized file is not worth keeping; None if it is. `max_loss` is in percentage points."""
+    """Return why the quantized file must be deleted; None to keep it. `max_loss` is in percentage points."""
     if (lost := 100 * (fp32.accuracy - int8.accuracy)) > max_loss:
-        loss = f"loses {lost:.2f} percentage points of accuracy, and --max-loss is {max_loss:g}"
+        loss = f"the int8 model loses {lost:.2f} percentage points of accuracy, and --max-loss is {max_loss:g}"
         return f"--int8: {loss}; only the fp32 file was written"
     if int8.rows_per_second < fp32.rows_per_second:
         speeds = f"{int8.rows_per_second:,.0f} rows per second, and fp32 has {fp32.rows_per_second:,.0f}"
-        return f"--int8: is slower on this machine ({speeds}); only the fp32 file was written"
+        return f"--int8: the int8 model is slower on this machine ({speeds}); only the fp32 file was written"
     return None
 
 

@@ -1,4 +1,4 @@
-"""Reads and checks the inputs of requests to a server, so that a mistake is answered before it reaches the model."""
+"""Reads and checks the inputs of requests to a server, so that invalid inputs do not reach the model."""
 
 import base64
 import binascii
@@ -109,11 +109,11 @@ class RequestInputs:
                     raise ValueError(f"{len(value)} numbers; the model takes {num_features}")
                 return [_number(one) for one in value]
         names = {
-            "text": "a text",
-            "text pair": "a list of two texts",
-            "row": "a dictionary of columns",
-            "features": "a list of numbers or a dictionary of columns" if self.columns else "a list of numbers",
-            "picture": "a text with the base64 code of a picture file",
+            "text": "a string",
+            "text pair": "a list of two strings",
+            "row": "an object with the columns",
+            "features": "a list of numbers or an object with the columns" if self.columns else "a list of numbers",
+            "picture": "a string with the base64 code of a picture file",
         }
         raise ValueError(f"the model takes {names[self.kind]}")
 
@@ -137,13 +137,13 @@ class RequestInputs:
 
 def _text(value: Any) -> str:
     if not isinstance(value, str):
-        raise ValueError("it is not a text")
+        raise ValueError("the value is not a string")
     if len(value) > MAX_CHARACTERS:
         raise ValueError(f"the text has {len(value):,} characters; at most {MAX_CHARACTERS:,} are allowed")
     try:
         value.encode()
     except UnicodeEncodeError:
-        raise ValueError("the text has half of a surrogate pair") from None
+        raise ValueError("the text has an unpaired surrogate") from None
     return value
 
 
@@ -155,5 +155,5 @@ def _words(text: str) -> str:
 
 def _number(value: Any) -> float:
     if not isinstance(value, float) or not math.isfinite(value):  # whole numbers are floats, and bool is not
-        raise ValueError("it is not a finite number")
+        raise ValueError("the value is not a finite number")
     return value

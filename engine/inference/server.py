@@ -1,7 +1,7 @@
-"""An HTTP server for the model of a run: a page for a person, and JSON for programs.
+"""An HTTP server for the model of a run, with a web page and a JSON API.
 
-Requests that arrive while the model computes wait, and are then predicted as one batch. The model runs in one thread, so
-that the event loop always answers.
+While the model computes, new requests wait. Then they are predicted as one batch. The model runs in its own thread, so that
+the event loop is never blocked.
 """
 
 import asyncio
@@ -38,8 +38,8 @@ from engine.training.exits import report_bug
 PAGE = Path(__file__).with_name("page.html")
 MAX_BYTES = 10_000_000  # of a request
 MAX_PIXELS = 50_000_000  # of a picture
-GRACE_SECONDS = 1  # for the requests that run when the server ends
-# the page needs nothing from other hosts, so a browser refuses to load it
+GRACE_SECONDS = 1  # that the server waits for running requests when it ends
+# The browser must not load anything from other hosts.
 POLICY = (
     "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:; connect-src 'self'"
 )
@@ -55,7 +55,7 @@ class WaitingRequest(NamedTuple):
 class BatchingPredictor:
     """Predicts the inputs of concurrent requests as one batch.
 
-    While a batch is computed, the next requests gather, so nothing ever waits for a batch to fill.
+    While the model computes a batch, new requests wait for the next batch. No request waits for a batch to fill.
 
     Args:
         predictor: The model.
@@ -77,7 +77,7 @@ class BatchingPredictor:
         return await request.answer
 
     async def run(self, function: Any, *arguments: Any) -> Any:
-        """Call a function that uses the model in the model's thread."""
+        """Call a function in the thread of the model."""
         return await asyncio.get_running_loop().run_in_executor(self._thread, function, *arguments)
 
     def _predict_batch(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -85,7 +85,7 @@ class BatchingPredictor:
             loop.call_soon_threadsafe(_deliver, batch, self._outcomes(batch))
 
     def _take_batch(self) -> list[WaitingRequest]:
-        """Take everything that waits, up to `max_batch` rows."""
+        """Remove waiting requests with at most `max_batch` rows, or the first request if it has more, and return them."""
         batch: list[WaitingRequest] = []
         num_rows = 0
         while self._waiting and (not batch or num_rows + len(self._waiting[0].inputs) <= self.max_batch):
@@ -94,7 +94,7 @@ class BatchingPredictor:
         return batch
 
     def _outcomes(self, batch: list[WaitingRequest]) -> list[Predictions | Exception]:
-        """Return the predictions, or the error, of each request. An error concerns only the request that causes it."""
+        """Return the predictions or the error of each request. An error of one request does not affect the others."""
         try:
             found = self.predictor.predict([value for request in batch for value in request.inputs])
         except Exception as error:
@@ -136,8 +136,8 @@ class ModelServer:
 
         Args:
             listener: The socket. Requests wait there until the model is ready.
-            host: Name or address of the server. Requests to other names are refused, so that the page of a stranger cannot
-                reach this server by a name that leads to this machine (DNS rebinding).
+            host: Name or address of the server. Requests to other names are refused. This prevents DNS rebinding: the
+                website of an attacker cannot use a domain that resolves to this machine.
         """
         Image.MAX_IMAGE_PIXELS = MAX_PIXELS // 2  # Pillow warns above this number, and refuses twice this number
         warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
@@ -148,8 +148,8 @@ class ModelServer:
             self.app(["127.0.0.1", "localhost", host]), http="httptools", ws="none", lifespan="off", access_log=False,
             log_config=None, log_level="critical", server_header=False, timeout_graceful_shutdown=GRACE_SECONDS,
         )  # fmt: skip
-        # uvicorn closes the connections and then sends the signal again, which ends the process as a shell expects.
-        # Python could not end by itself: a thread that computes would crash.
+        # After it has closed the connections, uvicorn raises the signal again. The default handler then ends the process
+        # with the exit code that a shell expects. Python's own exit would crash if a thread is still computing.
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         server = _Server(config)
         server.on_start = lambda: self._start(f"http://{f'[{host}]' if ':' in host else host}:{port}")
@@ -222,7 +222,7 @@ class ModelServer:
 
 
 class _Server(uvicorn.Server):
-    """Calls `on_start` when requests are answered."""
+    """Calls `on_start` when the server accepts requests."""
 
     on_start: Any
 
@@ -232,24 +232,24 @@ class _Server(uvicorn.Server):
 
 
 def explain_sample(predictor: Predictor, part: InputPart) -> dict[str, Any]:
-    """Return how much each input value supports the most probable class against the second most probable one.
+    """Explain one sample: attributions for the most probable class, compared with the second most probable class.
 
     Args:
         predictor: The model.
         part: The first row is explained.
 
     Returns:
-        ``class`` and ``against``, and ``features`` or ``tokens`` with their share, or the URL of an ``overlay``. The
-        absolute values of the shares add up to 1.
+        The two classes as ``class`` and ``against``, and ``features`` or ``tokens`` with an ``attribution`` each, or the
+        URL of an ``overlay``. The absolute values of the attributions sum to 1.
     """
     first, second = predictor.logits(part.inputs)[0].topk(2).indices.tolist()
     result: dict[str, Any] = {"class": predictor.class_names[first], "against": predictor.class_names[second]}
     names, attributions = explain_row(predictor, part, 0)
     if predictor.spec.modality == "image":
         return result | {"overlay": overlay_url(part.inputs[0], attributions)}
-    shares = (attributions / attributions.abs().sum().clamp(min=1e-12)).tolist()
+    normalized = (attributions / attributions.abs().sum().clamp(min=1e-12)).tolist()
     kind, key = ("tokens", "text") if predictor.spec.modality == "tokens" else ("features", "name")
-    return result | {kind: [{key: name, "share": share} for name, share in zip(names, shares, strict=True)]}
+    return result | {kind: [{key: name, "attribution": value} for name, value in zip(names, normalized, strict=True)]}
 
 
 def answer_refusal(request: Request, error: HTTPException) -> Response:
@@ -263,9 +263,9 @@ def answer_user_error(request: Request, error: UserError) -> Response:
 
 
 def answer_bug(request: Request, error: Exception) -> Response:
-    """Answer a request that shows a bug. The terminal shows the traceback."""
+    """Answer a request that raised an unexpected exception. The terminal shows the traceback."""
     report_bug(error)
-    return JSONResponse({"error": "the server has a bug; its terminal shows where"}, 500)
+    return JSONResponse({"error": "internal error; the terminal of the server shows the traceback"}, 500)
 
 
 def _test_accuracy(path: Path) -> float | None:

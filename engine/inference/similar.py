@@ -1,4 +1,4 @@
-"""Finds training samples that are similar to new data: neighbours by the inputs of the model's last layer."""
+"""Finds training samples that are similar to a new sample, by the cosine similarity of the inputs of the last layer."""
 
 import io
 import sys
@@ -39,7 +39,7 @@ class TrainingSamples(NamedTuple):
 
 
 class SimilarSamples:
-    """Training samples with similar features. They are read in the background.
+    """Finds similar training samples. A thread computes the features of the training set.
 
     Args:
         run: The run.
@@ -51,7 +51,7 @@ class SimilarSamples:
         self._samples: TrainingSamples | None = None
 
     def start(self) -> None:
-        """Begin to read the training set. A note on the terminal says if this is impossible."""
+        """Start to compute the features of the training set. If this fails, print a note to the terminal."""
         threading.Thread(target=self._collect, name="training samples", daemon=True).start()
 
     def find(self, features: Tensor | None) -> list[dict[str, Any]] | None:
@@ -81,14 +81,14 @@ class SimilarSamples:
             self._samples = read_training_samples(self.run, self.device)
         except (DataError, NotImplementedError) as error:
             reason = str(error) or "the datamodule has no splits"
-            print(f"note: there are no similar training samples: {reason}", file=sys.stderr, flush=True)
+            print(f"note: similar training samples are not available: {reason}", file=sys.stderr, flush=True)
 
 
 def read_training_samples(run: TrainedRun, device: torch.device) -> TrainingSamples:
-    """Compute the features of the training set with a model of its own, so that no prediction waits for them.
+    """Compute the features of the training set with a second copy of the model, so that predictions do not wait.
 
     Raises:
-        DataError: if the training set is not that of the run any more, or if the model has no features.
+        DataError: if the training set has changed since the training, or if the last layer of the model is not linear.
     """
     predictor = Predictor(run, str(device))
     with redirect_stdout(io.StringIO()):  # a datamodule describes what it reads

@@ -1,4 +1,4 @@
-"""Metrics of a test for each value of a column: where a model is worse than its average."""
+"""Computes the metrics of a test for each value of a column, with confidence intervals."""
 
 import math
 import warnings
@@ -37,7 +37,7 @@ class Slice:
 
 
 def slice_metrics(logits: Tensor, labels: Tensor, values: Sequence[str | None], metrics: Any) -> list[Slice]:
-    """Return the metrics of each value, the one with the lowest accuracy first.
+    """Return the metrics for each value of a column, in ascending order of accuracy.
 
     The interval of the accuracy is Wilson's (1927, https://doi.org/10.1080/01621459.1927.10502953), which is also valid for
     few samples. The others are normal intervals with the standard error of a bootstrap (Efron 1979,

@@ -1,7 +1,8 @@
-"""Finds the probability from which the second of two classes is predicted, on the validation set of a run.
+"""Chooses the decision threshold for the second of two classes on the validation set of a run.
 
-By default, the more probable class is predicted, which is a threshold of 0.5. Another threshold is better if the two kinds
-of mistakes have different costs, or if one class is rare. The validation set chooses it, because the test set must not.
+The second class is predicted if its probability is at least the threshold. The default is equivalent to a threshold of 0.5.
+Another threshold is better if false positives and false negatives have different costs, or if one class is rare. The test
+set must not be used for this choice.
 """
 
 import re
@@ -16,7 +17,7 @@ from engine.contracts import COMMAND_LINE, ConfigError
 
 @dataclass(frozen=True)
 class Rule:
-    """How a threshold is chosen.
+    """A rule that chooses a threshold.
 
     Attributes:
         name: ``f1`` for the largest F1 score, ``youden`` for the largest sum of recall and specificity (Youden 1950,
@@ -37,10 +38,10 @@ class Curve:
     """Precision and recall of the second class for each candidate, the highest first.
 
     Attributes:
-        thresholds: The probabilities that occur (T,).
+        thresholds: The distinct probabilities of the second class (T,), in descending order.
         precision: Fraction of the predictions of the second class that are correct (T,).
         recall: Fraction of the samples of the second class that are found (T,).
-        specificity: Fraction of the samples of the first class that are not mistaken for the second (T,).
+        specificity: Fraction of the samples of the first class that are predicted correctly (T,).
     """
 
     thresholds: np.ndarray
@@ -53,7 +54,7 @@ def parse_threshold(text: str) -> float | Rule:
     """Return a threshold or a rule.
 
     Raises:
-        ConfigError: if the text is neither.
+        ConfigError: if `text` is neither a number nor a rule.
     """
     if text in ("f1", "youden"):
         return Rule(text)
@@ -69,10 +70,10 @@ def parse_threshold(text: str) -> float | Rule:
 
 
 def threshold_curve(probabilities: np.ndarray, labels: np.ndarray) -> Curve:
-    """Return precision and recall for each probability (n,) of the second class that occurs. Labels (n,) are 0 and 1."""
+    """Return the curve of the probabilities (n,) of the second class. Labels (n,) are 0 and 1."""
     order = np.argsort(-probabilities, kind="stable")
     ordered, hits = probabilities[order], labels[order].cumsum()
-    last = np.flatnonzero(np.append(ordered[:-1] != ordered[1:], True))  # of equal probabilities
+    last = np.flatnonzero(np.append(ordered[:-1] != ordered[1:], True))  # the last of several equal probabilities
     found, predicted = hits[last], last + 1
     num_first, num_second = (labels == 0).sum(), (labels == 1).sum()
     return Curve(ordered[last], found / predicted, found / num_second, 1 - (predicted - found) / num_first)

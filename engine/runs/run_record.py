@@ -266,9 +266,8 @@ def end_summary(metrics: Mapping[str, Any], monitor: str, times: list[str], fold
         rows.append(("mirrored", f"accuracy {mirrored:.4f} for the mean prediction of an image and its mirror image"))
     if (before := metrics.get("test/uncalibrated_error")) is not None:
         after, temperature = metrics["test/calibration_error"], metrics["temperature"]
-        rows.append(
-            ("calibration", f"error {after:.4f} in the test, {before:.4f} without the temperature {temperature:.3f}")
-        )
+        text = f"test error {after:.4f}, {before:.4f} without temperature scaling (temperature {temperature:.3f})"
+        rows.append(("calibration", text))
     if "best_epoch" in metrics:
         rows.append(("checkpoint", f"epoch {metrics['best_epoch']}, the best by {monitor}"))
     else:

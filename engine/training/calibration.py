@@ -1,7 +1,7 @@
-"""Temperature scaling (Guo et al. 2017, https://arxiv.org/abs/1706.04599): probabilities that agree with the accuracy.
+"""Calibrates probabilities by temperature scaling (Guo et al. 2017, https://arxiv.org/abs/1706.04599).
 
-Logits are divided by one number, the temperature, so the predicted classes do not change. It minimizes the cross-entropy of
-the validation set.
+The logits are divided by a number, the temperature, which minimizes the cross-entropy on the validation set. The predicted
+classes do not change.
 """
 
 import math
@@ -16,16 +16,18 @@ from torch import Tensor
 # B batch, K classes
 
 MAX_LOG = 3.0  # largest absolute logarithm of the temperature
-STEPS = 24  # of the bisection: the logarithm is exact to 4e-7
-PRIOR_STD = 0.5  # of the logarithm, with mean 0: without a prior, a validation set without errors has temperature 0
-MAX_VALUES = 2**27  # logits in memory in each process; further samples of the validation set are not used
+STEPS = 24  # bisection steps; the error of the logarithm is at most 4e-7
+# standard deviation of the logarithm in a normal prior with mean 0; without a prior, the temperature would go to 0 if the
+# validation set has no errors
+PRIOR_STD = 0.5
+MAX_VALUES = 2**27  # logits that each process keeps in memory; it ignores the rest of the validation set
 
 
 class Calibration(Callback):
-    """Fits the temperature of the best checkpoint on the validation that chose it, and stores it in the checkpoint.
+    """Fits a temperature when the best checkpoint is saved after a validation, and stores it in the checkpoint.
 
-    The model in training keeps temperature 1, so validation metrics and learning curves do not depend on it. This callback
-    comes after all others, because some of them replace the weights in the checkpoint.
+    During training, the model keeps the temperature 1, so the validation metrics do not depend on it. This callback must be
+    the last callback, because other callbacks replace the weights in the checkpoint.
 
     Attributes:
         run_metrics: The temperature of the tested checkpoint, for ``metrics.json``.
@@ -56,7 +58,7 @@ class Calibration(Callback):
         if self._is_complete:
             add = partial(trainer.strategy.reduce, reduce_op="sum")
             temperature = fit_temperature(self._batches, add if trainer.world_size > 1 else None)
-            if "temperature" in (state := checkpoint["state_dict"]):  # it is not if another process writes the weights
+            if "temperature" in (state := checkpoint["state_dict"]):  # not in a process that does not write the weights
                 state["temperature"] = torch.full_like(state["temperature"], temperature)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -71,14 +73,16 @@ def fit_temperature(batches: Sequence[tuple[Tensor, Tensor]], add: Callable[[Ten
 
     Args:
         batches: Logits (B, K) and labels (B,).
-        add: Adds a tensor over all processes; None for a single process.
+        add: Function that sums a tensor over all processes; None for a single process.
     """
     host = [(logits.cpu().double(), labels.cpu()) for logits, labels in batches]
-    low, high = -MAX_LOG, MAX_LOG  # of the logarithm of 1 / temperature, which is the factor of the logits
+    low, high = -MAX_LOG, MAX_LOG  # bounds of log(1 / temperature)
     for _ in range(STEPS):
         middle = (low + high) / 2
         factor = math.exp(middle)
-        slope = torch.zeros((), dtype=torch.float64)  # of the sum of the cross-entropies by the factor
+        slope = torch.zeros(
+            (), dtype=torch.float64
+        )  # derivative of the summed cross-entropy with respect to the factor
         for logits, labels in host:
             expected = ((factor * logits).softmax(1) * logits).sum()
             slope += expected - logits.gather(1, labels[:, None]).sum()

@@ -63,7 +63,7 @@ def test_the_best_checkpoint_has_the_temperature(tmp_path, options, capsys):
     assert metrics["temperature"] == float(best["temperature"]) != 1
     assert last["temperature"] == 1
     assert metrics["test/calibration_error"] != metrics["test/uncalibrated_error"]
-    assert "calibration  error" in capsys.readouterr().out
+    assert "calibration  test error" in capsys.readouterr().out
     model = LitMLP.load_from_checkpoint(folder / "checkpoints/best.ckpt").eval()
     inputs = torch.randn(3, 4)
     assert torch.equal(model(inputs), model.train()(inputs) / best["temperature"])
