@@ -39,6 +39,12 @@ def main(argv: list[str]) -> int:
         source = home_path(files[-1]) if files else None
     if source is not None and not source.exists():
         raise ConfigError(COMMAND_LINE, "data.test", f"{source} does not exist")
+    for word in others:
+        key = word.partition("=")[0]
+        if key.partition(".")[0] in ("model", "optimizer", "schedule"):
+            raise ConfigError(COMMAND_LINE, key, "cannot be changed: the model comes from the checkpoint")
+    if arguments.slices is not None and source is not None and source.is_dir():
+        raise ConfigError(COMMAND_LINE, "--slices", f"{source} is a folder and has no columns", "give a table")
     if (name := arguments.name or (source.stem if source else "test")) != Path(name).name or name.startswith("."):
         raise ConfigError(COMMAND_LINE, "--name", f"{name!r} is not the name of a file")
     slices = None

@@ -180,7 +180,8 @@ class Table(ClassificationDataModule):
     ) -> Iterator[InputPart]:
         assert spec.categories is not None
         columns = [Column(name, kind) for name, kind in zip(spec.feature_names, spec.categories, strict=True)]
-        return table_inputs(title, names, batches, columns, self.target if with_labels else None, True, ragged)
+        target = self.target if with_labels else None
+        return table_inputs(title, names, batches, columns, target, True, ragged, self.numeric)
 
     def splits(self) -> dict[Split, Labelled]:
         """Return the three splits."""
@@ -296,15 +297,15 @@ class Table(ClassificationDataModule):
         suspects: set[str] = set()
         for column in self.columns:
             if column.is_rounded:
-                hint = f"subtract a constant, or set data.categorical=[{column.name}]"
+                hint = f"subtract a constant, or set 'data.categorical=[{column.name}]'"
                 rank_zero_print(f"warning: different large numbers of {column.name} become equal in 32 bits; {hint}")
             if column.is_identifier:
-                hint = f"if it is an identifier, set data.drop=[{column.name}]"
+                hint = f"if it is an identifier, set 'data.drop=[{column.name}]'"
                 rank_zero_print(f"warning: {column.name} has a different value in every row; {hint}")
                 suspects.add(column.name)
             elif len(column.categories) > max(MANY_CATEGORIES, len(self._prepared["train"][1]) / 4):
                 problem = f"{column.name} has {len(column.categories):,} categories"
-                rank_zero_print(f"warning: {problem}; if it is a text or a date, set data.drop=[{column.name}]")
+                rank_zero_print(f"warning: {problem}; if it is a text or a date, set 'data.drop=[{column.name}]'")
                 suspects.add(column.name)
         self._report_unreadable([column for column in self.columns if column.name not in suspects])
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,28 @@ def test_the_file_of_the_test_has_the_figures_of_the_run(small_data, tmp_path, c
     assert capsys.readouterr().out.splitlines()[-2].startswith(f"accuracy {found['test/accuracy']:.4f}")
     test.write_text("\n".join([header, *rows[:7]]) + "\n", encoding="utf-8")
     assert evaluated(folder, f"data.test={test}", "--name", "seven", name="seven")["num_samples"] == 7
+
+
+@pytest.mark.needs("table")
+def test_an_error_keeps_an_earlier_evaluation(table, tmp_path):
+    folder = shutil.copytree(table, tmp_path / "runs/table_mlp" / table.name)
+    evaluated(folder)
+    before = [path for path in (folder / "evaluations").rglob("*") if path.is_file()]
+    with pytest.raises(UserError, match="--slices"):
+        evaluate.main([str(folder), f"data.test={table.parents[2]}/train.csv", "--name", "test", "--slices", "nothing"])
+    assert [path for path in (folder / "evaluations").rglob("*") if path.is_file()] == before
+
+
+def test_the_model_cannot_be_changed(tmp_path):
+    folder = run(tmp_path / "runs", "--config", IRIS, *QUICK)
+    with pytest.raises(UserError, match=r"model\.hidden_sizes: cannot be changed: the model comes from the checkpoint"):
+        evaluate.main([str(folder), "model.hidden_sizes=[3]"])
+
+
+@pytest.mark.needs("pictures")
+def test_a_folder_has_no_columns_for_slices(table, tmp_path):
+    with pytest.raises(UserError, match=r"--slices: .* is a folder and has no columns; give a table"):
+        evaluate.main([str(table), f"data.test={tmp_path}", "--slices", "label"])
 
 
 @pytest.mark.needs("text", "bert")

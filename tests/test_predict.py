@@ -112,6 +112,30 @@ def test_a_table_in_memory_is_predicted_as_its_file(kind, table):
 
 
 @pytest.mark.needs("table")
+def test_a_text_in_a_column_of_numbers_is_a_problem(table, tmp_path):
+    folder, test = table
+    rows = rows_of(test)
+    predictor = load(folder)
+    name = next(name for name, kinds in predictor.model.hparams["columns"].items() if not kinds)
+    values = {3: "20 EUR", 5: "", 6: "NA", 7: "inf"}
+    changed = [row | ({name: values[i]} if i in values else {}) for i, row in enumerate(rows)]
+    with (tmp_path / "changed.csv").open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, changed[0])
+        writer.writeheader()
+        writer.writerows(changed)
+    problem = f"'20 EUR' in column '{name}' is not a number"
+    with pytest.raises(UserError, match=f"INPUT: 4: {problem}; --skip-broken leaves its class empty"):
+        predict.main([str(folder), str(tmp_path / "changed.csv")])
+    with pytest.raises(UserError, match=f"INPUT: 4: {problem}; skip_broken=True leaves its class empty"):
+        predictor.predict(changed)
+    found = predictor.predict(changed, skip_broken=True)
+    assert found.problems == {3: problem}
+    assert found.classes[3] == ""
+    missing = predictor.predict([row | ({name: ""} if i in values else {}) for i, row in enumerate(rows)])
+    np.testing.assert_array_equal(found.probabilities[4:], missing.probabilities[4:])
+
+
+@pytest.mark.needs("table")
 @pytest.mark.parametrize("block", [1 << 9, 1 << 24], ids=["many blocks", "one block"])
 def test_rows_with_too_many_or_too_few_columns(block, table, tmp_path, monkeypatch):
     folder, test = table

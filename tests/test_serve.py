@@ -386,7 +386,7 @@ class SlowPredictor:
         self.batches: list[list[int]] = []
         self.may_go_on = threading.Event()
 
-    def predict(self, values: list[int]) -> Predictions:
+    def predict(self, values: list[int], skip_broken: bool) -> Predictions:
         self.batches.append(values)
         assert self.may_go_on.wait(30)
         if min(values) < 0:

@@ -2,7 +2,7 @@
 
 import io
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -15,7 +15,7 @@ from torch import Tensor
 from datamodules.parts.columns import Column, encode_rows
 from datamodules.parts.labels import without_missing
 from datamodules.parts.picture_files import SUFFIXES, Format, decode, picture_problem
-from datamodules.parts.table_files import close_name
+from datamodules.parts.table_files import close_name, is_number
 from engine.contracts import DataError, DataSpec, InputPart, NewInputs
 from engine.threads import available_cores
 
@@ -78,6 +78,7 @@ def table_inputs(
     target: str | None,
     may_be_missing: bool,
     ragged: Mapping[int, str] | None = None,
+    lenient: Container[str] = (),
 ) -> Iterator[InputPart]:
     """Encode the rows of a table. Columns may have any order, and other columns are ignored.
 
@@ -89,6 +90,8 @@ def table_inputs(
         target: Column of labels to read; None for data without labels.
         may_be_missing: Whether the model takes missing values.
         ragged: Rows that `open_table` leaves out while it reads the batches, and what is wrong with them.
+        lenient: Columns of numbers in which other texts are missing values, as in training. In other columns of numbers,
+            such a text is a problem of its row.
 
     Raises:
         DataError: if a column is missing.
@@ -112,6 +115,12 @@ def table_inputs(
             if not may_be_missing:
                 for row, column in inputs.isnan().nonzero().tolist():
                     problems.setdefault(row, f"no number in column {columns[column].name!r}")
+            else:
+                for number, column in enumerate(columns):
+                    if not column.categories and column.name not in lenient:
+                        rows = inputs[:, number].isnan().nonzero().flatten()
+                        found = _no_numbers(table[column.name], rows.numpy(), column.name)
+                        problems = found | problems
             labels = without_missing(table[target]).to_pylist() if target else None
             part = _with_ragged_rows(start, inputs, labels, problems, ragged or {})
             yield part
@@ -121,6 +130,17 @@ def table_inputs(
             yield InputPart(names, torch.zeros(len(others), len(columns)), labels, others)
 
     return parts()
+
+
+def _no_numbers(texts: "pyarrow.ChunkedArray", rows: np.ndarray, name: str) -> dict[int, str]:
+    """Return the problems of rows whose text is neither a number nor a missing value."""
+    problems = {}
+    for row, text in zip(
+        rows.tolist(), without_missing(texts.take(rows)).to_pylist() if len(rows) else (), strict=True
+    ):
+        if text is not None and not is_number(text):
+            problems[row] = f"{text[:40]!r} in column {name!r} is not a number"
+    return problems
 
 
 def _with_ragged_rows(

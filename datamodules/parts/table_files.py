@@ -318,16 +318,16 @@ def is_header(first: list[str], rows: list[list[str]]) -> bool:
     """
     if not rows:
         return True
-    if not any(first) or any(_is_number(name) or (name and name in MISSING) for name in first):
+    if not any(first) or any(is_number(name) or (name and name in MISSING) for name in first):
         return False
     if all(first) and len(set(first)) == len(first):
         return True
     columns = {i: {row[i].strip() for row in rows if i < len(row)} for i, name in enumerate(first) if name}
-    is_above_numbers = any(all(_is_number(text) for text in column - {*MISSING}) for column in columns.values())
+    is_above_numbers = any(all(is_number(text) for text in column - {*MISSING}) for column in columns.values())
     return is_above_numbers or not any(first[i] in column for i, column in columns.items())
 
 
-def _is_number(text: str) -> bool:
+def is_number(text: str) -> bool:
     try:
         float(text)
     except ValueError:

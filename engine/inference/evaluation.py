@@ -42,15 +42,14 @@ def evaluate(run: TrainedRun, source: Path | None, name: str, slices: Config | N
         The content of the file; None in all processes but the first.
     """
     config, folder = run.config, run.folder / "evaluations" / name
-    shutil.rmtree(folder, ignore_errors=True)
-    trainer = _make_trainer(run, folder)
     model = component_class(config, "model").load_from_checkpoint(run.checkpoint, "cpu")
     datamodule = data = make(config, "data", seed=config["seed"])
-    datamodule.trainer = trainer
     if source is not None:
         spec = DataSpec.from_arguments(datamodule.modality, model.hparams)
         data = datamodule.labelled_set(source, spec, run.folder)
     values = None if slices is None else _read_column(slices, source, data.spec, run.folder)
+    shutil.rmtree(folder, ignore_errors=True)  # only now, because new data can have an error
+    datamodule.trainer = trainer = _make_trainer(run, folder)
     trainer.test(model, data, verbose=False)
     if not trainer.is_global_zero:
         return None

@@ -109,6 +109,8 @@ def describe(run: TrainedRun, model: Any, spec: DataSpec, inputs: Any) -> dict[s
         shape = ["batch", *(["length"] if name in TOKENS else values.shape[1:])]
         dtype = str(values.dtype).removeprefix("torch.")
         described.append({"name": name, "dtype": dtype, "shape": shape, "content": _content(name, spec, dtype)})
+    if spec.modality == "image":
+        described[0]["content"] += f"; predict.py makes them with Pillow: `{pillow_code(spec, run.config['data'])}`"
     logits = {"name": "logits", "dtype": "float32", "shape": ["batch", spec.num_classes]}
     result: dict[str, Any] = {
         "run": "/".join(run.folder.resolve().parts[-2:]),
@@ -201,6 +203,19 @@ def _example(description: Mapping[str, Any], name: str) -> str:
         texts = '[("a text", "its pair"), ("a longer text", "a pair")]' if is_pair else '["a text", "a longer text"]'
         return Template(TEXTS + PAIRS if is_pair else TEXTS).substitute(file=name, texts=texts)
     return Template(NUMBERS).substitute(shape=", ".join(map(str, first["shape"][1:])), dtype=first["dtype"])
+
+
+def pillow_code(spec: DataSpec, data: Mapping[str, Any]) -> str:
+    """Return the code with which predict.py scales a picture `image` of any size."""
+    side = spec.input_shape[-1]
+    arguments, colour = f"({side}, {side}), Image.Resampling.BICUBIC", data.get("background", "black")
+    upright = "ImageOps.exif_transpose(image)"
+    match data.get("fit", "crop"):
+        case "crop":
+            return f"ImageOps.fit({upright}, {arguments})"
+        case "pad":
+            return f"ImageOps.pad({upright}, {arguments}, color='{colour}')"
+    return f"{upright}.resize({arguments})"
 
 
 def _content(name: str, spec: DataSpec, dtype: str) -> str:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from engine.build import component_class, make
-from engine.contracts import COMMAND_LINE, ConfigError, DataSpec, InputPart, NewInputs, map_tensors, one_line
+from engine.contracts import COMMAND_LINE, ConfigError, DataError, DataSpec, InputPart, NewInputs, map_tensors, one_line
 from engine.inference.trained_run import TrainedRun, find_trained_run
 from engine.training.hardware import choose_precision
 
@@ -72,6 +72,8 @@ class Predictor:
         try:
             self.device = torch.device(device)
             torch.empty(0, device=self.device)
+            if self.device.type == "xla":
+                raise RuntimeError("predictions on TPUs are not supported; evaluate.py supports them")
         except (RuntimeError, AssertionError) as error:
             problem = f"{device} is not a device of this machine ({one_line(error)[:80]})"
             raise ConfigError(COMMAND_LINE, "--device", problem) from None
@@ -97,18 +99,24 @@ class Predictor:
         names = self.spec.feature_names or getattr(self.datamodule.spec, "feature_names", ())
         return list(names or (f"feature_{number}" for number in range(1, math.prod(self.spec.input_shape) + 1)))
 
-    def predict(self, data: Any) -> Predictions:
+    def predict(self, data: Any, skip_broken: bool = False) -> Predictions:
         """Predict the classes of data that fits in memory.
 
         Args:
             data: What the datamodule of the run takes: the path of a file or folder, an array or tensor (N, *input_shape),
                 a list of texts or of pairs of texts, a list of paths or of the bytes of pictures, or a table (a list of
                 dictionaries, a dictionary of columns, or a DataFrame).
+            skip_broken: Return an empty class and NaN for a sample that cannot be read, and the reason in `problems`.
 
         Raises:
-            DataError: if the data cannot be read.
+            DataError: if the data or, without `skip_broken`, a sample cannot be read.
         """
-        found = list(self.predict_parts(self.open(data)))
+        found = []
+        for part in self.predict_parts(self.open(data)):
+            if part.problems and not skip_broken:
+                row, problem = next(iter(part.problems.items()))
+                raise DataError(f"INPUT: {part.names[row]}: {problem}; skip_broken=True leaves its class empty")
+            found.append(part)
         names = [name for part in found for name in part.names]
         problems: dict[int, str] = {}
         start = 0

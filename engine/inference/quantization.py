@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from engine.inference.export import Comparison, Logits, deployed_inputs, read
+from engine.training.hardware import cpu_features
 
 CALIBRATION_ROWS = 512
 MEASURED_ROWS = 512
@@ -139,6 +140,6 @@ def refusal(fp32: Measurement, int8: Measurement, max_loss: float) -> str | None
 
 def describe_machine() -> dict[str, Any]:
     """Return what the measured speeds depend on, as plain values."""
-    found = torch.cpu.get_capabilities()
+    found = cpu_features()
     features = [name for name in CPU_FEATURES if found.get(name)]
     return {"cpu": found.get("cpu_name", ""), "int8_instructions": features, "threads": torch.get_num_threads()}

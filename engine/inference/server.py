@@ -96,7 +96,7 @@ class BatchingPredictor:
     def _outcomes(self, batch: list[WaitingRequest]) -> list[Predictions | Exception]:
         """Return the predictions or the error of each request. An error of one request does not affect the others."""
         try:
-            found = self.predictor.predict([value for request in batch for value in request.inputs])
+            found = self.predictor.predict([value for request in batch for value in request.inputs], skip_broken=True)
         except Exception as error:
             return [error] if len(batch) == 1 else [self._outcomes([request])[0] for request in batch]
         outcomes: list[Predictions | Exception] = []

@@ -175,7 +175,7 @@ def test_the_start_names_kinds_missing_values_and_identifiers(make, capsys):
     assert "categories   1: name\n" in printed
     assert "yes/no       1: member\n" in printed
     assert "values of the training part: age (" in printed
-    assert "warning: id has a different value in every row; if it is an identifier, set data.drop=[id]\n" in printed
+    assert "warning: id has a different value in every row; if it is an identifier, set 'data.drop=[id]'\n" in printed
     assert "warning: name has a different value in every row" in printed
     assert "unknown in" not in printed  # follows from the warning above
 
@@ -216,7 +216,7 @@ def test_the_index_of_pandas_gets_a_name(make, capsys):
     printed = capsys.readouterr().out
     assert "numbers      2: column_1, a\n" in printed
     assert (
-        "warning: column_1 has a different value in every row; if it is an identifier, set data.drop=[column_1]"
+        "warning: column_1 has a different value in every row; if it is an identifier, set 'data.drop=[column_1]'"
         in printed
     )
 
@@ -230,7 +230,7 @@ def test_infinite_numbers_are_missing(make, capsys):
 
 def test_a_column_of_many_categories_is_a_warning(make, capsys):
     make("a,b,y\n" + "".join(f"{i % 7},2020-01-{i % 60},{i % 2}\n" for i in range(120)))
-    assert "warning: b has 49 categories; if it is a text or a date, set data.drop=[b]" in capsys.readouterr().out
+    assert "warning: b has 49 categories; if it is a text or a date, set 'data.drop=[b]'" in capsys.readouterr().out
 
 
 GOOD = rows()
