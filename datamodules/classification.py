@@ -221,6 +221,8 @@ class ClassificationDataModule(LightningDataModule):
         if self.trainer is not None:
             rank, world_size = self.trainer.global_rank, self.trainer.world_size
             device = self.trainer.strategy.root_device
+            if device.type == "xla":  # XLA would compile each slice of a tensor; Lightning copies the batches
+                device = torch.device("cpu")
         inputs, labels = self._splits[split]
         if labels.device != device and self._reserve_memory(num_bytes(inputs), device):
             inputs = inputs.to(device)

@@ -16,7 +16,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
 from datamodules.classification import ClassificationDataModule, DataError, DataSpec, Labelled, Split
-from datamodules.parts.batches import EpochOrder
+from datamodules.parts.batches import EpochOrder, TensorBatches
 from datamodules.parts.cache import describe_files, load_or_create
 from datamodules.parts.labels import MAX_NUMBERS, check_missing, class_names_of, class_numbers, without_missing
 from datamodules.parts.splits import hold_out
@@ -41,7 +41,7 @@ from datamodules.parts.tokenizer import (
     train_tokenizer,
     truncating,
 )
-from datamodules.parts.tokens import GPU_MULTIPLE, LengthOrder, TokenRows, round_up
+from datamodules.parts.tokens import GPU_MULTIPLE, XLA_LENGTHS, LengthOrder, TokenRows, round_up
 from engine.contracts import InputPart, NewInputs, OptionError
 from engine.terminal import print_line
 
@@ -81,7 +81,7 @@ class Text(ClassificationDataModule):
         batch_size: Maximum number of rows in a training batch per device.
         eval_batch_size: Maximum number of rows in a validation or test batch per device.
         pad_to_multiple_of: Batches are padded to a multiple of this number of tokens; null for 8 on GPUs, whose matrix units
-            need it, and 1 on other devices.
+            need it, a quarter of `max_length` on TPUs, which compile each length, and 1 on other devices.
         val_fraction: Fraction of the training set that is used for validation if `val` is null.
         test_fraction: Fraction of the training set that is used for the test if `test` is null.
         split_seed: Seed of both splits.
@@ -240,6 +240,13 @@ class Text(ClassificationDataModule):
         """Return ``FILE:LINE`` of a row."""
         source, rows = self._rows[split]
         return self._texts[source].place(int(rows[row]))
+
+    def _batches(self, split: Split, batch_size: int, shuffle: bool) -> TensorBatches:
+        on_xla = self.trainer is not None and self.trainer.strategy.root_device.type == "xla"
+        if on_xla and self.multiple is None:
+            inputs, labels = self._splits[split]
+            self._splits[split] = replace(inputs, multiple=self._longest // XLA_LENGTHS), labels
+        return super()._batches(split, batch_size, shuffle)
 
     def order(self, inputs: TokenRows, batch_size: int, shuffle: bool, rank: int, world_size: int) -> EpochOrder:
         """Return batches of rows of similar length."""

@@ -18,6 +18,7 @@ from datamodules.parts.batches import EpochOrder, derive_seed, to_device
 Lengths = TypeVar("Lengths", int, Tensor)
 
 GPU_MULTIPLE = 8  # matrix units need lengths that are multiples of 8 in half precision
+XLA_LENGTHS = 4  # XLA compiles a graph for each length of a batch
 
 
 @dataclass(eq=False)

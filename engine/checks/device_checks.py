@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 
 from engine.contracts import CheckResult
 from engine.terminal import count_of
+from engine.training.hardware import device_name
 
 NUM_COPIES = 10  # copies of a batch that are timed
 
@@ -37,7 +38,7 @@ def check_device(trainer: Trainer, module: LightningModule) -> Iterator[CheckRes
 def describe_device(device: torch.device, precision: str, network: nn.Module, optimizers: list[Optimizer]) -> str:
     """Return the device, the precision, whether optimizers are fused and whether convolutions are channels-last."""
     if device.type == "cuda":
-        name = torch.cuda.get_device_name(device)
+        name = device_name(device)
         tf32 = "" if torch.get_float32_matmul_precision() == "highest" else ", TF32"
     else:
         name, tf32 = f"{device.type.upper()} with {count_of(torch.get_num_threads(), 'thread')}", ""

@@ -146,7 +146,7 @@ def _training_batches(trainer: Trainer) -> list[Any]:
     return batches
 
 
-@torch.inference_mode()
+@torch.no_grad()  # XLA does not support `inference_mode`
 def _time_validation_batch(trainer: Trainer) -> float:
     """Return the mean seconds of a validation batch. The first batch is not timed if there are several."""
     module, device, measured = trainer.lightning_module, trainer.strategy.root_device, []

@@ -25,6 +25,7 @@ from engine.runs.run_index import read_mapping
 from engine.terminal import count_of, print_line, shell_word
 from engine.training.clock import Clock
 from engine.training.exits import REFUSED, RunEnded
+from engine.training.hardware import device_name
 from engine.training.loggers import log_everywhere, missing_displays, tensorboard_of
 
 PACKAGES = ("lightning", "torch", "torchmetrics", "tensorboard", "omegaconf", "numpy", "transformers", "tokenizers")
@@ -174,7 +175,6 @@ class RunRecord(Callback):
     def _facts(self, trainer: Trainer) -> dict[str, Any]:
         """Return the facts that affect a result besides the config."""
         device, commit = trainer.strategy.root_device, _git("rev-parse", "HEAD")
-        name = torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name()
         return {
             "command": shlex.join([Path(sys.executable).name, *sys.argv]),
             "code": code_digests(),
@@ -183,7 +183,7 @@ class RunRecord(Callback):
             "python": platform.python_version(),
             "platform": platform.platform(),
             "packages": {package: found for package in PACKAGES if (found := _version(package))},
-            "device": f"{device.type}: {name}",
+            "device": f"{device.type}: {device_name(device)}",
             "num_devices": trainer.world_size,
             "precision": str(trainer.precision),
             "cpu_count": os.cpu_count(),
@@ -347,11 +347,6 @@ def _version(package: str) -> str | None:
         return version(package)
     except PackageNotFoundError:
         return None
-
-
-def _cpu_name() -> str:
-    features = torch.cpu.get_capabilities()
-    return str(features.get("cpu_name") or platform.processor() or platform.machine())
 
 
 def _git(*arguments: str) -> str | None:

@@ -18,7 +18,7 @@ from typing import Any, Literal
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EMAWeightAveraging, WeightAveraging
-from lightning.pytorch.plugins.io import CheckpointIO
+from lightning.pytorch.plugins.io import XLACheckpointIO
 from lightning.pytorch.plugins.precision import DoublePrecision
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
@@ -32,13 +32,20 @@ from engine.training.epoch_loop import epoch_loop_of
 from engine.training.exits import REFUSED, RunEnded, Stopped
 from engine.training.loggers import log_files, tensorboard_of
 from engine.training.signals import Signals
+from engine.training.training_state import seed_device
 
 EPOCH_SECONDS = 2.0  # shorter epochs do not each write a checkpoint, because it would take longer than to repeat them
 NUM_CHECKPOINTS = 4  # the disk must hold the best, the last, the one before, and a checkpoint that is being written
 
 
-class VerifiedCheckpoints(CheckpointIO):
-    """Makes Lightning's Trainer use `checkpoint_file`: atomic writing, checksums, and no loading of pickled code."""
+class VerifiedCheckpoints(XLACheckpointIO):
+    """Makes Lightning's Trainer use `checkpoint_file`: atomic writing, checksums, and no loading of pickled code.
+
+    The strategies for TPUs accept only subclasses of `XLACheckpointIO`. Other strategies accept any plugin.
+    """
+
+    def __init__(self) -> None:  # that of the base class needs torch_xla
+        pass
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         path = Path(path)
@@ -100,6 +107,7 @@ class Checkpoints(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self.consensus.connect(trainer)
+        seed_device(trainer.strategy.root_device)
         if isinstance(trainer.precision_plugin, DoublePrecision):
             # Lightning loads the weights first and converts the model later, so 64-bit weights would be rounded to 32 bits
             trainer.precision_plugin.convert_module(pl_module)

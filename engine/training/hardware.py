@@ -1,11 +1,14 @@
 """What this machine supports: precision, number of processes and threads, memory, and the speed of matrix products."""
 
 import os
+import platform
 import sys
 import time
+from pathlib import Path
+from typing import Any
 
 import torch
-from lightning.pytorch.accelerators import Accelerator, CPUAccelerator
+from lightning.pytorch.accelerators import Accelerator, CPUAccelerator, XLAAccelerator
 
 from engine.contracts import OptionError
 from engine.threads import ARE_THREADS_SET, available_cores
@@ -23,13 +26,15 @@ def precision_for(accelerator: str, wanted: str | int) -> str | int:
     Raises:
         OptionError: if the device does not support it. Lightning would use another precision, or train to NaN.
     """
-    on_gpu = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
-    on_cpu = accelerator == "cpu" or (accelerator == "auto" and not on_gpu and not torch.backends.mps.is_available())
+    on_tpu = accelerator == "tpu" or (accelerator == "auto" and XLAAccelerator.is_available())
+    on_gpu = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available() and not on_tpu
+    has_others = on_tpu or on_gpu or torch.backends.mps.is_available()
+    on_cpu = accelerator == "cpu" or (accelerator == "auto" and not has_others)
     if on_cpu and str(wanted) in ("16", "16-mixed", "16-true"):
         raise OptionError(f"precision {wanted} needs a GPU; a CPU has bf16-mixed and 32-true")
     if wanted != "auto":
         return wanted
-    features = torch.cpu.get_capabilities() if on_cpu else {}
+    features = cpu_features() if on_cpu else {}
     native = torch.cuda.get_device_capability() >= (8, 0) if on_gpu else any(map(features.get, BF16_FEATURES))
     return "bf16-mixed" if native else "32-true"
 
@@ -45,13 +50,37 @@ def choose_precision(accelerator: str, wanted: str | int) -> str | int:
     return precision_for(accelerator, wanted)
 
 
+def cpu_features() -> dict[str, Any]:
+    """The features of the CPU, such as ``avx512_bf16``, and its ``cpu_name``. torch 2.9 cannot name them."""
+    if hasattr(torch.cpu, "get_capabilities"):
+        return dict(torch.cpu.get_capabilities())
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:  # not on Linux
+        return {}
+    values = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+    return {**dict.fromkeys(values.get("flags", "").split(), True), "cpu_name": values.get("model name")}
+
+
+def device_name(device: torch.device) -> str:
+    """The name of a device, such as "NVIDIA H200"."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    if device.type == "xla":
+        import torch_xla.core.xla_model as xm
+
+        return str(xm.xla_device_hw(device))  # such as TPU
+    return str(cpu_features().get("cpu_name") or platform.processor() or platform.machine())
+
+
 def describe_hardware() -> str:
     """The devices of this machine, for the user."""
     gpus = f"{torch.cuda.device_count()} CUDA GPUs" if torch.cuda.is_available() else "no CUDA GPU"
-    mps = ", MPS" if torch.backends.mps.is_available() else ""
+    others = ", MPS" if torch.backends.mps.is_available() else ""
+    others += f", {XLAAccelerator.auto_device_count()} TPU cores" if XLAAccelerator.is_available() else ""
     cores, all_cores = available_cores(), os.cpu_count()
     usable = f" (this process may use {cores})" if cores != all_cores else ""
-    return f"this machine has {all_cores} CPU cores{usable}, {gpus}{mps}"
+    return f"this machine has {all_cores} CPU cores{usable}, {gpus}{others}"
 
 
 def set_threads(wanted: int | None, num_processes: int, earlier: int | None = None) -> None:

@@ -55,8 +55,8 @@ def rng_state(device: torch.device | None = None) -> dict[str, Any]:
         "numpy": [name, torch.from_numpy(np.asarray(key, dtype=np.int64)), *rest],
         "python": random.getstate(),
     }
-    if device is not None and device.type in ACCELERATORS:
-        state[device.type] = getattr(torch, device.type).get_rng_state()
+    if device is not None and (generator := _device_generator(device)) is not None:
+        state[device.type] = generator.get_rng_state()
     return state
 
 
@@ -67,7 +67,23 @@ def set_rng_state(state: dict[str, Any], device: torch.device | None = None) -> 
     random.setstate(state["python"])
     torch.set_rng_state(state["torch"].cpu())
     if device is not None and device.type in state:
-        getattr(torch, device.type).set_rng_state(state[device.type].cpu())
+        value = state[device.type]
+        _device_generator(device).set_rng_state(value.cpu() if isinstance(value, Tensor) else value)
+
+
+def seed_device(device: torch.device) -> None:
+    """Seed the generator of an XLA device as that of the CPU, which `torch.manual_seed` does for other devices."""
+    if device.type == "xla":
+        _device_generator(device).set_rng_state(torch.initial_seed())
+
+
+def _device_generator(device: torch.device) -> Any:
+    """The module with the functions get_rng_state and set_rng_state of a device; None if the device has no generator."""
+    if device.type == "xla":
+        import torch_xla.core.xla_model as xm
+
+        return xm
+    return getattr(torch, device.type) if device.type in ACCELERATORS else None
 
 
 def _generators(loaders: list[Any]) -> list[torch.Generator]:
