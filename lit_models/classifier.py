@@ -101,6 +101,8 @@ class LitClassifier(LightningModule):
     def load_from_checkpoint(cls, checkpoint_path: Any, map_location: Any = None, **hyperparameters: Any) -> Self:  # type: ignore[override]
         """Load the model of a run. It needs no config and no data.
 
+        The weights are float32, or float64 if the run was trained with ``trainer.precision=64-true``.
+
         Args:
             checkpoint_path: A local file.
             map_location: Device of the weights; None for the device on which they were saved.
@@ -117,7 +119,12 @@ class LitClassifier(LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if "state_dict" in checkpoint:  # FSDP has loaded and removed it before
-            checkpoint["state_dict"].setdefault("temperature", torch.ones(()))  # old checkpoints have none
+            state = checkpoint["state_dict"]
+            state.setdefault("temperature", torch.ones(()))  # old checkpoints have none
+            if (
+                state["input_mean"].dtype == torch.float64
+            ):  # weights in float32 would round the weights of a run in 64-true
+                self.double()
 
     def setup(self, stage: str) -> None:
         if self.hparams["compile"]:

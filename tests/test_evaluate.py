@@ -6,11 +6,14 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 import evaluate
 from engine.config.signatures import PROJECT
 from engine.contracts import UserError
+from engine.inference.predictor import load
 from engine.training.loggers import event_files
+from lit_models.parts.metrics import WeightedMean
 from tests import files
 from tests.runs import IRIS, WITHOUT_PICTURES, figures, run
 
@@ -130,3 +133,35 @@ def test_a_mistake_is_one_line(arguments, message, table, tmp_path):
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
     assert not (table / "evaluations").exists()
+
+
+PRECISIONS = ["32-true", "bf16-mixed", "64-true", 64, "bf16-true"]
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_every_precision_gives_the_figures_of_the_run(precision, small_data, tmp_path):
+    config = ["--config", IRIS, "trainer.max_epochs=5"]
+    if precision == "bf16-true":  # not for features
+        config = ["--config", "configs/mnist_cnn.yaml", f"data.root={small_data}", "model.widths=[4, 8]", QUICK[0]]
+    folder = run(tmp_path / "runs", *config, f"trainer.precision={precision}", *WITHOUT_PICTURES)
+    assert of_test(evaluated(folder)) == of_test(figures(folder))
+    predictor = load(folder)
+    predictor.datamodule.prepare_data()
+    predictor.datamodule.setup()
+    ((inputs, labels),) = predictor.datamodule.test_dataloader()
+    logits = predictor.logits(inputs)
+    metric = WeightedMean()
+    metric.update(torch.nn.functional.cross_entropy(logits, labels), len(labels))
+    assert float(metric.compute()) == figures(folder)["test/loss"]
+    saved = torch.load(folder / "checkpoints/best.ckpt", weights_only=True)["state_dict"]
+    for name, value in predictor.model.state_dict().items():
+        assert torch.equal(value, saved[name]), name
+        assert value.dtype == saved[name].dtype
+
+
+def test_the_precision_of_an_evaluation_can_be_chosen(tmp_path):
+    options = ["--config", IRIS, "trainer.max_epochs=5", *WITHOUT_PICTURES]
+    folder = run(tmp_path, *options, "trainer.precision=64-true")
+    narrow = of_test(evaluated(folder, "trainer.precision=32-true"))
+    assert narrow != of_test(figures(folder))
+    assert narrow == pytest.approx(of_test(figures(folder)), rel=1e-5)

@@ -50,6 +50,8 @@ def evaluate(run: TrainedRun, source: Path | None, name: str, slices: Config | N
     values = None if slices is None else _read_column(slices, source, data.spec, run.folder)
     shutil.rmtree(folder, ignore_errors=True)  # only now, because new data can have an error
     datamodule.trainer = trainer = _make_trainer(run, folder)
+    if trainer.precision != "64-true":
+        model.float()  # the user may have chosen another precision than that of the training
     trainer.test(model, data, verbose=False)
     if not trainer.is_global_zero:
         return None

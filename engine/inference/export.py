@@ -62,7 +62,7 @@ def load_model(run: TrainedRun) -> Any:
     """
     model = component_class(run.config, "model").load_from_checkpoint(run.checkpoint, "cpu")
     # `torch.export.save` warns about weights in another order, such as channels-last
-    return model.eval().requires_grad_(False).to(memory_format=torch.contiguous_format)
+    return model.float().eval().requires_grad_(False).to(memory_format=torch.contiguous_format)
 
 
 def load_data(run: TrainedRun) -> Any:

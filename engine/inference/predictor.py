@@ -78,9 +78,9 @@ class Predictor:
             problem = f"{device} is not a device of this machine ({one_line(error)[:80]})"
             raise ConfigError(COMMAND_LINE, "--device", problem) from None
         self.model = component_class(config, "model").load_from_checkpoint(run.checkpoint, "cpu")
-        self.precision = str(choose_precision(self.device.type, config["trainer.precision"]))
-        if self.precision.endswith("-true"):
-            self.model.to({"bf16": torch.bfloat16, "16": torch.float16, "64": torch.float64}.get(self.precision[:-5]))
+        self.precision = choose_precision(self.device.type, config["trainer.precision"])
+        kinds = {"bf16-true": torch.bfloat16, "16-true": torch.float16, "64-true": torch.float64}
+        self.model.to(kinds.get(self.precision, torch.float32))
         self.model.eval().requires_grad_(False).to(self.device)
         self.datamodule = make(config, "data", seed=config["seed"])
         self.spec = DataSpec.from_arguments(self.datamodule.modality, self.model.hparams)

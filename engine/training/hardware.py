@@ -13,6 +13,8 @@ from lightning.pytorch.accelerators import Accelerator, CPUAccelerator, XLAAccel
 from engine.contracts import OptionError
 from engine.threads import ARE_THREADS_SET, available_cores
 
+# Lightning's other names of precisions
+OTHER_NAMES = {"64": "64-true", "32": "32-true", "16": "16-mixed", "bf16": "bf16-mixed"}
 BF16_FEATURES = ("amx_bf16", "avx512_bf16")  # features of CPUs that multiply bf16 natively
 MATRIX_SIDE = {"cpu": 2048, "cuda": 8192}  # large enough to reach the highest speed
 PEAK_SECONDS = 0.2  # matrix products are repeated for this time, and the fastest product counts
@@ -20,8 +22,8 @@ PEAK_SECONDS = 0.2  # matrix products are repeated for this time, and the fastes
 TORCH_THREADS = torch.get_num_threads()
 
 
-def precision_for(accelerator: str, wanted: str | int) -> str | int:
-    """`wanted`. For "auto": bf16-mixed if the device multiplies bf16 natively, else 32-true.
+def precision_for(accelerator: str, wanted: str | int) -> str:
+    """`wanted`, in the form of "64-true". For "auto": bf16-mixed if the device multiplies bf16 natively, else 32-true.
 
     Raises:
         OptionError: if the device does not support it. Lightning would use another precision, or train to NaN.
@@ -33,13 +35,13 @@ def precision_for(accelerator: str, wanted: str | int) -> str | int:
     if on_cpu and str(wanted) in ("16", "16-mixed", "16-true"):
         raise OptionError(f"precision {wanted} needs a GPU; a CPU has bf16-mixed and 32-true")
     if wanted != "auto":
-        return wanted
+        return OTHER_NAMES.get(str(wanted), str(wanted))
     features = cpu_features() if on_cpu else {}
     native = torch.cuda.get_device_capability() >= (8, 0) if on_gpu else any(map(features.get, BF16_FEATURES))
     return "bf16-mixed" if native else "32-true"
 
 
-def choose_precision(accelerator: str, wanted: str | int) -> str | int:
+def choose_precision(accelerator: str, wanted: str | int) -> str:
     """As `precision_for`. For "auto", a GPU also computes matrix products in 32 bits with its matrix units (TF32).
 
     Raises:

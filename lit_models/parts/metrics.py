@@ -27,6 +27,8 @@ class WeightedMean(Metric):
         self.add_state("weight", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, value: Tensor, weight: int) -> None:
+        if self.total.dtype in (torch.bfloat16, torch.float16):  # `Module.to` has converted it with the model
+            self.total = self.total.float()
         if weight:  # the mean loss of an empty batch is NaN
             self.total.add_(value, alpha=weight)  # in place, because setting an attribute of a module takes longer
             self.weight.add_(weight)
