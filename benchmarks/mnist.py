@@ -14,13 +14,13 @@ def run(options: Namespace) -> list[Comparison]:
     return [compare("MNIST", experiment, TARGET, options.pairs)]
 
 
-def compare(name: str, experiment: Experiment, target: float, pairs: int) -> Comparison:
+def compare(data: str, experiment: Experiment, target: float, pairs: int) -> Comparison:
     """Compare the times until the validation accuracy is `target`.
 
     Raises:
         BenchmarkError: if a side does not reach it.
     """
-    data, epochs, notes = name, experiment.config["trainer.max_epochs"], dict[str, str]()
+    epochs, notes = experiment.config["trainer.max_epochs"], dict[str, str]()
 
     def seconds_to_target(name: str, times: TrainingTimes) -> float:
         if times.accuracies[-1] < target:

@@ -121,9 +121,7 @@ class LitClassifier(LightningModule):
         if "state_dict" in checkpoint:  # FSDP has loaded and removed it before
             state = checkpoint["state_dict"]
             state.setdefault("temperature", torch.ones(()))  # old checkpoints have none
-            if (
-                state["input_mean"].dtype == torch.float64
-            ):  # weights in float32 would round the weights of a run in 64-true
+            if state["input_mean"].dtype == torch.float64:  # a run in 64-true, whose weights float32 would round
                 self.double()
 
     def setup(self, stage: str) -> None:

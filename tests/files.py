@@ -41,6 +41,18 @@ def options(name: str, root: Path) -> dict[str, str]:
     return {"root": str(root)} if name in ("mnist", "cifar") else {}
 
 
+def new_inputs(name: str, data: Path, folder: Path, count: int) -> Path:
+    """A file with new inputs for a run of iris_mlp, mnist_cnn or text_bert: `count` random rows, or the texts of `data`."""
+    if name == "text_bert":
+        return data / "text/train.tsv"
+    path, generator = folder / "rows.npy", np.random.default_rng(0)
+    if name == "iris_mlp":
+        np.save(path, generator.random((count, 4)).astype(np.float32))
+    else:
+        np.save(path, (generator.random((count, 1, 28, 28)) * 255).astype(np.uint8))
+    return path
+
+
 def pictures(count: int, num_classes: int, shape: tuple[int, ...], seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Noise with a bright bar whose position depends on the class. Every label occurs."""
     generator = np.random.default_rng(seed)

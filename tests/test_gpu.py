@@ -164,12 +164,7 @@ def test_evaluate_gives_the_figures_of_the_test(name, accelerator, arguments, tm
 def test_predictions_are_those_of_the_cpu(name, arguments, written_data, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     _, folder = start(tmp_path / "runs", *arguments(name, "trainer.precision=32-true", *WITHOUT_PICTURES))
-    source = written_data / "text/train.tsv"
-    if name != "text_bert":
-        shape = (50, 4) if name == "iris_mlp" else (50, 1, 28, 28)
-        source = tmp_path / "rows.npy"
-        values = np.random.default_rng(0).random(shape)
-        np.save(source, values.astype(np.float32) if name == "iris_mlp" else (values * 255).astype(np.uint8))
+    source = files.new_inputs(name, written_data, tmp_path, 50)
     found = {}
     for device, processes in (("cpu", "1"), ("cuda", "1"), ("cuda", "2")):
         output = tmp_path / f"{device}_{processes}.csv"
@@ -186,10 +181,7 @@ def test_predictions_are_those_of_the_cpu(name, arguments, written_data, tmp_pat
 @pytest.mark.parametrize("name", ["iris_mlp", "mnist_cnn", "text_bert"])
 def test_predictions_are_explained(name, arguments, written_data, tmp_path):
     _, folder = start(tmp_path / "runs", *arguments(name, *WITHOUT_PICTURES))
-    source = written_data / "text/train.tsv"
-    if name != "text_bert":
-        source = tmp_path / "rows.npy"
-        np.save(source, np.ones((3, 4), np.float32) if name == "iris_mlp" else np.ones((3, 1, 28, 28), np.uint8))
+    source = files.new_inputs(name, written_data, tmp_path, 3)
     output = tmp_path / "explained.csv"
     assert predict.main([str(folder), str(source), "--explain", "--output", str(output), "--device", "cuda"]) == 0
     assert output.read_text(encoding="utf-8").count("\n") > 3

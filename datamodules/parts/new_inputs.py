@@ -116,11 +116,7 @@ def table_inputs(
                 for row, column in inputs.isnan().nonzero().tolist():
                     problems.setdefault(row, f"no number in column {columns[column].name!r}")
             else:
-                for number, column in enumerate(columns):
-                    if not column.categories and column.name not in lenient:
-                        rows = inputs[:, number].isnan().nonzero().flatten()
-                        found = _no_numbers(table[column.name], rows.numpy(), column.name)
-                        problems = found | problems
+                problems = _no_numbers(table, inputs, columns, lenient)
             labels = without_missing(table[target]).to_pylist() if target else None
             part = _with_ragged_rows(start, inputs, labels, problems, ragged or {})
             yield part
@@ -132,15 +128,23 @@ def table_inputs(
     return parts()
 
 
-def _no_numbers(texts: "pyarrow.ChunkedArray", rows: np.ndarray, name: str) -> dict[int, str]:
-    """Return the problems of rows whose text is neither a number nor a missing value."""
-    problems = {}
-    for row, text in zip(
-        rows.tolist(), without_missing(texts.take(rows)).to_pylist() if len(rows) else (), strict=True
-    ):
-        if text is not None and not is_number(text):
-            problems[row] = f"{text[:40]!r} in column {name!r} is not a number"
-    return problems
+def _no_numbers(
+    table: "pyarrow.Table", inputs: Tensor, columns: Sequence[Column], lenient: Container[str]
+) -> dict[int, str]:
+    """Return the problems of rows in which a text is neither a number nor a missing value.
+
+    The arguments are those of `table_inputs`, and the rows of `table` as `inputs` (N, D).
+    """
+    problems: dict[int, str] = {}
+    for number, column in enumerate(columns):
+        rows = inputs[:, number].isnan().nonzero().flatten().numpy()
+        if column.categories or column.name in lenient or not len(rows):
+            continue
+        texts = without_missing(table[column.name].take(rows)).to_pylist()
+        for row, text in zip(rows.tolist(), texts, strict=True):
+            if text is not None and not is_number(text):
+                problems.setdefault(row, f"{text[:40]!r} in column {column.name!r} is not a number")
+    return dict(sorted(problems.items()))
 
 
 def _with_ragged_rows(

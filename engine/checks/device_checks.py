@@ -37,11 +37,10 @@ def check_device(trainer: Trainer, module: LightningModule) -> Iterator[CheckRes
 
 def describe_device(device: torch.device, precision: str, network: nn.Module, optimizers: list[Optimizer]) -> str:
     """Return the device, the precision, whether optimizers are fused and whether convolutions are channels-last."""
-    if device.type == "cuda":
+    name = f"{device.type.upper()} with {count_of(torch.get_num_threads(), 'thread')}"
+    if device.type in ("cuda", "xla"):
         name = device_name(device)
-        tf32 = "" if torch.get_float32_matmul_precision() == "highest" else ", TF32"
-    else:
-        name, tf32 = f"{device.type.upper()} with {count_of(torch.get_num_threads(), 'thread')}", ""
+    tf32 = ", TF32" if device.type == "cuda" and torch.get_float32_matmul_precision() != "highest" else ""
     found = [f"{name}, precision {precision}{tf32}"]
     for optimizer in optimizers:
         is_fused = all(group.get("fused") for group in optimizer.param_groups)

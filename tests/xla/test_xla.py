@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 
-import numpy as np
 import pytest
 import torch_xla.debug.metrics as xla_metrics
 from lightning.pytorch import Callback
@@ -85,10 +84,7 @@ def test_a_run_is_that_of_the_cpu(name, arguments, tmp_path):
 @pytest.mark.parametrize("name", FEW)
 def test_predictions_of_a_run(name, arguments, written_data, tmp_path):
     _, folder = start(tmp_path / "runs", *arguments(name, *WITHOUT_PICTURES))
-    source = written_data / "text/train.tsv"
-    if name != "text_bert":
-        source = tmp_path / "rows.npy"
-        np.save(source, np.ones((3, 4), np.float32) if name == "iris_mlp" else np.ones((3, 1, 28, 28), np.uint8))
+    source = files.new_inputs(name, written_data, tmp_path, 3)
     assert predict.main([str(folder), str(source), "--output", str(tmp_path / "found.csv")]) == 0
     with (tmp_path / "found.csv").open(encoding="utf-8") as file:
         assert all(0 < float(row["probability"]) <= 1 for row in csv.DictReader(file))
