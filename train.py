@@ -17,7 +17,7 @@ from engine.command_line import parse
 from engine.config import schema
 from engine.config.config import Config
 from engine.contracts import DataError, DataSpec, UserError, is_lower_better
-from engine.runs.run_folder import rank, run_folder
+from engine.runs.run_folder import rank, restart_count, run_folder
 from engine.terminal import duration, prepare_output, print_line, quiet_lightning
 from engine.training.checkpoint_file import newest
 from engine.training.exits import RunEnded, Stopped, end_children, explain_error, is_refusal, report_bug, report_exit
@@ -60,6 +60,7 @@ def train(config: Config, folder: Path, signals: Signals) -> int:
     from lightning.pytorch import seed_everything
 
     from engine.runs.run_record import RunRecord
+    from engine.training.consensus import connect_again
 
     quiet_lightning()
     record = RunRecord(
@@ -79,6 +80,7 @@ def train(config: Config, folder: Path, signals: Signals) -> int:
         model = make_model(config, datamodule.spec)
         initialize(model, datamodule, folder if trainer.is_global_zero else None)
         signals.children = lambda: getattr(trainer.strategy.launcher, "procs", ())
+        connect_again(trainer, restart_count(), config["run.timeout_minutes"])
         trainer.fit(model, datamodule, ckpt_path=checkpoint, weights_only=True)
         best = folder / "checkpoints/best.ckpt"  # on the disk of the first process, if there are several nodes
         tested = trainer.strategy.broadcast(best if best.is_file() else None)

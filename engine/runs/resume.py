@@ -1,4 +1,8 @@
-"""``--resume RUN`` and ``--resume auto``: finds the run to resume and checks that the experiment has not changed."""
+"""Finds the run to resume, and checks that the experiment has not changed.
+
+``--resume RUN`` and ``--resume auto`` name the run. ``torchrun --max-restarts`` starts the same command again if a process
+has died. Then the command resumes the run that it has begun before.
+"""
 
 import os
 from dataclasses import replace
@@ -7,7 +11,7 @@ from typing import Any
 
 from engine.config.config import Config, load_config
 from engine.contracts import COMMAND_LINE, ConfigError
-from engine.runs.run_folder import experiment_folder
+from engine.runs.run_folder import TORCHRUN_FILE, experiment_folder, restart_count, torchrun_id
 from engine.terminal import shell_word
 
 AUTO = "auto"
@@ -53,6 +57,28 @@ def find_run(text: str, path: Path | None, overrides: list[str]) -> Config:
         hint = "for a changed experiment, start a new run without --resume"
         raise config.error(key, f"is {new} here, and {old} in {folder}", hint)
     return replace(config, resumed_folder=folder, checkpoint=given if is_checkpoint else None)
+
+
+def find_restarted(config: Config) -> Config:
+    """Return `config` with the folder of the run that this torchrun command has begun before a process died, if any.
+
+    Args:
+        config: The config on the command line, without ``--resume``.
+    """
+    if not restart_count():
+        return config
+    name = config["run.name"]
+    folders = [
+        file.parent
+        for file in experiment_folder(config).glob(f"*/{TORCHRUN_FILE}")
+        if file.read_text(encoding="utf-8") == torchrun_id()
+        and name in (None, "", file.parent.name)
+        and (file.parent / "config.yaml").is_file()
+    ]
+    newest = max(folders, key=_last_written, default=None)
+    if newest is None or first_difference(load_config(newest / "config.yaml"), config):
+        return config
+    return replace(config, resumed_folder=newest, may_fall_back=True)
 
 
 def check_unfinished(config: Config) -> None:

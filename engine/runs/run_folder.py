@@ -5,6 +5,7 @@ import os
 import re
 import secrets
 import shutil
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
@@ -24,8 +25,10 @@ if TYPE_CHECKING:
 INTERRUPTED = (130, 143)  # exit codes of Ctrl-C and SIGTERM
 LAUNCHER_VARIABLES = (
     "RANK", "WORLD_SIZE", "LOCAL_RANK", "NODE_RANK", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID",
+    "TORCHELASTIC_RESTART_COUNT",
 )  # fmt: skip
 LAUNCHER_HINT = "unset it, or start the processes with torchrun or srun"
+TORCHRUN_FILE = ".torchrun"  # in the folder of a run that torchrun has started: the result of `torchrun_id`
 VARIABLE = "LIT_RUN_FOLDER"  # passes the run's folder to the processes that Lightning starts for more devices
 
 
@@ -47,6 +50,24 @@ def rank() -> int:
     if int(environ.get("SLURM_NTASKS", "1")) > 1 and "LOCAL_RANK" not in environ:
         return int(environ.get("SLURM_PROCID", "0"))
     return int(environ.get("NODE_RANK", "0")) or int(environ.get("LOCAL_RANK", "0"))
+
+
+def torchrun_id() -> str | None:
+    """Return a name of the torchrun command that has started this process; None if it is not torchrun on a single node.
+
+    The name is the same in all processes, and after a restart.
+    """
+    if "TORCHELASTIC_RUN_ID" not in os.environ or os.environ.get("GROUP_WORLD_SIZE") != "1":
+        return None
+    return f"{socket.gethostname()} {os.getppid()}"  # torchrun is the parent of all processes
+
+
+def restart_count() -> int:
+    """Return how many times torchrun has restarted the processes of a single node; 0 for several nodes.
+
+    The processes of several nodes cannot know how often the others were restarted.
+    """
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) if torchrun_id() is not None else 0
 
 
 @contextmanager
@@ -167,6 +188,8 @@ def _create_folder(config: Config, folder: Path) -> "FileLock | None":
             lock = lock_run(folder)  # before the config, because other processes take a folder with a config for a run
             # without the name, so that the run can be repeated
             _write_text(folder / "config.yaml", config.to_yaml(name=None))
+            if (command := torchrun_id()) is not None:
+                _write_text(folder / TORCHRUN_FILE, command)
         except BaseException:  # also after a signal
             shutil.rmtree(folder, ignore_errors=True)
             raise

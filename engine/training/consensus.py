@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Trainer
 from torch import Tensor
+from torch.distributed.rendezvous import rendezvous
 
 MAX_BATCHES = 16  # between two agreements, because batches may suddenly take longer
 EVERY_SECONDS = 0.1  # between two agreements, because processes wait for each other in each of them
@@ -67,6 +68,26 @@ class ProcessConsensus:
     def agree_on_signal(self, signum: int) -> int:
         """The signal that any process has received; 0 for none."""
         return signum if self._reduce is None else int(self._reduce(torch.tensor([signum, 0, 0]))[0])
+
+
+def connect_again(trainer: Trainer, restart: int, timeout_minutes: float) -> None:
+    """Connect the processes that torchrun has restarted, before Lightning does.
+
+    torchrun keeps the addresses of the processes that have ended, and gives them to the new processes
+    (https://github.com/pytorch/pytorch/issues/135712). So the new addresses get other keys.
+
+    Args:
+        trainer: Before its fit.
+        restart: How many times torchrun has restarted the processes; 0 to let Lightning connect them.
+        timeout_minutes: How long one process waits for another.
+    """
+    if not restart or trainer.world_size == 1:
+        return
+    timeout = timedelta(minutes=timeout_minutes)
+    store, rank, world_size = next(iter(rendezvous("env://", timeout=timeout)))
+    backend = torch.distributed.get_default_backend_for_device(trainer.strategy.root_device)
+    keys = torch.distributed.PrefixStore(f"restart {restart}", store)
+    torch.distributed.init_process_group(backend, timeout=timeout, world_size=world_size, rank=rank, store=keys)
 
 
 def _maximum(values: Tensor, group: Any, trainer: Trainer) -> Tensor:

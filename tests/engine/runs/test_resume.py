@@ -10,8 +10,8 @@ import pytest
 import train
 from engine.config.config import load_config
 from engine.contracts import BrokenCheckpointError, ConfigError
-from engine.runs.resume import find_run
-from engine.runs.run_folder import run_folder
+from engine.runs.resume import find_restarted, find_run
+from engine.runs.run_folder import TORCHRUN_FILE, run_folder, torchrun_id
 from engine.training.checkpoint_file import newest
 from engine.training.exits import Stopped, report_exit
 from tests.runs import IRIS
@@ -129,3 +129,39 @@ def test_the_example_of_a_folder_is_quoted(tmp_path, capsys):
     folder = make_run(tmp_path, "two words")
     assert train.main(["--resume", str(tmp_path)]) == 2
     assert f"such as '{folder}'" in capsys.readouterr().err
+
+
+@pytest.fixture
+def torchrun(monkeypatch):
+    """The variables of a process that torchrun has started again."""
+    variables = {"TORCHELASTIC_RUN_ID": "none", "GROUP_WORLD_SIZE": "1", "TORCHELASTIC_RESTART_COUNT": "1"}
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+
+
+def restarted(root: Path, *overrides: str) -> Path | None:
+    return find_restarted(load_config(Path(IRIS), [f"run.root={root}", *overrides])).resumed_folder
+
+
+def test_a_command_that_torchrun_has_restarted_resumes_its_own_run(tmp_path, torchrun, monkeypatch):
+    assert restarted(tmp_path) is None  # it died before it had a folder
+    with run_folder(load_config(Path(IRIS), [f"run.root={tmp_path}", "run.name=ours"])) as ours:
+        (ours / "environment.json").touch()
+    other = make_run(tmp_path, "other", changed=1e9)
+    (other / TORCHRUN_FILE).write_text("another command", encoding="utf-8")
+    assert restarted(tmp_path) == restarted(tmp_path, "run.name=ours") == ours
+    assert restarted(tmp_path, "run.name=new") is None
+    assert restarted(tmp_path, "optimizer.lr=0.5") is None
+    with monkeypatch.context() as first:
+        first.setenv("TORCHELASTIC_RESTART_COUNT", "0")
+        assert restarted(tmp_path) is None
+    monkeypatch.setenv("GROUP_WORLD_SIZE", "2")
+    assert restarted(tmp_path) is None
+
+
+def test_a_run_that_ended_before_the_restart_is_not_repeated(tmp_path, torchrun, capsys):
+    folder = make_run(tmp_path, "x")
+    (folder / TORCHRUN_FILE).write_text(torchrun_id(), encoding="utf-8")
+    (folder / "metrics.json").touch()
+    assert train.main(["--config", IRIS, f"run.root={tmp_path}"]) == 0
+    assert capsys.readouterr().out == f"{folder} is finished\n"

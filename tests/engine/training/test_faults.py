@@ -106,6 +106,23 @@ def test_kills_at_random_moments(tmp_path, record_property):
     assert len(trials) == 25 + (13 if kills.HAS_TEXT else 9) <= num_kills
 
 
+@pytest.mark.slow
+@pytest.mark.faults(
+    "SIGKILL in bf16-mixed, bf16-true and 64-true", "files, metrics and curves of the resumed run are bitwise identical"
+)
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true", "64-true"])
+def test_kills_in_other_precisions(precision, tmp_path, record_property):
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.kills", "3", "1", str(tmp_path), precision],
+        cwd=PROJECT, stdout=subprocess.PIPE, text=True, timeout=400,
+    )  # fmt: skip
+    trials = [json.loads(line) for line in done.stdout.splitlines()]
+    equal = [trial for trial in trials if trial["different"] == [] and trial["codes"][-1] == 0]
+    record_property("happened", f"{precision}: {len(equal)} equal ends in {len(trials)} runs")
+    assert [trial for trial in trials if trial not in equal] == []
+    assert len(trials) == 3
+
+
 KILLED_WHILE_WRITING = """
 import os, signal, sys, torch
 from pathlib import Path

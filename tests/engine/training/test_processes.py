@@ -15,12 +15,11 @@ from engine.config.signatures import PROJECT
 from engine.training import checkpoint_file
 from lit_models.mlp import LitMLP
 from tests.exactness import differences
+from tests.processes import EXACT, TWO, environment, run, started_run
 from tests.runs import IRIS, figures
 
-TWO = ["trainer.accelerator=cpu", "trainer.devices=2", "data.batch_size=16"]
 LONG = ["--config", IRIS, *TWO, "trainer.max_epochs=100000", "run.name=x"]
 HALVES = ["--config", IRIS, "trainer.max_epochs=3", "run.name=x"]
-EXACT = ["--config", IRIS, *TWO, "trainer.max_epochs=60", "model.dropout=0.1", "run.checkpoint_every_steps=10"]
 SRUN = """#!/usr/bin/env bash
 # starts the tasks of a job on this machine, as srun does
 while [[ $1 == --* ]]; do shift; done
@@ -36,32 +35,6 @@ for pid in "${pids[@]}"; do
 done
 exit $code
 """
-
-
-def environment(**more: str) -> dict[str, str]:
-    return {**os.environ, "OMP_NUM_THREADS": "1", **more}
-
-
-def run(*argv: str, launcher: tuple[str, ...] = (sys.executable,), **more: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [*launcher, "train.py", *argv],
-        cwd=PROJECT,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        env=environment(**more),
-    )
-
-
-def started_run(*command: str, **more: str) -> subprocess.Popen:
-    """A run of two processes that has finished its first epoch."""
-    process = subprocess.Popen(
-        command, cwd=PROJECT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(**more)
-    )
-    for line in process.stdout:
-        if line.startswith(("epoch", "resuming in")):
-            return process
-    return pytest.fail(process.communicate()[1])
 
 
 def child_of(process: subprocess.Popen) -> int:
