@@ -22,6 +22,7 @@ QUIET_LOGGERS = (
 )  # fmt: skip
 QUIET_WARNINGS = (
     "GPU available but not used",
+    "The `srun` command is available",  # runs on a login node, and runs that torchrun starts, do not need it
     "The number of training batches .* is smaller than the logging interval",  # every epoch is logged
     ".*LeafSpec.* is deprecated",  # caused by Lightning, like the next warning
     "torch.distributed.* is deprecated",

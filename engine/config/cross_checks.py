@@ -103,6 +103,10 @@ def _check_trainer(config: "Config") -> None:
     if re.search("notebook|fork|spawn", str(config["trainer.strategy"])):
         problem = f"{config['trainer.strategy']} is for notebooks: its processes do not return the results of the run"
         raise config.error("trainer.strategy", problem, "write ddp or auto")
+    is_by_norm = config["trainer.gradient_clip_algorithm"] in (None, "norm")
+    if str(config["trainer.strategy"]).startswith("fsdp") and config["trainer.gradient_clip_val"] and is_by_norm:
+        hint = "set trainer.gradient_clip_algorithm=value, or trainer.gradient_clip_val=null for no clipping"
+        raise config.error("trainer.gradient_clip_val", "Lightning's FSDP cannot clip gradients by their norm", hint)
     for key in ("trainer.max_time", "callbacks.timer.duration"):
         if key in config.parameters and config[key] is not None:
             _check_duration(config, key, config[key])

@@ -176,6 +176,7 @@ OVERRIDES = [
     ("trainer.num_nodes=1000000", "trainer.num_nodes: 1000000 is out of range"),
     ("trainer.strategy=ddp_notebook", "trainer.strategy: ddp_notebook is for notebooks"),
     ("trainer.strategy=ddp_spawn", "trainer.strategy: ddp_spawn is for notebooks"),
+    ("trainer={strategy: fsdp, gradient_clip_val: 1.0}", "gradient_clip_val: Lightning's FSDP cannot clip gradients"),
     ("trainer.logger=tensorboard,csv", "unknown logger 'tensorboard,csv'; write a list: '[tensorboard, csv]'"),
     *(
         (f"{key}={value}", f"{key}: {said}")

@@ -272,7 +272,7 @@ def test_the_sbatch_script(tmp_path, whole):
     process.send_signal(signal.SIGUSR1)  # the script has become srun, which forwards it
     _, printed = process.communicate(timeout=60)
     assert process.returncode == 143, printed
-    assert (tmp_path / "asked").read_text() == "requeue 77\n"
+    assert (tmp_path / "asked").read_text() == "update JobId=77 JobName=iris_mlp\nrequeue 77\n"
     process = started_run(*script, **job(tmp_path), SLURM_RESTART_COUNT="1")
     _, printed = process.communicate(timeout=120)
     assert process.returncode == 0, printed
