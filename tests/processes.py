@@ -18,9 +18,11 @@ def environment(**more: str) -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1", **more}
 
 
-def run(*argv: str, launcher: tuple[str, ...] = (sys.executable,), **more: str) -> subprocess.CompletedProcess:
+def run(
+    *argv: str, launcher: tuple[str, ...] = (sys.executable,), command: str = "train.py", **more: str
+) -> subprocess.CompletedProcess:
     return subprocess.run(
-        [*launcher, "train.py", *argv],
+        [*launcher, command, *argv],
         cwd=PROJECT,
         capture_output=True,
         text=True,
