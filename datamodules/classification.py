@@ -6,12 +6,14 @@ DataLoaders.
 """
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
+from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
 from datamodules.parts.batches import AugmentContext, EpochOrder, TensorBatches
@@ -20,13 +22,17 @@ from datamodules.parts.labelled_set import LabelledSet, collect
 from datamodules.parts.mapped import MappedRows
 from datamodules.parts.new_inputs import array_inputs, list_pictures, picture_inputs, read_array, table_inputs
 from datamodules.parts.picture_files import Format
-from datamodules.parts.splits import stratified_split
+from datamodules.parts.splits import held_out_split, hold_out, stratified_split  # noqa: F401 (own datamodules import it)
 from datamodules.parts.statistics import chunks, fingerprint, mean_and_std, num_bytes
 from datamodules.parts.table_files import estimated_rows, open_table
-from engine.contracts import DataError, DataSpec, Labelled, Modality, NewInputs, Split
+from engine.contracts import DataError, DataSpec, Labelled, Modality, NewInputs, OptionError, Split
 from engine.memory import available_memory
+from engine.terminal import print_line
 
 # N samples, B batch, C channels, D features
+
+rank_zero_print = rank_zero_only(print_line)
+SPLITS: tuple[Split, ...] = ("train", "val", "test")
 
 
 class ClassificationDataModule(LightningDataModule):
@@ -50,11 +56,16 @@ class ClassificationDataModule(LightningDataModule):
             in main memory, and each batch is copied to the GPU.
         normalize: Let the model normalize its inputs to mean 0 and standard deviation 1.
         seed: Seed of shuffling and augmentation. `train.py` passes the seed of the experiment.
+        num_folds: Number of folds for cross-validation; null for no folds. The folds are stratified and depend only on this
+            number and on `split_seed`. If there is no official test set, a fold is the test set. Otherwise, a fold of the
+            training set is the validation set, and `val_fraction` is not used.
+        fold: Number of the fold that is held out, from 0 to num_folds - 1.
     """
 
     choosable: ClassVar[bool] = False  # a base class; a config cannot select it
     modality: ClassVar[Modality]
     memory_gigabytes: float | None = None  # main memory for data in mapped files; None for half of the free memory
+    test_fraction: float = 0.2  # fraction of the samples for the test if there is no official test set
 
     def __init__(
         self,
@@ -65,22 +76,30 @@ class ClassificationDataModule(LightningDataModule):
         gpu_memory_gigabytes: Annotated[float, ">= 0"] | None = None,
         normalize: bool = True,
         seed: int = 0,
+        num_folds: Annotated[int, ">= 2"] | None = None,
+        fold: Annotated[int, ">= 0"] = 0,
     ) -> None:
         super().__init__()
+        if not 0 <= fold < (num_folds or 1):  # in a config, `cross_checks` finds it
+            raise OptionError(f"data.fold: {fold} is out of range for data.num_folds={num_folds}")
+        self.num_folds, self.fold, self._has_fold = num_folds, fold, False
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.val_fraction, self.split_seed, self.normalize, self.seed = val_fraction, split_seed, normalize, seed
         self.gpu_memory_gigabytes, self._bytes_on_device, self._bytes_in_memory = gpu_memory_gigabytes, 0, 0
         self.fingerprint, self.mean, self.std = "", torch.zeros(()), torch.ones(())
         self._splits: dict[Split, Labelled] = {}
-        self._train_rows: dict[Split, Tensor] = {}  # for each split, the indices of its rows in the loaded training set
+        self._loaded_rows: dict[Split, tuple[Split, Tensor]] = {}  # for each split, its rows in a set of `load`
 
     @property
     def spec(self) -> DataSpec:
         """The description of the data."""
         raise NotImplementedError(f"{type(self).__name__} needs a `spec` property that returns a DataSpec")
 
-    def load(self) -> tuple[Labelled, Labelled]:
-        """Return the training set and the official test set: inputs (N, *input_shape) of any type, and labels (N,)."""
+    def load(self) -> "tuple[Labelled, Labelled | None]":
+        """Return the training set and the official test set: inputs (N, *input_shape) of any type, and labels (N,).
+
+        If the official test set is None, a fraction or a fold of the training set is used for the test.
+        """
         raise NotImplementedError(f"{type(self).__name__} needs a `load` method that returns (train, test)")
 
     def augment(self, inputs: Tensor, context: AugmentContext) -> Tensor:
@@ -143,25 +162,62 @@ class ClassificationDataModule(LightningDataModule):
 
     def splits(self) -> dict[Split, Labelled]:
         """Load the data and return the three splits. The validation set is a sample of the training set."""
-        train, test = ((inputs, labels.long()) for inputs, labels in self.load())
-        self._check("training", *train)
-        self._check("test", *test)
-        rows, val_rows = stratified_split(train[1], self.val_fraction, self.split_seed, "data.val_fraction")
-        self._train_rows = {"train": rows, "val": val_rows}
-        training, validation = ((train[0][chosen], train[1][chosen]) for chosen in (rows, val_rows))
-        return {"train": training, "val": validation, "test": test}
+        train, test = self.load()
+        loaded: dict[Split, Labelled] = {"train": train} if test is None else {"train": train, "test": test}
+        loaded = {split: (inputs, labels.long()) for split, (inputs, labels) in loaded.items()}
+        for split, labelled in loaded.items():
+            self._check("training" if split == "train" else "test", *labelled)
+        labels = {split: labelled[1] for split, labelled in loaded.items()}
+        self._loaded_rows = self.choose_rows(labels, self.spec.class_names)
+        splits: dict[Split, Labelled] = {}
+        for split in SPLITS:
+            source, rows = self._loaded_rows[split]
+            inputs, classes = loaded[source]
+            splits[split] = (inputs, classes) if source == "test" else (inputs[rows], classes[rows])  # saves a copy
+        return splits
+
+    def choose_rows(
+        self, labels: dict[Split, Tensor], class_names: Sequence[str], groups: Tensor | None = None
+    ) -> dict[Split, tuple[Split, Tensor]]:
+        """Choose the rows of the three splits by the options of this datamodule. A subclass calls this to divide its data.
+
+        Args:
+            labels: (N,) of the training set, and of the official validation and test set if they exist.
+            class_names: Names of the classes.
+            groups: (N,) group of each training row, as for `group_split`; None for a stratified choice.
+
+        Returns:
+            For each split, the source of its rows and their indices in this source.
+
+        Raises:
+            DataError: if a set would be empty, or if the rows cannot be divided into folds.
+        """
+        fractions: dict[Split, float] = {"test": self.test_fraction, "val": self.val_fraction}
+        rows = hold_out(labels, fractions, self.split_seed, groups, self.num_folds, self.fold, class_names)
+        if self.num_folds is not None and not self._has_fold:
+            split, self._has_fold = held_out_split(labels), True
+            unused = " (data.val_fraction is not used)" if split == "val" else ""
+            size = f"{len(rows[split][1]):,} of {len(labels['train']):,} samples"
+            rank_zero_print(f"fold {self.fold} of 0 to {self.num_folds - 1}: {size} are the {split} set{unused}")
+        return rows
 
     def place(self, split: Split, row: int) -> str:
         """Return the origin of a sample of a split, as text for a message."""
-        if split in self._train_rows:
-            return f"row {int(self._train_rows[split][row])} (from 0) of the training set"
+        if split in self._loaded_rows and self._loaded_rows[split][0] == "train":
+            title = "the training set" if self._loaded_rows["test"][0] == "test" else "the data"
+            return f"row {int(self._loaded_rows[split][1][row])} (from 0) of {title}"
         return f"row {row} (from 0) of {split}"
 
     def setup(self, stage: str | None = None) -> None:
         """Load, check and split the data, and compute its statistics. If there are only DataLoaders, do nothing."""
-        if self.is_loaded or self._has_only_loaders:
+        if self.is_loaded:
             return
-        self._splits = self.splits()
+        self._splits = {} if self._has_only_loaders else self.splits()
+        if self.num_folds is not None and not self._has_fold:
+            hint = "divide the rows with `choose_rows`, or set data.num_folds=null"
+            raise OptionError(f"data.num_folds: {type(self).__name__} divides its data without folds; {hint}")
+        if not self.is_loaded:
+            return
         self.fingerprint = fingerprint(tensor for labelled in self._splits.values() for tensor in labelled)
         if self.normalize:
             self.mean, self.std = mean_and_std(self._splits["train"][0])

@@ -23,7 +23,6 @@ from datamodules.parts.labels import check_case, check_missing, class_names_of, 
 from datamodules.parts.mapped import MappedRows
 from datamodules.parts.new_inputs import list_pictures, picture_inputs, read_array
 from datamodules.parts.picture_files import Format, decode_pictures, decoding_processes, read_folder, report_ignored
-from datamodules.parts.splits import hold_out
 from datamodules.parts.table_files import PARQUET, TEXT, get_column, read_table
 from engine.contracts import NewInputs, OptionError
 from engine.terminal import count_of, print_line
@@ -130,8 +129,7 @@ class Pictures(ClassificationDataModule):
             for split, (found, _) in files.items():
                 images[split], good = self._decode(split, found, start)
                 paths[split], labels[split] = [found[row] for row in good.tolist()], labels[split][good]
-        fractions: dict[Split, float] = {"test": self.test_fraction, "val": self.val_fraction}
-        for split, (source, rows) in hold_out(labels, fractions, self.split_seed).items():
+        for split, (source, rows) in self.choose_rows(labels, self.class_names).items():
             self._prepared[split] = images[source].select(rows), labels[source][rows]
             self._places[split] = paths[source], rows
 

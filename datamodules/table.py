@@ -16,7 +16,6 @@ from datamodules.parts.columns import MANY_ROWS, Column, describe_column, encode
 from datamodules.parts.labels import MAX_NUMBERS, check_missing, class_names_of, class_numbers, without_missing
 from datamodules.parts.mapped import MappedRows
 from datamodules.parts.new_inputs import read_array, table_inputs
-from datamodules.parts.splits import hold_out
 from datamodules.parts.table_files import (
     close_name,
     copy_table,
@@ -61,7 +60,11 @@ class Table(ClassificationDataModule):
         eval_batch_size: Number of samples per validation or test batch. It changes speed and memory, but no results.
         val_fraction: Fraction of the training set that is used for validation if `val` is null.
         test_fraction: Fraction of the training set that is used for the test if `test` is null.
-        split_seed: Seed of both splits.
+        split_seed: Seed of both splits and of the folds.
+        num_folds: Number of folds for cross-validation; null for no folds. The folds are stratified and depend only on this
+            number and on `split_seed`. If `test` is null, a fold is the test set. Otherwise, a fold of the training set is
+            the validation set, and `val_fraction` is not used.
+        fold: Number of the fold that is held out, from 0 to num_folds - 1.
         gpu_memory_gigabytes: Maximum GPU memory for the data; null for half of the free memory.
         memory_gigabytes: Maximum main memory for the data; null for half of the free memory. A table that does not fit is
             copied to the cache and memory-mapped.
@@ -86,13 +89,16 @@ class Table(ClassificationDataModule):
         val_fraction: Annotated[float, "> 0, < 1"] = 0.15,
         test_fraction: Annotated[float, "> 0, < 1"] = 0.2,
         split_seed: Annotated[int, ">= 0"] = 0,
+        num_folds: Annotated[int, ">= 2"] | None = None,
+        fold: Annotated[int, ">= 0"] = 0,
         gpu_memory_gigabytes: Annotated[float, ">= 0"] | None = None,
         memory_gigabytes: Annotated[float, ">= 0"] | None = None,
         cache: str = "data/cache",
         seed: int = 0,
     ) -> None:
         options: dict[str, Any] = {"gpu_memory_gigabytes": gpu_memory_gigabytes, "normalize": False, "seed": seed}
-        super().__init__(batch_size, eval_batch_size, val_fraction, split_seed, **options)
+        folds: dict[str, Any] = {"num_folds": num_folds, "fold": fold}
+        super().__init__(batch_size, eval_batch_size, val_fraction, split_seed, **options, **folds)
         given: dict[Split, str | None] = {"train": train, "val": val, "test": test}
         self.files = {split: Path(file).expanduser() for split, file in given.items() if file is not None}
         self.target, self.group_column, self.test_fraction = target, group_column, test_fraction
@@ -132,8 +138,7 @@ class Table(ClassificationDataModule):
         labels = {
             split: class_numbers(column, self.class_names, partial(self._row, split)) for split, column in texts.items()
         }
-        fractions: dict[Split, float] = {"test": self.test_fraction, "val": self.val_fraction}
-        sources = hold_out(labels, fractions, self.split_seed, self._groups(tables["train"]))
+        sources = self.choose_rows(labels, self.class_names, self._groups(tables["train"]))
         is_training = np.zeros(tables["train"].num_rows, bool)
         is_training[sources["train"][1].numpy()] = True
         self.columns = [

@@ -19,7 +19,6 @@ from datamodules.classification import ClassificationDataModule, DataError, Data
 from datamodules.parts.batches import EpochOrder, TensorBatches
 from datamodules.parts.cache import describe_files, load_or_create
 from datamodules.parts.labels import MAX_NUMBERS, check_missing, class_names_of, class_numbers, without_missing
-from datamodules.parts.splits import hold_out
 from datamodules.parts.table_files import estimated_rows
 from datamodules.parts.text_files import (
     CHUNK,
@@ -84,7 +83,11 @@ class Text(ClassificationDataModule):
             need it, a quarter of `max_length` on TPUs, which compile each length, and 1 on other devices.
         val_fraction: Fraction of the training set that is used for validation if `val` is null.
         test_fraction: Fraction of the training set that is used for the test if `test` is null.
-        split_seed: Seed of both splits.
+        split_seed: Seed of both splits and of the folds.
+        num_folds: Number of folds for cross-validation; null for no folds. The folds are stratified and depend only on this
+            number and on `split_seed`. If `test` is null, a fold is the test set. Otherwise, a fold of the training set is
+            the validation set, and `val_fraction` is not used.
+        fold: Number of the fold that is held out, from 0 to num_folds - 1.
         cache: Folder for tokenized texts. It can be deleted at any time.
         memory_gigabytes: Maximum main memory for the token ids; null for half of the free memory. Ids that do not fit are
             read from the cache in every epoch.
@@ -119,12 +122,15 @@ class Text(ClassificationDataModule):
         val_fraction: Annotated[float, "> 0, < 1"] = 0.1,
         test_fraction: Annotated[float, "> 0, < 1"] = 0.1,
         split_seed: Annotated[int, ">= 0"] = 0,
+        num_folds: Annotated[int, ">= 2"] | None = None,
+        fold: Annotated[int, ">= 0"] = 0,
         cache: str = "data/cache",
         memory_gigabytes: Annotated[float, ">= 0"] | None = None,
         seed: int = 0,
         label_column: str | None = None,
     ) -> None:
-        super().__init__(batch_size, eval_batch_size, val_fraction, split_seed, normalize=False, seed=seed)
+        options: dict[str, Any] = {"normalize": False, "seed": seed, "num_folds": num_folds, "fold": fold}
+        super().__init__(batch_size, eval_batch_size, val_fraction, split_seed, **options)
         given: dict[Split, str | None] = {"train": train, "val": val, "test": test}
         self.sources = {split: source for split, source in given.items() if source is not None}
         if label_column is not None:
@@ -174,8 +180,7 @@ class Text(ClassificationDataModule):
         names = {split: self._labels(labelled) for split, labelled in texts.items()}
         self.class_names = class_names_of(names["train"], MAX_NUMBERS)
         labels = {split: class_numbers(names[split], self.class_names, texts[split].place) for split in texts}
-        fractions: dict[Split, float] = {"test": self.test_fraction, "val": self.val_fraction}
-        rows = hold_out(labels, fractions, self.split_seed)
+        rows = self.choose_rows(labels, self.class_names)
         self.tokenizer = self._make_tokenizer(texts["train"], rows["train"][1])
         tokens = {split: self._tokenize(labelled) for split, labelled in texts.items()}
         if int(tokens["train"].lengths.max()) <= self.tokenizer.num_special_tokens_to_add(

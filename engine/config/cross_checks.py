@@ -25,6 +25,7 @@ def cross_check(config: "Config") -> None:
     check_monitors(config)
     _check_callbacks(config)
     _check_tokenizer(config)
+    _check_folds(config)
     _check_loggers(config)
     _check_trainer(config)
     _check_precision(config)
@@ -32,7 +33,10 @@ def cross_check(config: "Config") -> None:
 
 
 def check_requirements(config: "Config") -> None:
-    """Raise a `ConfigError` if a package or a data file is missing. A config that is only printed needs neither."""
+    """Raise a `ConfigError` if a package or a data file is missing, or if data files and folds exclude each other.
+
+    A config that is only printed is not checked.
+    """
     for section, component in config.components.items():
         for package, extra in component.constants.get("requires", {}).items():
             if find_spec(package) is None:
@@ -43,6 +47,9 @@ def check_requirements(config: "Config") -> None:
         raise config.error(
             "trainer.logger", "wandb is not installed", "run: pip install -e '.[wandb]' -c constraints.txt"
         )
+    if all(config["data"].get(key) is not None for key in ("num_folds", "val", "test")):
+        problem = "with data.test and data.num_folds, the validation set is a fold of data.train"
+        raise config.error("data.val", problem, "set data.val=null or data.num_folds=null")
     if "data.dataset" in config.parameters and config["data.dataset"] is None:
         for split in ("train", "val", "test"):
             name, key = config[f"data.{split}"], f"data.{split}"
@@ -81,6 +88,17 @@ def _check_tokenizer(config: "Config") -> None:
     if key in config.parameters and pretrained not in (None, config[key]):
         problem = f"is {config[key] or 'null'}, but a pretrained model needs its own tokenizer"
         raise config.error(key, problem, f"set {key}={pretrained}")
+
+
+def _check_folds(config: "Config") -> None:
+    if not {"data.num_folds", "data.fold"} <= config.parameters.keys():
+        return
+    fold, num_folds = config["data.fold"], config["data.num_folds"]
+    if num_folds is None and fold:
+        raise config.error("data.fold", f"{fold} is given without data.num_folds", "set data.num_folds=5, for example")
+    if num_folds is not None and fold >= num_folds:
+        problem = f"{fold} is out of range for data.num_folds={num_folds}"
+        raise config.error("data.fold", problem, f"folds are numbered from 0 to {num_folds - 1}")
 
 
 def _check_loggers(config: "Config") -> None:
