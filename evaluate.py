@@ -43,6 +43,8 @@ def main(argv: list[str]) -> int:
         key = word.partition("=")[0]
         if key.partition(".")[0] in ("model", "optimizer", "schedule"):
             raise ConfigError(COMMAND_LINE, key, "cannot be changed: the model comes from the checkpoint")
+        if key in ("data.num_folds", "data.fold"):
+            raise ConfigError(COMMAND_LINE, key, "cannot be changed: the test set would contain training samples")
     if arguments.slices is not None and source is not None and source.is_dir():
         raise ConfigError(COMMAND_LINE, "--slices", f"{source} is a folder and has no columns", "give a table")
     if (name := arguments.name or (source.stem if source else "test")) != Path(name).name or name.startswith("."):

@@ -257,10 +257,11 @@ def test_iris_is_fishers_corrected_data():
     assert len(rows) == 150
     assert rows[34] == "4.9,3.1,1.5,0.2,setosa"  # UCI's copy has 0.1
     assert rows[37] == "4.9,3.6,1.4,0.1,setosa"  # UCI's copy has 3.1,1.5
-    (inputs, _), (test_inputs, test_labels) = datamodule.load()
-    everything = torch.cat([inputs, test_inputs])
-    torch.testing.assert_close(everything.mean(0), torch.tensor([5.8433, 3.0573, 3.7580, 1.1993]), atol=1e-4, rtol=0)
-    assert torch.bincount(test_labels).tolist() == [10, 10, 10]
+    (inputs, labels), official_test = datamodule.load()
+    assert official_test is None
+    torch.testing.assert_close(inputs.mean(0), torch.tensor([5.8433, 3.0573, 3.7580, 1.1993]), atol=1e-4, rtol=0)
+    assert torch.bincount(labels).tolist() == [50, 50, 50]
+    assert torch.bincount(datamodule.splits()["test"][1]).tolist() == [10, 10, 10]
 
 
 # Any damage

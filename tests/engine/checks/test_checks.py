@@ -14,6 +14,7 @@ from torch import nn
 import train
 from datamodules.iris import Iris
 from datamodules.mnist import MNIST
+from datamodules.parts.splits import stratified_split
 from engine.checks import data_checks, model_checks, preflight
 from engine.checks.device_checks import describe_device
 from engine.checks.model_checks import check_gradients, check_initial_loss, check_model, check_overfitting
@@ -74,9 +75,17 @@ def wrong(results: Results) -> set[str]:
 
 
 def loads(monkeypatch: pytest.MonkeyPatch, change: Callable, datamodule: type = Iris) -> None:
-    """Let `change` replace the training and the test set that a datamodule loads."""
+    """Let `change` replace the training and the test set that a datamodule loads. A fifth becomes a missing test set."""
     load = datamodule.load
-    monkeypatch.setattr(datamodule, "load", lambda self: change(*load(self)))
+
+    def changed(self):
+        (inputs, labels), test = load(self)
+        if test is not None:
+            return change((inputs, labels), test)
+        first, second = stratified_split(labels, 0.2, self.split_seed)
+        return change((inputs[first], labels[first]), (inputs[second], labels[second]))
+
+    monkeypatch.setattr(datamodule, "load", changed)
 
 
 def makes(monkeypatch: pytest.MonkeyPatch, change: Callable) -> None:
