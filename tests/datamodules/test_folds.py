@@ -2,6 +2,7 @@
 
 import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -20,6 +21,11 @@ from engine.contracts import DataError, OptionError, UserError
 from tests.runs import IRIS, WITHOUT_PICTURES, figures, run
 
 QUICK = ["trainer.max_epochs=2", "trainer.precision=32-true", *WITHOUT_PICTURES]
+
+
+def data_digest(folder: Path) -> str:
+    """The digest of the three splits of a run."""
+    return json.loads((folder / "environment.json").read_text(encoding="utf-8"))["data_sha256"]
 
 
 def random_labels(count: int, num_classes: int = 3) -> torch.Tensor:
@@ -230,10 +236,15 @@ def test_evaluation_and_resumption_use_the_fold_of_the_run(tmp_path):
     assert len(tests) > 3
     assert all(found[name] == expected[name] or math.isnan(found[name]) for name in tests)
     assert found["num_samples"] == 30
-    longer = run(tmp_path / "longer", "--config", IRIS, *options, *QUICK, "trainer.max_epochs=3")
-    assert figures(longer)["data_sha256"] == expected["data_sha256"]
-    other = run(tmp_path / "other", "--config", IRIS, *options, *QUICK, "data.fold=3")
-    assert figures(other)["data_sha256"] != expected["data_sha256"]
+    before = data_digest(folder)
+    (folder / "metrics.json").unlink()  # as if the run had been killed in its test
+    assert train.main(["--resume", str(folder)]) == 0
+    assert {name: figures(folder)[name] for name in tests} == {name: expected[name] for name in tests}
+    assert data_digest(folder) == before
+    other = run(tmp_path / "other", "--config", IRIS, *options, *QUICK, "seed=1", "data.split_seed=0")
+    assert data_digest(other) == before
+    other = run(tmp_path / "third", "--config", IRIS, *options, *QUICK, "data.fold=3")
+    assert data_digest(other) != before
 
 
 @pytest.mark.parametrize("key", ["data.fold=3", "data.num_folds=4"])
