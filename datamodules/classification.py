@@ -196,9 +196,9 @@ class ClassificationDataModule(LightningDataModule):
         rows = hold_out(labels, fractions, self.split_seed, groups, self.num_folds, self.fold, class_names)
         if self.num_folds is not None and not self._has_fold:
             split, self._has_fold = held_out_split(labels), True
-            unused = " (data.val_fraction is not used)" if split == "val" else ""
+            title = "validation set (data.val_fraction is not used)" if split == "val" else "test set"
             size = f"{len(rows[split][1]):,} of {len(labels['train']):,} samples"
-            rank_zero_print(f"fold {self.fold} of 0 to {self.num_folds - 1}: {size} are the {split} set{unused}")
+            rank_zero_print(f"fold {self.fold} of 0 to {self.num_folds - 1}: {size} are the {title}")
         return rows
 
     def place(self, split: Split, row: int) -> str:
