@@ -1,0 +1,102 @@
+"""What a study has found: its settings and the results of their runs. The report, the pictures and the table read this."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+# "waiting": not started. "stopped": it was interrupted or killed, and can be resumed. "pruned": ended early by the search.
+State = Literal["waiting", "running", "stopped", "finished", "pruned", "failed"]
+
+
+@dataclass(frozen=True)
+class Range:
+    """The values between two numbers.
+
+    Attributes:
+        low: Smallest value.
+        high: Largest value.
+        is_log: Whether values are drawn uniformly on a logarithmic scale.
+        is_int: Whether the values are integers.
+    """
+
+    low: float
+    high: float
+    is_log: bool = False
+    is_int: bool = False
+
+
+@dataclass(frozen=True)
+class Choices:
+    """A list of values, such as numbers, names or lists of numbers."""
+
+    values: tuple[Any, ...]
+
+
+Space: TypeAlias = Range | Choices
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """The result of a run of a study.
+
+    Attributes:
+        name: Name of its folder.
+        folder: Its folder, which may not exist yet.
+        seed: Its seed.
+        fold: Its fold, from 0; None without folds.
+        state: Its state.
+        metrics: The content of its ``metrics.json``, such as "test/accuracy"; empty until it is finished or pruned.
+        reason: Why it has failed.
+    """
+
+    name: str
+    folder: Path
+    seed: int
+    fold: int | None
+    state: State
+    metrics: dict[str, Any] = field(default_factory=dict)
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class SettingResult:
+    """A setting: values of the varied keys, and the runs with these values.
+
+    Attributes:
+        number: Number of the setting in the study, from 0.
+        values: For each varied key, such as "optimizer.lr", its value; empty if no key is varied.
+        runs: One run for each pair of seed and fold.
+    """
+
+    number: int
+    values: dict[str, Any]
+    runs: Sequence[RunResult]
+
+    @property
+    def label(self) -> str:
+        """The values in words: ``optimizer.lr=0.1 model.hidden_sizes=[64]``; "all runs" if no key is varied."""
+        return " ".join(f"{key}={value}" for key, value in self.values.items()) or "all runs"
+
+
+@dataclass(frozen=True)
+class StudyResult:
+    """A study.
+
+    Attributes:
+        folder: Its folder.
+        settings: Its settings in the order of their numbers. In a search, each has one run, which is not tested.
+        vary: The varied keys with their values; empty if no key is varied.
+        metric: The metric that the study compares or optimizes, such as "test/accuracy", or "val/accuracy" in a search.
+        is_search: Whether a search has chosen the settings; otherwise all settings were given.
+        num_folds: Number of folds; None without folds.
+        confirmation: In a search, runs of the best setting with fresh seeds, which are tested; None before that.
+    """
+
+    folder: Path
+    settings: Sequence[SettingResult]
+    vary: dict[str, Space]
+    metric: str
+    is_search: bool
+    num_folds: int | None
+    confirmation: SettingResult | None = None
