@@ -14,7 +14,7 @@ from torch import Tensor
 
 from callbacks.evaluation import EvaluationCallback, Stage, has_whole_model
 from callbacks.parts.drawing import BLUE, CARD_WIDTH, GREY, VERMILION, Canvas, replace_undrawable, shorten, text_width
-from engine.contracts import Classifier
+from engine.contracts import Classifier, map_tensors
 from engine.inference.integrated_gradients import integrated_gradients
 from engine.inference.pictures import colour_attributions, to_pixels
 from engine.training.loggers import PictureWriter
@@ -72,6 +72,9 @@ class Gallery(EvaluationCallback):
         self._hits: dict[int, Example] = {}  # by class
 
     def update(self, pl_module: Classifier, inputs: Any, logits: Tensor, labels: Tensor) -> None:
+        if logits.device.type == "xla":  # XLA would compile a graph for each sample
+            inputs = map_tensors(lambda values: values.cpu() if isinstance(values, Tensor) else values, inputs)
+            logits, labels = logits.cpu(), labels.cpu()
         probabilities, predicted = logits.softmax(1).max(1)  # (B,)
         is_wrong = predicted != labels
         most_confident = torch.where(is_wrong, probabilities, -1.0).topk(min(self.num_examples, len(labels)))

@@ -27,7 +27,10 @@ def integrated_gradients(model: Classifier, inputs: Any, steps: int = STEPS) -> 
     """
     with torch.inference_mode(False), torch.enable_grad():
         # autograd cannot use tensors that were created in inference mode, but it can use copies of them
-        copied = map_tensors(lambda value: value.clone() if isinstance(value, Tensor) else value, inputs)
+        def copy(value: Any) -> Any:
+            return value.to(model.device, copy=True) if isinstance(value, Tensor) else value
+
+        copied = map_tensors(copy, inputs)
         with torch.no_grad():
             sample, baseline, compute_logits = model.attribution_inputs(copied)
             first, second = compute_logits(sample)[0].topk(2).indices.tolist()

@@ -27,6 +27,7 @@ from torch import Tensor
 
 from engine.terminal import print_line
 from engine.training.clock import Clock
+from engine.training.hardware import run_recorded_operations
 from engine.training.training_state import (
     generator_states,
     restore_rng_and_metric_state,
@@ -75,6 +76,7 @@ class EpochLoop(_TrainingEpochLoop):
         validate = self.val_loop.run
 
         def call_hook_and_validate() -> Any:
+            run_recorded_operations(self.trainer.strategy.root_device)
             self.before_validation()
             return validate()
 
@@ -106,6 +108,7 @@ class EpochLoop(_TrainingEpochLoop):
                 self._epoch_start = {"rng": rng_state(), "generators": generator_states(self._loaders)}
             iter(data_fetcher)
         data_fetcher._start_profiler, data_fetcher._stop_profiler = self._on_before_fetch, self._on_after_fetch
+        run_recorded_operations(self.trainer.strategy.root_device)
 
     def process_state(self) -> dict[str, Any]:
         """The state of this process that Lightning does not save."""

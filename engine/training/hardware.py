@@ -75,6 +75,21 @@ def device_name(device: torch.device) -> str:
     return str(cpu_features().get("cpu_name") or platform.processor() or platform.machine())
 
 
+def run_recorded_operations(device: torch.device) -> None:
+    """Run the operations that an XLA device has recorded; no other device records operations.
+
+    It is called before the first training step of an epoch and before a validation. Otherwise the operations that are left
+    would become a part of their graphs. XLA would compile these graphs again, and might round differently in a resumed run.
+    """
+    if device.type == "xla":
+        import torch_xla
+        import torch_xla.core.xla_model as xm
+
+        state = xm.get_rng_state()  # a resumed run may call this more often, and each `sync` changes the state
+        torch_xla.sync()
+        xm.set_rng_state(state)
+
+
 def describe_hardware() -> str:
     """The devices of this machine, for the user."""
     gpus = f"{torch.cuda.device_count()} CUDA GPUs" if torch.cuda.is_available() else "no CUDA GPU"

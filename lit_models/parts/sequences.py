@@ -20,8 +20,9 @@ class Patches(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         size = self.patch_size
-        patches = images.unfold(2, size, size).unfold(3, size, size)  # (B, C, H/P, W/P, P, P)
-        patches = patches.permute(0, 2, 3, 1, 4, 5).flatten(3).flatten(1, 2)  # (B, H/P * W/P, C * P * P)
+        # `Tensor.unfold` would be shorter, but XLA computes it on the CPU
+        patches = images.unflatten(3, (-1, size)).unflatten(2, (-1, size))  # (B, C, H/P, P, W/P, P)
+        patches = patches.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)  # (B, H/P * W/P, C * P * P)
         return self.projection(patches)
 
 
