@@ -5,6 +5,7 @@ examples:
   python runs.py list mnist_cnn --status failed
   python runs.py compare A B                   show the differences between two runs
   python runs.py compare 'iris_mlp/*'          show one row per run, with the keys that differ
+  python runs.py compare iris_mlp iris_bert    compare the means over all runs of two configs
   python runs.py best val/accuracy iris_mlp    list finished runs, the best first
   python runs.py tensorboard iris_mlp          show the curves of all runs of a config
   python runs.py prune --older-than 7          delete failed and interrupted runs
@@ -36,6 +37,7 @@ from engine.runs.run_index import (
     find_runs,
     find_single_run,
     folder_size,
+    is_group,
     is_number,
     is_own,
     metric_values,
@@ -163,6 +165,9 @@ def format_time(seconds: float) -> str:
 
 
 def compare_runs(arguments: argparse.Namespace) -> None:
+    if len(arguments.runs) > 1 and all(is_group(arguments.root, text) for text in arguments.runs):
+        show_groups(arguments)
+        return
     found = [run for text in arguments.runs for run in named_runs(arguments.root, text)]
     if len(found) < 2:
         raise ConfigError(COMMAND_LINE, "compare", "needs at least two runs", "python runs.py shows all")
@@ -190,6 +195,31 @@ def compare_runs(arguments: argparse.Namespace) -> None:
         else:
             print(f"{title}: no differences" if title != "metrics" else "metrics: no run is finished")
         print()
+
+
+def show_groups(arguments: argparse.Namespace) -> None:
+    """Compare groups of runs: mean and standard deviation of each group, and a verdict for each pair of groups."""
+    from engine.studies.groups import compare_groups, group_notes, pair_rows, read_group, to_dict  # other commands are fast
+
+    names = [text.rstrip("/").removesuffix("/*") for text in arguments.runs]
+    names = names if len({*names}) == len(names) else arguments.runs
+    found = [find_runs(arguments.root, [text]) for text in arguments.runs]
+    groups = list(map(read_group, names, found))
+    comparisons = compare_groups(groups)
+    if arguments.json:
+        print_json(to_dict(groups, comparisons))
+        return
+    means = [[each.metric, *map(str, each.summaries)] for each in comparisons]
+    if len(groups) == 2:
+        rows = [[*row, *pair[2:]] for row, each in zip(means, comparisons, strict=True) for pair in pair_rows(each)]
+        print_table(["metric", *names, "interval of the difference", "verdict"], rows, shorten=False)
+    else:
+        print_table(["metric", *names], means, shorten=False)
+        print()
+        shown = [each for each in comparisons if each.metric in COLUMNS.values()] or comparisons
+        rows = [row for each in shown for row in pair_rows(each)]
+        print_table(["metric", "groups", "interval of the difference", "verdict"], rows, shorten=False)
+    print("", *group_notes(groups, comparisons), sep="\n")
 
 
 def named_runs(root: Path, text: str) -> list[Run]:

@@ -16,7 +16,7 @@ NOT_SET = "(not set)"
 
 def compare_configs(runs: Sequence[Run]) -> Rows:
     """Yield the keys in which the configs differ."""
-    return _differences([dict(_flatten(_read_config(run.folder / "config.yaml"))) for run in runs], NOT_SET)
+    return _differences([dict(_flatten(read_config(run.folder / "config.yaml"))) for run in runs], NOT_SET)
 
 
 def compare_environments(runs: Sequence[Run]) -> Rows:
@@ -33,7 +33,8 @@ def compare_metrics(runs: Sequence[Run]) -> Rows:
         yield name, [values.get(name) for values in numbers]
 
 
-def _read_config(path: Path) -> dict[str, Any]:
+def read_config(path: Path) -> dict[str, Any]:
+    """Return the content of a run's ``config.yaml``."""
     import yaml
 
     try:

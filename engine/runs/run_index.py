@@ -96,6 +96,13 @@ def find_single_run(root: Path, text: str) -> Run:
     raise ConfigError(COMMAND_LINE, text or "''", f"matches no run below {root}", hint)
 
 
+def is_group(root: Path, text: str) -> bool:
+    """Return whether `text` is a pattern with ``*``, or a config with several runs, by its name or its folder."""
+    text = _name_below(root, text)
+    names = [name for _, name, _ in _entries(root)]
+    return text not in names and ("*" in text or sum(name.startswith(f"{text}/") for name in names) > 1)
+
+
 def read_run(folder: Path, name: str, began: float) -> Run:
     """Read the state of a run from its folder."""
     metrics = read_mapping(folder / "metrics.json")

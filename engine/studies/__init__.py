@@ -1,0 +1,1 @@
+"""Studies of many runs: their statistics, and the comparison of groups of runs."""
