@@ -199,27 +199,29 @@ def compare_runs(arguments: argparse.Namespace) -> None:
 
 def show_groups(arguments: argparse.Namespace) -> None:
     """Compare groups of runs: mean and standard deviation of each group, and a verdict for each pair of groups."""
-    from engine.studies.groups import compare_groups, group_notes, pair_rows, read_group, to_dict  # other commands are fast
+    from engine.studies import groups as studies  # not above, so that the other commands start fast
 
     names = [text.rstrip("/").removesuffix("/*") for text in arguments.runs]
     names = names if len({*names}) == len(names) else arguments.runs
     found = [find_runs(arguments.root, [text]) for text in arguments.runs]
-    groups = list(map(read_group, names, found))
-    comparisons = compare_groups(groups)
+    groups = list(map(studies.read_group, names, found))
+    comparisons = studies.compare_groups(groups)
     if arguments.json:
-        print_json(to_dict(groups, comparisons))
+        print_json(studies.to_dict(groups, comparisons))
         return
     means = [[each.metric, *map(str, each.summaries)] for each in comparisons]
     if len(groups) == 2:
-        rows = [[*row, *pair[2:]] for row, each in zip(means, comparisons, strict=True) for pair in pair_rows(each)]
+        rows = [
+            [*row, *pair[2:]] for row, each in zip(means, comparisons, strict=True) for pair in studies.pair_rows(each)
+        ]
         print_table(["metric", *names, "interval of the difference", "verdict"], rows, shorten=False)
     else:
         print_table(["metric", *names], means, shorten=False)
         print()
         shown = [each for each in comparisons if each.metric in COLUMNS.values()] or comparisons
-        rows = [row for each in shown for row in pair_rows(each)]
+        rows = [row for each in shown for row in studies.pair_rows(each)]
         print_table(["metric", "groups", "interval of the difference", "verdict"], rows, shorten=False)
-    print("", *group_notes(groups, comparisons), sep="\n")
+    print("", *studies.group_notes(groups, comparisons), sep="\n")
 
 
 def named_runs(root: Path, text: str) -> list[Run]:

@@ -9,7 +9,8 @@ from typing import Any
 from engine.contracts import COMMAND_LINE, ConfigError, listed
 from engine.runs.comparison import compare_configs, read_config
 from engine.runs.run_index import Run, metric_names
-from engine.studies.statistics import Difference, Summary, Values, format_interval, pairwise_differences, summary, verdict
+from engine.studies import statistics
+from engine.studies.statistics import Difference, Summary, Values
 from engine.terminal import count_of
 
 REPEATED = ("seed", "data.split_seed", "data.num_folds", "data.fold")  # keys in which the runs of a group may differ
@@ -99,10 +100,10 @@ def compare_groups(groups: Sequence[RunGroup]) -> list[MetricComparison]:
         if ("/" not in metric and metric != "train_seconds") or min(map(len, values.values())) < 2:
             continue
         ratio = max(overlap_ratio(group.configs, metric) for group in groups)
-        summaries = [summary([*numbers.values()]) for numbers in values.values()]
+        summaries = [statistics.summary([*numbers.values()]) for numbers in values.values()]
         differences: dict[tuple[str, str], Difference | None] = dict.fromkeys(combinations(values, 2))
         if all(math.isfinite(value) for numbers in values.values() for value in numbers.values()):
-            differences |= pairwise_differences(values, ratio)
+            differences |= statistics.pairwise_differences(values, ratio)
         found.append(MetricComparison(metric, summaries, differences))
     if not found:
         raise ConfigError(COMMAND_LINE, "compare", "the groups have no metric in common", "python runs.py shows all")
@@ -110,10 +111,10 @@ def compare_groups(groups: Sequence[RunGroup]) -> list[MetricComparison]:
 
 
 def overlap_ratio(configs: Sequence[Mapping[str, Any]], metric: str) -> float:
-    """Return the size of the held-out set relative to the training set if the runs use several splits of the same data, or 0.
+    """Return the size of the held-out set relative to the training set, or 0 if all runs use the same split of the data.
 
-    The held-out set is the set that the metric is measured on. The ratio is 0 if that is a test set of its own, unless the runs
-    use folds.
+    The held-out set is the set that the metric is measured on. The ratio is also 0 for a test set that is not split off the
+    training data, unless the runs use folds.
     """
     if len({_split(config) for config in configs}) < 2:
         return 0.0
@@ -124,7 +125,7 @@ def overlap_ratio(configs: Sequence[Mapping[str, Any]], metric: str) -> float:
 def pair_rows(comparison: MetricComparison) -> Iterator[list[str]]:
     """Yield metric, names, interval of the difference and verdict of each pair of groups."""
     for (first, second), found in comparison.differences.items():
-        interval = "" if found is None else format_interval(found, comparison.metric)
+        interval = "" if found is None else statistics.format_interval(found, comparison.metric)
         yield [comparison.metric, f"{first}, {second}", interval, _verdict(comparison.metric, first, second, found)]
 
 
@@ -176,7 +177,7 @@ def _verdict(metric: str, first: str, second: str, found: Difference | None) -> 
     if found is None:
         return "unknown, because a value is not finite"
     unit = "splits" if found.test_to_train else "seeds" if found.is_paired else "runs"
-    return verdict(found, metric, first, second, unit)
+    return statistics.verdict(found, metric, first, second, unit)
 
 
 def _held_out_fraction(data: Mapping[str, Any], metric: str) -> float:

@@ -2,12 +2,12 @@
 
 All intervals use Student's t distribution. They assume that the values, or the differences of pairs, are roughly normal.
 
-Seeds and splits are not the same. Runs with different seeds on the same data are independent, so the plain t test is right for
-them. The training sets of folds, or of random splits of the same data, overlap. Their results are correlated, and a plain t
-test says "better" too often. Nadeau and Bengio, Inference for the Generalization Error, Machine Learning 52, 2003
-(https://doi.org/10.1023/A:1024068626366), replace the variance of the mean, s^2 / J for J splits, by
-s^2 (1 / J + test size / training size). Bouckaert and Frank, PAKDD 2004 (https://doi.org/10.1007/978-3-540-24775-3_3), use the
-same formula for repeated cross-validation. The functions take this ratio as `test_to_train`: 1 / (k - 1) for k folds.
+Runs with different seeds on the same data are independent, and a plain t test is right for them. The training sets of folds,
+or of random splits of the same data, overlap. Their results are correlated, and a plain t test says "better" too often.
+Nadeau and Bengio, Inference for the Generalization Error, Machine Learning 52, 2003
+(https://doi.org/10.1023/A:1024068626366), replace the variance of the mean, s^2 / J for J splits, by s^2 (1 / J + test size
+/ training size). Bouckaert and Frank, PAKDD 2004 (https://doi.org/10.1007/978-3-540-24775-3_3), use the same formula for
+repeated cross-validation. The functions take this ratio as `test_to_train`: 1 / (k - 1) for k folds.
 
 This module imports neither torch nor numpy. It needs scipy, which the extra [study] installs.
 """
@@ -29,7 +29,8 @@ SMALLEST_FRACTION = 0.05  # the same for metrics in their own unit, as a fractio
 MAX_COUNT = 10_000  # largest number of runs that `needed_count` returns
 ROUNDING = 1e-6  # metrics have 32 bits: smaller relative differences are rounding errors
 
-Values: TypeAlias = Mapping[tuple[Hashable, Hashable], float]  # the value of a metric for each (split of the data, seed)
+# the value of a metric for each pair (split of the data, seed)
+Values: TypeAlias = Mapping[tuple[Hashable, Hashable], float]
 
 
 @dataclass(frozen=True)
@@ -167,8 +168,8 @@ def unpaired_difference(first: Sequence[float], second: Sequence[float], test_to
 def difference(first: Values, second: Values, test_to_train: float = 0.0) -> Difference:
     """Return the difference of two settings: paired if both have the same splits and seeds, otherwise unpaired.
 
-    If there are several splits, that is, if `test_to_train` is not 0, the values of a split are averaged over its seeds first.
-    Runs of the same split share their training and test samples, so more seeds are not more splits.
+    If there are several splits (`test_to_train` is not 0), the values of a split are averaged over its seeds first. Runs of
+    the same split share their training and test samples, so more seeds are not more splits.
     """
     is_paired = first.keys() == second.keys()
     if test_to_train:
@@ -183,13 +184,14 @@ def pairwise_differences(
 ) -> dict[tuple[str, str], Difference]:
     """Return the difference of every pair of settings, with intervals that allow for the number of pairs.
 
-    All pairs are compared, not each setting with the best. The best of k equal settings is best by luck, so its lead over the
-    others is biased upwards, and a test that ignores the choice says "better" too often. Among all pairs nothing is chosen.
+    All pairs are compared, not only each setting with the best. The best of k equal settings is best by luck, so its lead
+    over the others is biased upwards, and a test that ignores the choice says "better" too often. All pairs involve no
+    choice.
 
     The intervals follow Holm, A Simple Sequentially Rejective Multiple Test Procedure, Scandinavian Journal of Statistics 6,
-    1979: of m pairs, the pair with the smallest p value gets an interval of the level 1 - 0.05 / m, the next 1 - 0.05 / (m - 1),
-    and so on, until an interval contains 0. All others get the level of that interval. With a probability of at least 95 %,
-    no interval of two equal settings excludes 0.
+    1979. Of m pairs, the pair with the smallest p value gets an interval of the level 1 - 0.05 / m, the next pair an
+    interval of the level 1 - 0.05 / (m - 1), and so on, until an interval contains 0. All other pairs get the level of that
+    interval. With a probability of at least 95 %, no interval of two equal settings excludes 0.
     """
     pairs = {
         (first, second): difference(settings[first], settings[second], test_to_train)
@@ -214,8 +216,8 @@ def holm_levels(p_values: Sequence[float | None], level: float = LEVEL) -> list[
 def needed_count(found: Difference, size: float, power: float = POWER) -> int | None:
     """Return the number of pairs, or of runs of each setting, that shows a difference of `size` with probability `power`.
 
-    The usual formula n = ((t1 + t2) std / size)^2 with the quantiles t1 and t2 of Student's t distribution, which depend on n.
-    For several splits, 1 / n + `test_to_train` replaces 1 / n: then even many splits may not be enough.
+    The usual formula is n = ((t1 + t2) std / size)^2. The quantiles t1 and t2 of Student's t distribution depend on n, too.
+    For several splits, 1 / n + `test_to_train` replaces 1 / n, so that even many splits may not be enough.
 
     Returns:
         At least 2; None if more than 10,000 are needed.
@@ -250,7 +252,7 @@ def verdict(
         first: Name of the first setting.
         second: Name of the second setting.
         unit: What was counted: seeds, folds, splits or runs.
-        size: Smallest difference that matters, in the unit of the metric; None for half a percentage point, or for 5 % of the
+        size: Smallest difference that matters, in the unit of the metric; None for half a percentage point, or 5 % of the
             first mean if the metric has its own unit.
     """
     in_points = uses_points(metric, found)
@@ -317,8 +319,8 @@ def _check_values(*groups: Sequence[float]) -> None:
 def _spread(values: Sequence[float], *groups: Sequence[float]) -> float:
     """Return the standard deviation of `values`, or 0 if they only differ by the rounding errors of the values in `groups`.
 
-    Accuracies on a small test set are multiples of a step, so a few differences are often equal. A t test of equal values has
-    no spread to judge by: it would be certain of every difference.
+    Accuracies on a small test set are multiples of a step, so a few differences are often equal. A t test of equal values
+    would be certain of every difference.
     """
     found = stdev(values)
     return 0.0 if found <= ROUNDING * max(abs(value) for group in groups for value in group) else found
