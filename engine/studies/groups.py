@@ -86,7 +86,8 @@ def compare_groups(groups: Sequence[RunGroup]) -> list[MetricComparison]:
     """Compare all metrics of the test and the validation, and the training time, that at least two runs of each group have.
 
     Raises:
-        ConfigError: if a run is in two groups, or if the groups have no metric in common.
+        ConfigError: if a run is in two groups, if only some groups have several splits of the data, or if the groups have no
+            metric in common.
     """
     for first, second in combinations(groups, 2):
         folders = {run.folder.resolve() for run in first.runs.values()}
@@ -97,9 +98,17 @@ def compare_groups(groups: Sequence[RunGroup]) -> list[MetricComparison]:
     found = []
     for metric in metric_names(next(iter(groups[0].runs.values()))):
         values = {group.name: group.values(metric) for group in groups}
-        if ("/" not in metric and metric != "train_seconds") or min(map(len, values.values())) < 2:
+        ratios = {group.name: overlap_ratio(group.configs, metric) for group in groups}
+        ratio = max(ratios.values())
+        units = [{split for split, _ in numbers} if ratio else numbers for numbers in values.values()]
+        if "/" not in metric and metric != "train_seconds":
             continue
-        ratio = max(overlap_ratio(group.configs, metric) for group in groups)
+        if ratio and not all(ratios.values()):
+            several, single = max(ratios, key=ratios.__getitem__), min(ratios, key=ratios.__getitem__)
+            problem = f"{several} has several splits of the data, but {single} only one"
+            raise ConfigError(COMMAND_LINE, "compare", problem, "compare runs with the same data.split_seed and data.fold")
+        if min(map(len, units)) < 2:
+            continue
         summaries = [statistics.summary([*numbers.values()]) for numbers in values.values()]
         differences: dict[tuple[str, str], Difference | None] = dict.fromkeys(combinations(values, 2))
         if all(math.isfinite(value) for numbers in values.values() for value in numbers.values()):

@@ -39,9 +39,9 @@ class Summary:
 
     Attributes:
         mean: Their mean.
-        std: Their sample standard deviation; None for a single value.
-        low: Lower end of the interval of the mean; None for a single value.
-        high: Upper end of the interval.
+        std: Their sample standard deviation; None for a single value, or if a value is not finite.
+        low: Lower end of the interval of the mean; None if `std` is None.
+        high: Upper end of the interval; None if `std` is None.
         count: Number of values.
     """
 
@@ -54,7 +54,7 @@ class Summary:
     def __str__(self) -> str:
         """``mean ± standard deviation (count)``, with two significant digits of the standard deviation."""
         if self.std is None:
-            return f"{self.mean:.4g} (1)"
+            return f"{self.mean:.4g} ({self.count})"
         digits = max(0, 1 - math.floor(math.log10(self.std))) if 0 < self.std < math.inf else 4
         return f"{self.mean:.{digits}f} ± {self.std:.{digits}f} ({self.count})"
 
@@ -97,7 +97,10 @@ class Difference:
 
     @property
     def p_value(self) -> float | None:
-        """The two-sided p value of the hypothesis that there is no difference; None if the values do not vary."""
+        """The two-sided p value of the hypothesis that there is no difference; None if the values do not vary.
+
+        It is the p value of a single comparison: it does not depend on `level`, nor on the number of pairs.
+        """
         if not self.standard_error:
             return None
         _check_scipy()
@@ -120,8 +123,8 @@ def summary(values: Sequence[float], test_to_train: float = 0.0, level: float = 
         level: Confidence level of the interval.
     """
     mean, count = fmean(values), len(values)
-    if count == 1:
-        return Summary(mean, None, None, None, 1)
+    if count == 1 or not math.isfinite(mean):
+        return Summary(mean, None, None, None, count)
     std = stdev(values)
     half = _quantile(count - 1, (1 + level) / 2) * std * math.sqrt(1 / count + test_to_train)
     return Summary(mean, std, mean - half, mean + half, count)
@@ -138,8 +141,8 @@ def paired_difference(first: Sequence[float], second: Sequence[float], test_to_t
         test_to_train: Test size / training size if the values are from several splits of the same data: the corrected
             resampled t test. 0 for seeds on the same data.
     """
-    differences = [b - a for a, b in zip(first, second, strict=True)]
     _check_values(first, second)
+    differences = [b - a for a, b in zip(first, second, strict=True)]
     std = _spread(differences, first, second)
     count = len(differences)
     error = std * math.sqrt(1 / count + test_to_train)
@@ -203,13 +206,11 @@ def pairwise_differences(
 
 def holm_levels(p_values: Sequence[float | None], level: float = LEVEL) -> list[float]:
     """Return the confidence level of each interval, see `pairwise_differences`. None is a test without a result."""
-    ordered = sorted(range(len(p_values)), key=lambda i: 1.0 if p_values[i] is None else p_values[i])  # type: ignore
-    levels, remaining = [0.0] * len(p_values), len(p_values)
-    for i in ordered:
+    numbers = [1.0 if p_value is None else p_value for p_value in p_values]
+    levels, remaining = [level] * len(numbers), len(numbers)
+    for i in sorted(range(len(numbers)), key=numbers.__getitem__):
         levels[i] = 1 - (1 - level) / remaining
-        p_value = p_values[i]
-        if p_value is not None and p_value < 1 - levels[i]:
-            remaining -= 1
+        remaining -= numbers[i] < 1 - levels[i]
     return levels
 
 
@@ -256,14 +257,14 @@ def verdict(
             first mean if the metric has its own unit.
     """
     in_points = uses_points(metric, found)
+    better = second if (found.mean > 0) != is_lower_better(metric) else first
     if found.interval is None:
         if abs(found.mean) <= ROUNDING * abs(found.first_mean):
             return "no difference: the values are equal"
-        return f"the difference is always {_amount([abs(found.mean)], in_points)}, so its interval is unknown"
+        amount = _amount([abs(found.mean)], in_points)
+        return f"the difference is always {amount} in favor of {better}, so its interval is unknown"
     if found.is_visible:
-        is_second = (found.mean > 0) != is_lower_better(metric)
-        ends = sorted(map(abs, found.interval))
-        return f"{second if is_second else first} is better by {_amount(ends, in_points)}"
+        return f"{better} is better by {_amount(sorted(map(abs, found.interval)), in_points)}"
     if size is None:
         size = SMALLEST_POINTS if in_points else SMALLEST_FRACTION * abs(found.first_mean)
     count, looked_for = needed_count(found, size), _amount([size], in_points)
