@@ -93,8 +93,8 @@ def compare_groups(groups: Sequence[RunGroup]) -> list[MetricComparison]:
         folders = {run.folder.resolve() for run in first.runs.values()}
         both = [run.name for run in second.runs.values() if run.folder.resolve() in folders]
         if both:
-            hint = "compare groups without common runs"
-            raise ConfigError(COMMAND_LINE, "compare", f"{listed(both)} is in {first.name} and in {second.name}", hint)
+            problem = f"{first.name} and {second.name} have common runs: {listed(both)}"
+            raise ConfigError(COMMAND_LINE, "compare", problem, "choose groups without common runs")
     found = []
     for metric in metric_names(next(iter(groups[0].runs.values()))):
         values = {group.name: group.values(metric) for group in groups}
@@ -106,7 +106,9 @@ def compare_groups(groups: Sequence[RunGroup]) -> list[MetricComparison]:
         if ratio and not all(ratios.values()):
             several, single = max(ratios, key=ratios.__getitem__), min(ratios, key=ratios.__getitem__)
             problem = f"{several} has several splits of the data, but {single} only one"
-            raise ConfigError(COMMAND_LINE, "compare", problem, "compare runs with the same data.split_seed and data.fold")
+            raise ConfigError(
+                COMMAND_LINE, "compare", problem, "compare runs with the same data.split_seed and data.fold"
+            )
         if min(map(len, units)) < 2:
             continue
         summaries = [statistics.summary([*numbers.values()]) for numbers in values.values()]

@@ -3,7 +3,9 @@
 import errno
 import fcntl
 import json
+import math
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -359,6 +361,141 @@ def test_many_runs_are_compared_in_one_row_each(tmp_path, capsys):
     pair = output(capsys, "compare", "mlp/0*", "mlp/19", "--root", tmp_path).splitlines()
     assert [line.split()[0] for line in pair[1:]] == [*(f"{i:02}" for i in range(10)), "19"]
     assert "needs at least two runs" in error(capsys, "compare", "mlp/07*", "--root", tmp_path)
+
+
+def repeated(root: Path, config: str, accuracies: list[float], data: str = "name: mnist", first_seed: int = 0) -> None:
+    """Finished runs of a config with the seeds from `first_seed` on; `{seed}` in `data` is the seed."""
+    for seed, accuracy in enumerate(accuracies, first_seed):
+        figures = {"test/accuracy": accuracy, "test/loss": 1 - accuracy, "train_seconds": 10.0 + seed, "epochs": 5}
+        folder = made(root, f"{config}/{seed}", 1e9 + seed, **figures)
+        content = CONFIG.replace("seed: 0", f"seed: {seed}").replace("name: mnist", data.format(seed=seed))
+        content = content.replace("run: {}", f"run: {{name: '{seed}'}}")
+        (folder / "config.yaml").write_text(content, encoding="utf-8")
+
+
+MLP = [0.910, 0.920, 0.930, 0.915, 0.900]
+CNN = [0.912, 0.925, 0.933, 0.921, 0.908]
+BETTER = "cnn is better by 0.18 to 0.78 points"
+
+
+@pytest.mark.parametrize("names", [("mlp", "cnn"), ("mlp/*", "cnn/*"), ("{root}/mlp", "{root}/cnn/"), ("mlp/*", "cnn")])
+def test_groups_of_runs_with_the_same_seeds_are_paired(tmp_path, capsys, names):
+    repeated(tmp_path, "mlp", MLP)
+    repeated(tmp_path, "cnn", CNN)
+    names = [name.format(root=tmp_path) for name in names]
+    table, notes = output(capsys, "compare", *names, "--root", tmp_path).split("\n\n")
+    header, *lines = [re.split("  +", line) for line in table.splitlines()]
+    assert [line[0] for line in lines] == ["test/accuracy", "test/loss", "train_seconds"]
+    assert (header[0], *header[3:]) == ("metric", "interval of the difference", "verdict")
+    assert lines[0][1:4] == ["0.915 ± 0.011 (5)", "0.920 ± 0.010 (5)", "+0.18 to +0.78 points"]
+    assert lines[0][4].endswith("is better by 0.18 to 0.78 points")
+    assert lines[1][4].endswith("is better by 0.0018 to 0.0078")
+    assert lines[2][3:] == ["no difference: the values are equal"]
+    assert notes == "paired: the groups have the same seeds and splits\n"
+    assert output(capsys, "compare", "mlp", "cnn", "--root", tmp_path).splitlines()[1].endswith(BETTER)
+
+
+def test_groups_of_runs_with_different_seeds_are_not_paired(tmp_path, capsys):
+    repeated(tmp_path, "mlp", MLP)
+    repeated(tmp_path, "cnn", CNN, first_seed=1)
+    said = output(capsys, "compare", "mlp", "cnn", "--root", tmp_path)
+    assert "no difference can be seen with 5 and 5 runs; 72 each would be needed to see 0.5 points" in said
+    assert "not paired: the groups have different seeds or splits" in said
+
+
+SPLITS = "the runs use several splits of the same data, so the intervals allow for overlapping training sets"
+
+
+@pytest.mark.parametrize(
+    ("data", "is_better"),
+    [
+        ("name: iris, test_fraction: 0.2, split_seed: {seed}", False),
+        ("name: iris, test_fraction: 0.2, split_seed: 0", True),
+        ("name: table, test: a.csv, test_fraction: 0.2, split_seed: {seed}", True),
+        ("name: iris, num_folds: 5, fold: {seed}", False),
+        ("name: iris, num_folds: null, fold: 0", True),
+        ("name: iris, num_folds: 500, fold: {seed}", True),  # a small test set: almost no correction
+    ],
+)
+def test_runs_with_several_splits_of_the_data_have_wider_intervals(tmp_path, capsys, data, is_better):
+    repeated(tmp_path, "mlp", MLP, data)
+    repeated(tmp_path, "cnn", [0.911, 0.925, 0.933, 0.923, 0.906], data)
+    said = output(capsys, "compare", "mlp", "cnn", "--root", tmp_path)
+    assert ("cnn is better" in said) == is_better
+    varies = "{seed}" in data and "a.csv" not in data
+    assert (SPLITS in said) == varies
+    assert "with 5 splits; 11 would be needed to see 0.5 points" in said or is_better
+
+
+def test_only_finished_runs_of_one_setting_count_once(tmp_path, capsys):
+    repeated(tmp_path, "mlp", MLP)
+    repeated(tmp_path, "cnn", CNN)
+    for i in range(2):
+        made(tmp_path, f"cnn/killed {i}")
+    made(tmp_path, "cnn/older", 1e8, **{"test/accuracy": 0.1})  # seed 0, too
+    config = tmp_path / "mlp/3/config.yaml"
+    config.write_text(config.read_text().replace("lr: 0.1", "lr: 0.2"))
+    lines = output(capsys, "compare", "mlp", "cnn", "--root", tmp_path).splitlines()
+    assert lines[1].endswith(BETTER)
+    assert lines[-4:] == [
+        "mlp: the runs are not repetitions of one setting, because they also differ in optimizer.lr",
+        "cnn: 2 unfinished runs left out",
+        "cnn: 1 older run with the same seed and split left out",
+        "paired: the groups have the same seeds and splits",
+    ]
+
+
+def test_several_groups_are_compared_in_pairs(tmp_path, capsys):
+    for name, values in (("mlp", MLP), ("cnn", CNN), ("best", [value + 0.05 for value in CNN])):
+        repeated(tmp_path, name, values)
+    means, pairs, notes = output(capsys, "compare", "mlp", "cnn", "best", "--root", tmp_path).split("\n\n")
+    assert means.splitlines()[0].split() == ["metric", "mlp", "cnn", "best"]
+    lines = [re.split("  +", line) for line in pairs.splitlines()[1:]]
+    assert [line[1] for line in lines] == ["mlp, cnn", "mlp, best", "cnn, best"] * 2
+    assert lines[0][3] == "cnn is better by 0.11 to 0.85 points"  # a level of 97.5 %
+    assert lines[1][3] == "best is better by 5.06 to 5.90 points"  # a level of 98.3 %
+    assert lines[2][2:] == ["the difference is always 5 points in favor of best, so its interval is unknown"]
+    assert notes.splitlines()[1] == "the intervals allow for the number of pairs: 3 for each metric"
+
+
+def test_groups_in_json(tmp_path, capsys):
+    repeated(tmp_path, "mlp", MLP)
+    repeated(tmp_path, "cnn", CNN)
+    repeated(tmp_path, "cnn", [math.nan], first_seed=5)
+    repeated(tmp_path, "mlp", [0.9], first_seed=5)
+    content = json.loads(output(capsys, "compare", "mlp", "cnn", "--root", tmp_path, "--json"))
+    assert content["groups"][0] == {
+        "group": "mlp", "runs": [f"mlp/{i}" for i in range(5, -1, -1)], "unfinished": 0, "older": 0,
+    }  # fmt: skip
+    accuracy, _, seconds = content["metrics"]
+    assert accuracy["groups"]["cnn"]["mean"] is None
+    assert accuracy["differences"] == [
+        {"first": "mlp", "second": "cnn", "verdict": "unknown, because a value is not finite"}
+    ]
+    assert seconds["differences"][0].items() >= {"mean": 0.0, "counts": [6], "interval": None, "level": 0.95}.items()
+
+
+def test_groups_that_cannot_be_compared(tmp_path, capsys):
+    repeated(tmp_path, "mlp", MLP)
+    repeated(tmp_path, "cnn", CNN[:1])
+    made(tmp_path, "cnn/killed")
+    repeated(tmp_path, "folds", CNN, "name: iris, num_folds: 5, fold: {seed}")
+    for name in ("a", "b"):
+        made(tmp_path, f"other/{name}", samples=1)
+    (tmp_path / "other/b/config.yaml").write_text(CONFIG.replace("seed: 0", "seed: 1"))
+    hint = "train again with another seed, for example seed=1"
+    names = ", ".join(f"mlp/{i}" for i in (4, 3, 2, 1, 0))
+    problem = "a group needs at least 2 finished runs with different seeds or folds, and this has 1"
+    for argv, expected in (
+        (("mlp", "cnn"), f"cnn: {problem}; {hint}"),
+        (("mlp", "mlp/1*"), f"mlp/1*: {problem}; {hint}"),
+        (("mlp", "mlp/*"), f"compare: mlp and mlp/* have common runs: {names}; choose groups without common runs"),
+        (("mlp", "other"), "compare: the groups have no metric in common; python runs.py shows all"),
+        (("mlp", "folds"), "compare: folds has several splits of the data, but mlp only one; "
+         "compare runs with the same data.split_seed and data.fold"),
+        (("mlp", "no*"), f"no*: matches none of the 14 runs below {tmp_path}; python runs.py --root {tmp_path} shows all"),
+    ):  # fmt: skip
+        assert error(capsys, "compare", *argv, "--root", tmp_path) == f"error: command line: {expected}\n"
 
 
 def test_the_best_runs_are_shown_with_the_keys_that_differ(tmp_path, capsys):
