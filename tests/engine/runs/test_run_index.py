@@ -475,6 +475,14 @@ def test_groups_in_json(tmp_path, capsys):
     assert seconds["differences"][0].items() >= {"mean": 0.0, "counts": [6], "interval": None, "level": 0.95}.items()
 
 
+def test_configs_with_one_run_and_runs_with_a_star_in_their_name_are_single_runs(tmp_path, capsys):
+    for name in ("mlp/a*", "cnn/b*"):
+        made(tmp_path, name, **{"val/accuracy": 0.5})
+    for names in (("mlp", "cnn"), ("mlp/a*", "cnn/b*")):
+        said = output(capsys, "compare", *names, "--root", tmp_path)
+        assert ["metrics", "a*", "b*", "difference"] in [line.split() for line in said.splitlines()]
+
+
 def test_groups_that_cannot_be_compared(tmp_path, capsys):
     repeated(tmp_path, "mlp", MLP)
     repeated(tmp_path, "cnn", CNN[:1])
