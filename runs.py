@@ -101,6 +101,9 @@ def make_parser() -> CommandLineParser:
 
     command = add_command("compare", compare_runs, "show the differences in config, environment and metrics")
     command.add_argument("runs", nargs="+", metavar="RUN", help=PART_OF_NAME)
+    command.epilog = (
+        "Several configs or patterns are compared as groups: means, intervals, and a verdict for each metric."
+    )
 
     command = add_command("best", rank_runs, "list finished runs by a metric, the best first")
     command.add_argument("metric", metavar="METRIC", help="such as val/accuracy")
