@@ -9,6 +9,7 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is not signal.SIG_
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # until `main` handles it: Ctrl-C during an import shows no traceback
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,8 +31,8 @@ if TYPE_CHECKING:
     from lit_models.classifier import LitClassifier
 
 
-def main(argv: list[str]) -> int:
-    """Run the command line `argv` and return the exit code."""
+def main(argv: list[str], callbacks: Sequence["Callback"] = ()) -> int:
+    """Run the command line `argv` and return the exit code. `callbacks` come after those of the config."""
     folder, number = None, 0
     with Signals() as signals:
         try:
@@ -40,7 +41,7 @@ def main(argv: list[str]) -> int:
                 return 0
             with run_folder(config) as folder:
                 try:
-                    return train(config, folder, signals)
+                    return train(config, folder, signals, callbacks)
                 except Exception as error:
                     if signals.has_interrupted(error):  # the import of a package turns `Stopped` into any other error
                         raise Stopped(signals.received) from error
@@ -52,7 +53,7 @@ def main(argv: list[str]) -> int:
     return report_exit(end, folder, number)
 
 
-def train(config: Config, folder: Path, signals: Signals) -> int:
+def train(config: Config, folder: Path, signals: Signals, callbacks: Sequence["Callback"] = ()) -> int:
     """Fit, test the best checkpoint, and leave everything in the run's folder. Returns the exit code."""
     checkpoint = config.checkpoint or newest(folder, config.may_fall_back)
     if config.resumed_folder and checkpoint is None:
@@ -74,7 +75,8 @@ def train(config: Config, folder: Path, signals: Signals) -> int:
     trainer = None
     try:
         seed_everything(config["seed"], verbose=False)
-        trainer = make_trainer(config, folder, record, signals)  # before any download, because it may refuse an option
+        # before any download, because it may refuse an option
+        trainer = make_trainer(config, folder, record, signals, callbacks)
         datamodule = make(config, "data", seed=config["seed"])
         datamodule.trainer = trainer  # whose processes share the memory of this machine
         model = make_model(config, datamodule.spec)
@@ -136,8 +138,10 @@ def active_callbacks(config: Config) -> list[str]:
     return sorted(names if config["trainer.enable_progress_bar"] else names - {"progress_line"})
 
 
-def make_trainer(config: Config, folder: Path, record: "RunRecord", signals: Signals) -> "Trainer":
-    """Lightning's Trainer with the loggers, checkpoints and callbacks of the run."""
+def make_trainer(
+    config: Config, folder: Path, record: "RunRecord", signals: Signals, more: Sequence["Callback"] = ()
+) -> "Trainer":
+    """Lightning's Trainer with the loggers, checkpoints and callbacks of the run, and `more` callbacks."""
     from lightning.pytorch import Trainer
 
     from engine.training.calibration import Calibration
@@ -166,7 +170,7 @@ def make_trainer(config: Config, folder: Path, record: "RunRecord", signals: Sig
         SpreadThreads(),
         *(make(config, f"callbacks.{name}") for name in active_callbacks(config)),
     ]
-    callbacks += [Calibration()] if calibrates else []
+    callbacks += [*([Calibration()] if calibrates else []), *more]
     if config.is_check:
         from engine.checks.preflight import PreflightCheck
 

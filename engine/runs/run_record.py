@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Collection, Iterator, Mapping
 from datetime import UTC, datetime
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -174,12 +175,12 @@ class RunRecord(Callback):
 
     def _facts(self, trainer: Trainer) -> dict[str, Any]:
         """Return the facts that affect a result besides the config."""
-        device, commit = trainer.strategy.root_device, _git("rev-parse", "HEAD")
+        device, (commit, is_dirty) = trainer.strategy.root_device, git_state()
         return {
             "command": shlex.join([Path(sys.executable).name, *sys.argv]),
             "code": code_digests(),
             "git_commit": commit,
-            "git_dirty": commit and bool(_git("status", "--porcelain")),  # with new files, because a model may be new
+            "git_dirty": is_dirty,
             "python": platform.python_version(),
             "platform": platform.platform(),
             "packages": {package: found for package in PACKAGES if (found := _version(package))},
@@ -230,6 +231,14 @@ class RunRecord(Callback):
         return {**old, "resumed": [*old.get("resumed", []), note]}
 
 
+@cache
+def git_state() -> tuple[str | None, bool | None]:
+    """Return the commit of the project, and whether files have changed since; new files count, because a model may be new."""
+    commit = _git("rev-parse", "HEAD")
+    return commit, None if commit is None else bool(_git("status", "--porcelain"))
+
+
+@cache
 def code_digests() -> dict[str, str]:
     """Return the beginning of the SHA-256 of every Python file that a run may execute."""
     folders = ("engine", *(folder for folder, _ in FOLDERS.values()))

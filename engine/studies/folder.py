@@ -1,0 +1,44 @@
+"""The folder of a study: its plan, its config, and the results of its runs."""
+
+import os
+import shutil
+from datetime import UTC, datetime
+from pathlib import Path
+
+from engine.contracts import COMMAND_LINE, ConfigError
+from engine.studies.plan import FILE, Plan
+from engine.terminal import shell_word
+
+
+def create_study(plan: Plan, name: str | None) -> Path:
+    """Create the folder of a study, with ``study.yaml`` and the complete config. Returns the folder.
+
+    Args:
+        plan: The plan.
+        name: Name of the folder; None for the name of the config and the UTC time.
+
+    Raises:
+        ConfigError: if the folder exists or cannot be written.
+    """
+    stem = plan.config.path.stem
+    name = name or f"{stem}-study-{datetime.now(UTC):%Y%m%d-%H%M%S}"
+    if Path(name).name != name or name == "..":
+        raise ConfigError(COMMAND_LINE, "--name", f"{name!r} is not the name of a folder", "leave out slashes")
+    folder = Path(plan.config["run.root"]) / name
+    try:
+        folder.mkdir(parents=True)
+        try:
+            # all values, so that a changed config file or default does not change a study that is resumed
+            (folder / f"{stem}.yaml").write_text(plan.config.to_yaml(name=None, root=str(folder)), encoding="utf-8")
+            part = folder / f"{FILE}.part"
+            part.write_text(plan.to_yaml(), encoding="utf-8")
+            os.replace(part, folder / FILE)  # the last file, because it makes the folder a study
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+    except FileExistsError:
+        hint = f"choose another name, or go on with it: --resume {shell_word(folder)}"
+        raise ConfigError(COMMAND_LINE, "--name", f"{folder} exists", hint) from None
+    except OSError as error:
+        raise plan.config.error("run.root", f"cannot write to {folder} ({error.strerror})") from None
+    return folder

@@ -1,0 +1,192 @@
+"""The jobs of a study: which run is next, and what its end means. A job belongs to one process at a time.
+
+Several commands, also on other machines, may work on a study. They share its folder. A command claims a job with a file lock,
+which the operating system releases when the command ends, even if it is killed.
+"""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from engine.runs.resume import is_finished
+from engine.runs.run_index import read_mapping, read_run
+from engine.studies.plan import Plan, PlannedRun
+from engine.studies.results import RunResult, SettingResult, State
+
+if TYPE_CHECKING:
+    from filelock import FileLock
+
+LOCKS, FAILURES, LOGS = ".locks", ".failures", "logs"  # folders in the folder of a study
+PATIENCE_SECONDS = 60.0  # how long a command waits for another one that chooses its next job
+
+
+@dataclass
+class Job:
+    """A run that this command has claimed.
+
+    Attributes:
+        run: The run.
+        folder: Its folder, which may not exist yet.
+        claim: The lock; None if the file system has no locks.
+        trial: The trial of a search; None for other runs.
+    """
+
+    run: PlannedRun
+    folder: Path
+    claim: "FileLock | None"
+    trial: Any = None
+
+    def release(self) -> None:
+        if self.claim is not None:
+            self.claim.release()
+
+
+class Queue(Protocol):
+    """Gives out jobs.
+
+    Attributes:
+        folder: Folder of the study.
+    """
+
+    folder: Path
+
+    def claim(self) -> Job | None:
+        """Return the next job; None if no job is left that is not claimed."""
+
+    def report(self, job: Job, step: int, value: float) -> bool:
+        """Take the value of a validation. Returns whether to end the run."""
+
+    def finish(self, job: Job) -> RunResult:
+        """Take the result of a run whose process has ended, and release the job."""
+
+    def is_done(self) -> bool:
+        """Return whether all runs have ended, also those of other commands."""
+
+
+class PlannedQueue:
+    """The runs of given settings, in the order of the plan.
+
+    Args:
+        plan: The plan.
+        folder: Folder of the study.
+        runs: All runs.
+    """
+
+    def __init__(self, plan: Plan, folder: Path, runs: list[PlannedRun]) -> None:
+        self.plan, self.folder, self.runs = plan, folder, runs
+        self._ended: set[str] = set()  # names of runs that have ended, which saves reading their files again
+
+    def claim(self) -> Job | None:
+        with study_lock(self.folder):
+            for run in self.runs:
+                if run.name in self._ended:
+                    continue
+                if has_ended(self.folder, run_folder_of(self.plan, self.folder, run)):
+                    self._ended.add(run.name)
+                elif (claim := try_claim(self.folder, run.name)) is not False:
+                    return Job(run, run_folder_of(self.plan, self.folder, run), claim)
+        return None
+
+    def report(self, job: Job, step: int, value: float) -> bool:
+        return False
+
+    def finish(self, job: Job) -> RunResult:
+        result = read_result(self.plan, self.folder, job.run)
+        if result.state in ("finished", "failed"):
+            self._ended.add(job.run.name)
+        job.release()
+        return result
+
+    def is_done(self) -> bool:
+        return all(
+            run.name in self._ended or has_ended(self.folder, run_folder_of(self.plan, self.folder, run))
+            for run in self.runs
+        )
+
+
+def run_folder_of(plan: Plan, folder: Path, run: PlannedRun) -> Path:
+    """Return the folder of a run of the study in `folder`."""
+    return folder / plan.config.path.stem / run.name
+
+
+def has_ended(study: Path, folder: Path) -> bool:
+    """Return whether a run is finished or has failed. Runs that were interrupted or killed can be resumed."""
+    has_failed = (read_mapping(folder / "status.json") or {}).get("status") == "failed"
+    return has_failed or is_finished(folder) or failure_file(study, folder.name).exists()
+
+
+def note_failure(study: Path, name: str, reason: str) -> None:
+    """Note why a run has failed that could not note it itself, because it was killed or its config was refused."""
+    failure_file(study, name).parent.mkdir(exist_ok=True)
+    failure_file(study, name).write_text(reason, encoding="utf-8")
+
+
+def last_error(study: Path, name: str) -> str:
+    """Return the last error that a run has printed."""
+    try:
+        lines = log_file(study, name).read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return "unknown"
+    errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+    return errors[-1] if errors else "unknown"
+
+
+def failure_file(study: Path, name: str) -> Path:
+    return study / FAILURES / name
+
+
+def log_file(study: Path, name: str) -> Path:
+    """Return the file with everything that a run has printed."""
+    return study / LOGS / f"{name}.log"
+
+
+def read_result(plan: Plan, folder: Path, run: PlannedRun) -> RunResult:
+    """Read the result of a run from its folder."""
+    place = run_folder_of(plan, folder, run)
+    if failure_file(folder, run.name).exists() and not is_finished(place):
+        reason = failure_file(folder, run.name).read_text(encoding="utf-8")
+        return RunResult(run.name, place, run.seed, run.fold, "failed", {}, reason)
+    if not (place / "config.yaml").is_file():
+        return RunResult(run.name, place, run.seed, run.fold, "waiting")
+    found = read_run(place, run.name, 0.0)
+    state: State = "stopped" if found.status == "interrupted" else found.status
+    return RunResult(run.name, place, run.seed, run.fold, state, found.metrics, found.reason)
+
+
+def setting_result(plan: Plan, folder: Path, number: int, values: dict[str, Any]) -> SettingResult:
+    """Read the results of all runs of a setting."""
+    runs = plan.runs(values, plan.name_of(number, values))
+    return SettingResult(number, values, [read_result(plan, folder, run) for run in runs])
+
+
+def value_of(result: RunResult, metric: str) -> float | None:
+    """Return a metric of a finished run; None if it is missing or not finite."""
+    value = result.metrics.get(metric)
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
+
+
+@contextmanager
+def study_lock(folder: Path) -> Iterator[None]:
+    """Let one command at a time choose a job."""
+    from filelock import FileLock
+
+    (folder / LOCKS).mkdir(exist_ok=True)
+    with FileLock(folder / LOCKS / "study.lock", timeout=PATIENCE_SECONDS):
+        yield
+
+
+def try_claim(folder: Path, name: str) -> "FileLock | None | bool":
+    """Claim a run for this command. Returns False if another command, or a process that it has left, holds it."""
+    from filelock import FileLock, Timeout
+
+    claim = FileLock(folder / LOCKS / f"{name}.lock", is_singleton=False)
+    try:
+        claim.acquire(blocking=False)
+    except Timeout:
+        return False
+    except OSError:
+        return None
+    return claim

@@ -1,0 +1,204 @@
+"""The plan of a study: which runs of which settings, and its file ``study.yaml``, which repeats the study."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from engine.config.config import Config, load_config
+from engine.config.yaml_reader import plain, read_yaml, write_yaml
+from engine.contracts import COMMAND_LINE, ConfigError, UserError, is_lower_better
+from engine.studies.results import Choices, Space
+from engine.studies.space import read_spaces, setting, to_text
+
+FILE = "study.yaml"
+MAX_RUNS = 100_000
+MAX_NAME = 40  # characters of the values in the name of a run
+CONFIRMING_SEEDS = 5  # fresh seeds for the best setting of a search, if --seeds is not given
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """A run of a study.
+
+    Attributes:
+        name: Name of its folder.
+        overrides: Overrides of the config of the study.
+        seed: Its seed.
+        fold: Its fold; None without folds.
+    """
+
+    name: str
+    overrides: list[str]
+    seed: int
+    fold: int | None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a study runs.
+
+    Attributes:
+        config: The config of the study, with all overrides.
+        num_seeds: Number of seeds of each setting; in a search, of the best setting.
+        num_folds: Number of folds; None without folds.
+        vary: The varied keys with their values.
+        num_trials: Number of trials of a search; None to run all combinations of the values.
+        prune: Whether a search stops hopeless trials early.
+        threads: Number of threads of each run; None for the choice of the run.
+    """
+
+    config: Config
+    num_seeds: int | None = None
+    num_folds: int | None = None
+    vary: dict[str, Space] = field(default_factory=dict)
+    num_trials: int | None = None
+    prune: bool = True
+    threads: int | None = None
+
+    @property
+    def is_search(self) -> bool:
+        return self.num_trials is not None
+
+    @property
+    def metric(self) -> str:
+        """The metric that a search optimizes: the monitor of the best checkpoint."""
+        return str(self.config["run.monitor"])
+
+    @property
+    def is_minimized(self) -> bool:
+        """Whether the lowest value of `metric` is best."""
+        mode = self.config["run.mode"]
+        return is_lower_better(self.metric) if mode is None else mode == "min"
+
+    def settings(self) -> list[dict[str, Any]]:
+        """Return all combinations of the varied values, if they are not for a search to choose."""
+        if self.is_search:
+            return []
+        values = [space.values for space in self.vary.values() if isinstance(space, Choices)]
+        return [dict(zip(self.vary, combination, strict=True)) for combination in product(*values)]
+
+    def name_of(self, number: int, values: dict[str, Any]) -> str:
+        """Return the beginning of the names of the runs of a setting, such as ``01-adam-64``."""
+        if self.is_search:
+            return "best"
+        words = re.sub(r"[^\w.]+", "-", "-".join(map(str, values.values()))).strip("-")
+        return f"{number:02d}-{words[:MAX_NAME].strip('-.')}" if values else ""
+
+    def runs(self, values: dict[str, Any], name: str = "") -> Iterator[PlannedRun]:
+        """Yield the runs of a setting: all pairs of seeds and folds.
+
+        Args:
+            values: For each varied key, its value.
+            name: Beginning of the names of the runs.
+        """
+        first, folds = self.config["seed"], range(self.num_folds) if self.num_folds else [None]
+        seeds = range(
+            first + self.is_search, first + self.is_search + self._num_seeds()
+        )  # a search has used the first seed
+        for seed, fold in product(seeds, folds):
+            parts = [name] if name else []
+            parts += [f"seed-{seed}"] if len(seeds) > 1 or not (name or self.num_folds) else []
+            parts += [f"fold-{fold}"] if fold is not None else []
+            overrides = [*self.overrides(values), f"seed={seed}"]
+            overrides += [f"data.num_folds={self.num_folds}", f"data.fold={fold}"] if fold is not None else []
+            yield PlannedRun("-".join(parts), overrides, seed, fold)
+
+    def overrides(self, values: dict[str, Any]) -> list[str]:
+        """Return the overrides of all runs of a setting."""
+        threads = [f"run.threads={self.threads}"] if self.threads else []
+        # seeds of splits may refer to the seed of a run, but all runs must have the same splits
+        splits = (
+            [f"data.split_seed={self.config['data.split_seed']}"] if "data.split_seed" in self.config.parameters else []
+        )
+        return [*threads, *splits, *(setting(key, value) for key, value in values.items())]
+
+    def num_runs(self) -> int:
+        """Return the number of all runs, those that confirm the best setting of a search included."""
+        combinations = 1
+        for space in self.vary.values():
+            combinations *= len(space.values) if isinstance(space, Choices) and not self.is_search else 1
+        return (self.num_trials or 0) + combinations * self._num_seeds() * (self.num_folds or 1)
+
+    def _num_seeds(self) -> int:
+        return self.num_seeds or (CONFIRMING_SEEDS if self.is_search else 1)
+
+    def to_yaml(self) -> str:
+        """Return the options of the study, as `read_plan` reads them."""
+        options = {
+            "config": f"{self.config.path.stem}.yaml",
+            "seeds": self.num_seeds,
+            "folds": self.num_folds,
+            "vary": {key: to_text(space) for key, space in self.vary.items()},
+            "trials": self.num_trials,
+            "prune": self.prune,
+            "threads": self.threads,
+        }
+        return write_yaml(options)
+
+
+def make_plan(config: Config, overrides: list[str], vary: list[str], grid: bool, **options: Any) -> Plan:
+    """Return the plan of the options of the command line.
+
+    Raises:
+        ConfigError: if the options do not fit each other, or a value is wrong.
+    """
+    plan = Plan(config, vary=read_spaces(vary, config, overrides), **options)
+    ranges = [key for key, space in plan.vary.items() if not isinstance(space, Choices)]
+    if not (plan.num_seeds or plan.num_folds or plan.vary):
+        raise ConfigError(COMMAND_LINE, "", "nothing to study", "give --seeds, --folds or --vary; see --help")
+    if plan.is_search and not plan.vary:
+        raise ConfigError(COMMAND_LINE, "--trials", "needs something to search", "add --vary KEY=VALUES")
+    if plan.is_search and grid:
+        raise ConfigError(
+            COMMAND_LINE, "--grid", "runs all combinations, and --trials a search", "leave out one of them"
+        )
+    if plan.is_search and plan.num_folds:
+        problem = "a search uses the validation set"
+        raise ConfigError(COMMAND_LINE, "--folds", problem, "run --folds with the best setting afterwards")
+    if ranges and not plan.is_search:
+        hint = f"add --trials 40 for a search, or write choices: --vary {ranges[0]}=A,B"
+        raise ConfigError(COMMAND_LINE, ranges[0], "a range has no end of combinations", hint)
+    if len(plan.vary) > 1 and not (grid or plan.is_search):
+        problem = f"{len(plan.vary)} keys are varied"
+        raise ConfigError(
+            COMMAND_LINE, "--vary", problem, "add --grid for all combinations, or --trials 40 for a search"
+        )
+    if grid and not plan.vary:
+        raise ConfigError(COMMAND_LINE, "--grid", "needs something to vary", "add --vary KEY=A,B")
+    if (number := plan.num_runs()) > MAX_RUNS:
+        raise ConfigError(COMMAND_LINE, "", f"{number:,} runs are too many", f"at most {MAX_RUNS:,}")
+    _check_folds(plan)
+    if config["trainer.enable_checkpointing"] is False and plan.is_search:
+        problem = "a search compares the best checkpoints"
+        raise ConfigError(config.where("trainer.enable_checkpointing"), "trainer.enable_checkpointing", problem)
+    return plan
+
+
+def _check_folds(plan: Plan) -> None:
+    """Let the config check its own keys of folds, which not every datamodule has."""
+    if plan.num_folds:
+        load_config(plan.config.path, [f"data.num_folds={plan.num_folds}", "data.fold=0"])
+
+
+def read_plan(folder: Path) -> Plan:
+    """Return the plan of the study in `folder`.
+
+    Raises:
+        ConfigError: if the folder is not that of a study, or its files are broken.
+    """
+    path = folder / FILE
+    if not path.is_file():
+        raise ConfigError(COMMAND_LINE, str(folder), f"is not the folder of a study: it has no {FILE}")
+    try:
+        options = plain(read_yaml(path), "")
+        config = load_config(folder / str(options["config"]))
+        vary = [f"{key}={text}" for key, text in options["vary"].items()]
+        return Plan(
+            config, options["seeds"], options["folds"], read_spaces(vary, config, []), options["trials"],
+            options["prune"], options["threads"],
+        )  # fmt: skip
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} is broken: {error!r}") from None

@@ -1,0 +1,102 @@
+"""Prints the progress of a study: a line for each run that has ended and, on a terminal, a table of running and best runs."""
+
+import sys
+import time
+from collections.abc import Sequence
+
+from engine.contracts import is_lower_better
+from engine.runs.run_index import read_mapping
+from engine.studies.jobs import value_of
+from engine.studies.plan import Plan
+from engine.studies.results import RunResult
+from engine.studies.workers import Worker
+from engine.terminal import count_of, duration, print_line
+
+NUM_BEST = 5  # runs in the table
+REFRESH_SECONDS = 0.5  # of the table
+
+
+class Progress:
+    """Shows a study.
+
+    Args:
+        plan: The plan.
+        num_workers: Number of runs at the same time.
+    """
+
+    def __init__(self, plan: Plan, num_workers: int) -> None:
+        self.plan, self.num_workers, self.num_ended = plan, num_workers, 0
+        self.results: list[tuple[float, RunResult]] = []
+        self._seconds: list[float] = []  # of the runs of this command
+        self._is_live = sys.stdout.isatty()
+        self._num_lines, self._drawn = 0, 0.0
+
+    def show(self, workers: Sequence[Worker], ended: RunResult | None, seconds: float) -> None:
+        """Print a run that has ended, and draw the table again.
+
+        Args:
+            workers: The running processes.
+            ended: The run; None if only the table is drawn.
+            seconds: How long the run took in this command.
+        """
+        if ended is not None:
+            self._erase()
+            if ended.state in ("finished", "pruned", "failed"):
+                self.num_ended += 1
+                self._seconds += [seconds] if ended.state == "finished" else []
+            print_line(self._line(ended, seconds))
+        if self._is_live and (ended is not None or time.monotonic() - self._drawn > REFRESH_SECONDS):
+            self._erase()
+            lines = self._table(workers)
+            sys.stdout.write("".join(f"{line}\n" for line in lines))
+            sys.stdout.flush()
+            self._num_lines, self._drawn = len(lines), time.monotonic()
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._erase()
+
+    def _line(self, result: RunResult, seconds: float) -> str:
+        name = metric_of(result, self.plan.metric)
+        value = value_of(result, name)
+        if value is not None:
+            self.results.append((value, result))
+            text = f"{name} {value:.4f}"
+        else:
+            text = result.reason or "no result"
+        state = "" if result.state == "finished" else f"{result.state}  "
+        left = self._time_left()
+        return (
+            f"{self.num_ended:>4}/{self.plan.num_runs()}  {result.name:<18}  {state}{text}  {duration(seconds)}{left}"
+        )
+
+    def _time_left(self) -> str:
+        left = self.plan.num_runs() - self.num_ended
+        if not self._seconds or left <= 0:
+            return ""
+        return f"  about {duration(left * sum(self._seconds) / len(self._seconds) / self.num_workers)} left"
+
+    def _table(self, workers: Sequence[Worker]) -> list[str]:
+        lines = [f"best of {count_of(len(self.results), 'run')}:"] if self.results else []
+        name = metric_of(self.results[0][1], self.plan.metric) if self.results else ""
+        best = sorted(self.results, key=lambda pair: pair[0] if is_lower_better(name) else -pair[0])
+        lines += [f"  {result.name:<18}  {name} {value:.4f}" for value, result in best[:NUM_BEST]]
+        for worker in workers:
+            folder = worker.job.folder
+            state = "" if read_mapping(folder / "environment.json") else "  starting"
+            lines.append(f"running  {folder.name:<18} for {duration(time.monotonic() - worker.started)}{state}")
+        return lines
+
+    def _erase(self) -> None:
+        if self._num_lines:
+            sys.stdout.write(f"\x1b[{self._num_lines}F\x1b[J")
+            sys.stdout.flush()
+        self._num_lines = 0
+
+
+def metric_of(result: RunResult, monitor: str) -> str:
+    """Return the metric of a run that its study compares: that of the test, or that of the validation without a test."""
+    name = monitor.replace("val/", "test/", 1)
+    return name if name in result.metrics else monitor

@@ -1,0 +1,152 @@
+"""A search for the best setting with Optuna, whose journal is a file in the folder of the study.
+
+With a single worker, a search that was interrupted continues as if nothing had happened: the values of a trial depend only on
+the seed of the study, on the number of the trial and on the results of earlier trials.
+"""
+
+import hashlib
+import json
+import logging
+import math
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.pruners import NopPruner, SuccessiveHalvingPruner
+from optuna.samplers import TPESampler
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import FrozenTrial, Trial, TrialState
+
+from engine.studies.jobs import Job, read_result, run_folder_of, study_lock, try_claim, value_of
+from engine.studies.plan import Plan, PlannedRun
+from engine.studies.results import Choices, RunResult, SettingResult, Space, State
+
+JOURNAL = "journal.log"
+PRUNED_AT = "pruned_at"  # attribute of a trial: the step after which it was pruned
+REDUCTION = 3  # a third of the trials continue after 1, 3, 9, ... validations
+
+
+class SearchQueue:
+    """The trials of a search.
+
+    Args:
+        plan: The plan.
+        folder: Folder of the study.
+        num_workers: Number of runs at the same time. If there are several, a new trial avoids values near those of running
+            trials.
+    """
+
+    def __init__(self, plan: Plan, folder: Path, num_workers: int) -> None:
+        self.plan, self.folder, self.num_workers = plan, folder, num_workers
+        optuna.logging.set_verbosity(logging.WARNING)
+        storage = JournalStorage(JournalFileBackend(str(folder / JOURNAL)))
+        pruner = SuccessiveHalvingPruner(min_resource=1, reduction_factor=REDUCTION) if plan.prune else NopPruner()
+        direction = "minimize" if plan.is_minimized else "maximize"
+        self.study = optuna.create_study(
+            storage=storage, study_name="study", direction=direction, pruner=pruner, load_if_exists=True
+        )
+
+    def claim(self) -> Job | None:
+        with study_lock(self.folder):
+            trials = self.study.get_trials(deepcopy=False)
+            for frozen in trials:
+                if frozen.state == TrialState.RUNNING and (claim := try_claim(self.folder, _name(frozen))) is not False:
+                    return self._job(Trial(self.study, frozen._trial_id), claim)
+            if len(trials) >= (self.plan.num_trials or 0):
+                return None
+            self._seed_sampler(len(trials), "trial")
+            trial = self.study.ask()
+            return self._job(trial, try_claim(self.folder, _name(trial)) or None)
+
+    def report(self, job: Job, step: int, value: float) -> bool:
+        trial: Trial = job.trial
+        if PRUNED_AT in trial.user_attrs:
+            return step >= trial.user_attrs[PRUNED_AT]
+        reported = self.study.get_trials(deepcopy=False)[trial.number].intermediate_values
+        if step < max(reported, default=-1):  # the run was resumed from a checkpoint, and repeats a validation
+            return False
+        if step not in reported:
+            trial.report(value, step)
+        if math.isfinite(value) and not trial.should_prune():
+            return False
+        trial.set_user_attr(PRUNED_AT, step)
+        return True
+
+    def finish(self, job: Job) -> RunResult:
+        result = read_result(self.plan, self.folder, job.run)
+        value = value_of(result, self.plan.metric)
+        if result.state == "finished":
+            if PRUNED_AT in job.trial.user_attrs:
+                self.study.tell(job.trial, state=TrialState.PRUNED)
+            elif value is None:
+                self.study.tell(job.trial, state=TrialState.FAIL)
+            else:
+                self.study.tell(job.trial, value)
+        elif result.state == "failed":
+            self.study.tell(job.trial, state=TrialState.FAIL)
+        job.release()
+        return self._with_state(result, self.study.get_trials(deepcopy=False)[job.trial.number])
+
+    def is_done(self) -> bool:
+        trials = self.study.get_trials(deepcopy=False)
+        return len(trials) >= (self.plan.num_trials or 0) and all(trial.state.is_finished() for trial in trials)
+
+    def settings(self) -> list[SettingResult]:
+        """Return the trials, also those that are not finished."""
+        found = []
+        for frozen in self.study.get_trials(deepcopy=False):
+            values = self._values(frozen.params)
+            result = read_result(self.plan, self.folder, self._run(frozen.number, values))
+            found.append(SettingResult(frozen.number, values, [self._with_state(result, frozen)]))
+        return found
+
+    def best_values(self) -> dict[str, Any] | None:
+        """Return the values of the best finished trial; None if no trial is finished."""
+        finished = [trial for trial in self.study.get_trials(deepcopy=False) if trial.state == TrialState.COMPLETE]
+        return self._values(self.study.best_trial.params) if finished else None
+
+    def _job(self, trial: Trial, claim: Any) -> Job:
+        for key, space in self.plan.vary.items():
+            if key not in trial.params:  # the command may have been killed after it had suggested only some of them
+                self._seed_sampler(trial.number, key)
+                _suggest(trial, key, space)
+        run = self._run(trial.number, self._values(trial.params))
+        return Job(run, run_folder_of(self.plan, self.folder, run), claim, trial)
+
+    def _seed_sampler(self, number: int, name: str) -> None:
+        """Let the next values depend only on the study, the trial and the key, and not on what was drawn before."""
+        words = f"{self.plan.config['seed']} {number} {name}".encode()
+        seed = int.from_bytes(hashlib.sha256(words).digest()[:4])
+        self.study.sampler = TPESampler(seed=seed, constant_liar=self.num_workers > 1)
+
+    def _run(self, number: int, values: dict[str, Any]) -> PlannedRun:
+        seed = self.plan.config["seed"]
+        # the test set is used only for the setting that the search has chosen
+        overrides = [*self.plan.overrides(values), "trainer.limit_test_batches=0"]
+        return PlannedRun(f"trial-{number:03d}", overrides, seed, None)
+
+    def _values(self, params: dict[str, Any]) -> dict[str, Any]:
+        return {
+            key: json.loads(params[key]) if isinstance(space, Choices) else params[key]
+            for key, space in self.plan.vary.items()
+            if key in params
+        }
+
+    def _with_state(self, result: RunResult, frozen: FrozenTrial) -> RunResult:
+        states: dict[TrialState, State] = {TrialState.PRUNED: "pruned", TrialState.FAIL: "failed"}
+        state = states.get(frozen.state, result.state)
+        return RunResult(result.name, result.folder, result.seed, result.fold, state, result.metrics, result.reason)
+
+
+def _suggest(trial: Trial, key: str, space: Space) -> None:
+    if isinstance(space, Choices):
+        trial.suggest_categorical(key, [json.dumps(value) for value in space.values])  # Optuna refuses lists
+    elif space.is_int:
+        trial.suggest_int(key, int(space.low), int(space.high), log=space.is_log)
+    else:
+        trial.suggest_float(key, space.low, space.high, log=space.is_log)
+
+
+def _name(trial: Trial | FrozenTrial) -> str:
+    return f"trial-{trial.number:03d}"

@@ -1,0 +1,218 @@
+"""Runs the jobs of a study, each in a process of its own.
+
+The command imports everything once and forks for each run. So a run starts in a fraction of a second, and it is still equal to
+the same run started alone: it shares no random state, no memory that it changes, and no crash with other runs. If the command
+is killed, its runs end with it, because each of them waits for the end of a pipe.
+"""
+
+import importlib
+import os
+import signal
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection, Pipe, wait
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from engine.config.components import FOLDERS
+from engine.config.config import Config
+from engine.runs.run_folder import INTERRUPTED
+from engine.studies.jobs import Job, Queue, has_ended, last_error, log_file, note_failure
+from engine.studies.results import RunResult
+from engine.training.exits import Stopped
+
+MAX_KILLS = 3  # a run that was killed this many times, for example because the memory is full, has failed
+LOOK_AGAIN_SECONDS = 1.0  # between two looks for jobs that another command has left
+# modules that every run imports
+WARM_MODULES = (
+    "lightning.pytorch.callbacks", "torch.utils.tensorboard", "engine.runs.run_record", "engine.training.calibration",
+    "engine.training.checkpoints", "engine.training.loggers", "callbacks.evaluation", "filelock",
+)  # fmt: skip
+NOTICE = b"\nstopping after the current steps; Ctrl-C again stops at once\n"
+# trains a job and returns the exit code; gets a function that reports the step and the value of a validation, and returns
+# whether to end the run
+Train = Callable[[Job, Callable[[int, float], bool]], int]
+
+
+@dataclass
+class Worker:
+    """A process that trains.
+
+    Attributes:
+        job: Its job.
+        pid: Its process.
+        pipe: Carries the values of validations. It closes when the process ends.
+        lifeline: The end of a pipe. The process ends when it is closed.
+        started: Time when it was started.
+    """
+
+    job: Job
+    pid: int
+    pipe: Connection
+    lifeline: int
+    started: float = field(default_factory=time.monotonic)
+
+
+Show = Callable[[Sequence[Worker], RunResult | None, float], None]
+
+
+def warm_up(config: Config) -> None:
+    """Import the modules that the runs of a config need, so that each run finds them in memory."""
+    rooms = {section: folder for section, (folder, _) in FOLDERS.items()}
+    names = [f"{rooms[section]}.{config[section]['name']}" for section in ("data", "model")]
+    names += [f"{rooms['callbacks']}.{name}" for name, options in config["callbacks"].items() if options is not None]
+    for name in (*WARM_MODULES, *names):
+        with suppress(ImportError):  # a run that needs the module reports the error
+            importlib.import_module(name)
+    from PIL import Image
+
+    from engine.runs.run_record import code_digests, git_state
+
+    Image.init()  # imports the modules of all formats
+    code_digests(), git_state()  # the code in memory is that of the start of the study
+
+
+def run_jobs(queue: Queue, num_workers: int, train: Train, show: Show) -> None:
+    """Run all jobs of a queue, and wait for those of other commands.
+
+    Args:
+        queue: The jobs.
+        num_workers: Number of runs at the same time.
+        train: Trains a job in a new process, see `Train`.
+        show: Called after a change with the running processes, and with the result of a run that has ended and its seconds.
+
+    Raises:
+        Stopped: after SIGINT or SIGTERM, when all runs have ended.
+    """
+    workers: list[Worker] = []
+    kills: Counter[str] = Counter()
+    with _Signals(workers) as signals:
+        try:
+            while True:
+                while len(workers) < num_workers and not signals.received and (job := queue.claim()) is not None:
+                    if has_ended(
+                        queue.folder, job.folder
+                    ):  # the command that ran it was killed before it noted the end
+                        show(workers, queue.finish(job), 0.0)
+                    else:
+                        workers.append(_start(job, workers, queue.folder, train))
+                        show(workers, None, 0.0)
+                if not workers:
+                    if signals.received:
+                        raise Stopped(signals.received)
+                    if queue.is_done():
+                        return
+                    time.sleep(LOOK_AGAIN_SECONDS)
+                    continue
+                ready = wait([worker.pipe for worker in workers], LOOK_AGAIN_SECONDS)
+                for worker in [worker for worker in workers if worker.pipe in ready]:
+                    if not _answer(worker, queue):
+                        workers.remove(worker)
+                        kills[worker.job.run.name] += _end(worker, queue.folder, kills[worker.job.run.name])
+                        show(workers, queue.finish(worker.job), time.monotonic() - worker.started)
+                show(workers, None, 0.0)
+        finally:
+            for worker in workers:
+                os.close(worker.lifeline)
+
+
+def _start(job: Job, workers: Sequence[Worker], study: Path, train: Train) -> Worker:
+    ours, theirs = Pipe()
+    alive, lifeline = os.pipe()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if (pid := os.fork()) == 0:
+        code = 1
+        try:
+            ours.close()
+            for fd in (lifeline, *(worker.lifeline for worker in workers)):
+                os.close(fd)
+            threading.Thread(target=_end_with, args=(alive,), daemon=True).start()
+            os.setpgid(0, 0)  # Ctrl-C reaches the command alone, which passes it on once
+            _write_output_to(log_file(study, job.run.name))
+            code = train(job, lambda step, value: _ask(theirs, step, value))
+            sys.stdout.flush()
+            sys.stderr.flush()
+        finally:
+            os._exit(code)
+    theirs.close()
+    os.close(alive)
+    return Worker(job, pid, ours, lifeline)
+
+
+def _end_with(alive: int) -> None:
+    """End this process as soon as the command has ended, also if that was killed."""
+    os.read(alive, 1)
+    os._exit(143)
+
+
+def _write_output_to(path: Path) -> None:
+    path.parent.mkdir(exist_ok=True)
+    output = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+    for fd in (sys.__stdout__.fileno(), sys.__stderr__.fileno()):  # type: ignore[union-attr]
+        os.dup2(output, fd)
+
+
+def _ask(pipe: Connection, step: int, value: float) -> bool:
+    """Report the value of a validation, and return whether to end the run."""
+    pipe.send((step, value))
+    return bool(pipe.recv())
+
+
+def _answer(worker: Worker, queue: Queue) -> bool:
+    """Answer a report. Returns False if the process has ended."""
+    try:
+        step, value = worker.pipe.recv()
+        worker.pipe.send(queue.report(worker.job, step, value))
+    except (EOFError, OSError):
+        return False
+    return True
+
+
+def _end(worker: Worker, study: Path, num_kills: int) -> bool:
+    """Wait for the end of a process, and note the reason if its run has failed. Returns whether it was killed."""
+    worker.pipe.close()
+    os.close(worker.lifeline)
+    code = os.waitstatus_to_exitcode(os.waitpid(worker.pid, 0)[1])
+    is_killed = code < 0
+    if is_killed and num_kills + 1 >= MAX_KILLS:
+        note_failure(study, worker.job.run.name, f"killed {MAX_KILLS} times by {signal.Signals(-code).name}")
+    elif not is_killed and code not in (0, *INTERRUPTED) and not has_ended(study, worker.job.folder):
+        note_failure(study, worker.job.run.name, last_error(study, worker.job.run.name))
+    return is_killed
+
+
+class _Signals:
+    """Passes SIGINT and SIGTERM on to the runs, which then save a checkpoint and end. A second SIGINT kills them.
+
+    Attributes:
+        received: The first signal; 0 for none.
+    """
+
+    def __init__(self, workers: Sequence[Worker]) -> None:
+        self.workers, self.received = workers, 0
+        self._handlers: dict[int, Any] = {}
+
+    def __enter__(self) -> "_Signals":
+        for signum in (signal.SIGINT, signal.SIGTERM):
+            self._handlers[signum] = signal.signal(signum, self._handle)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for signum, handler in self._handlers.items():
+            signal.signal(signum, handler)
+
+    def _handle(self, signum: int, frame: FrameType | None) -> None:
+        is_second, self.received = bool(self.received), self.received or signum
+        if not is_second:
+            with suppress(OSError):
+                os.write(2, NOTICE)
+        for worker in self.workers:
+            with suppress(ProcessLookupError):
+                os.kill(worker.pid, signal.SIGKILL if is_second and signum == signal.SIGINT else signal.SIGTERM)
