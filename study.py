@@ -3,7 +3,7 @@
 python study.py --config configs/iris_mlp.yaml --seeds 10
 python study.py --config configs/iris_mlp.yaml --folds 5 --seeds 3
 python study.py --config configs/mnist_mlp.yaml --vary optimizer.name=adam,adamw --seeds 5
-python study.py --config configs/mnist_mlp.yaml --vary 'optimizer.lr=log(1e-4, 1e-1)' 'model.hidden_sizes=[64],[128]' --trials 40
+python study.py --config configs/mnist_mlp.yaml --vary 'optimizer.lr=log(1e-4, 0.1)' 'model.dropout=range(0, 0.5)' --trials 9
 python study.py --resume runs/STUDY                 go on after an interruption, or help on another machine
 """
 
@@ -101,8 +101,7 @@ def train_job(plan: Plan, folder: Path) -> "Train":
 def finish(plan: Plan, folder: Path, planned: "list[SettingResult]", search: "SearchQueue | None") -> int:
     """Write and print the report. Returns the exit code."""
     for setting in planned:
-        for run in setting.runs:
-            pass
+        print_line(setting.label)
     return 0
 
 

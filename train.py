@@ -147,7 +147,13 @@ def make_trainer(
     from engine.training.calibration import Calibration
     from engine.training.checkpoints import Checkpoints, VerifiedCheckpoints
     from engine.training.epoch_loop import install_loop
-    from engine.training.hardware import check_processes, choose_precision, describe_hardware, set_threads
+    from engine.training.hardware import (
+        check_processes,
+        choose_devices,
+        choose_precision,
+        describe_hardware,
+        set_threads,
+    )
     from engine.training.loggers import make_loggers
     from engine.training.shared_buffers import SharedBuffers
     from engine.training.spread_threads import SpreadThreads
@@ -178,6 +184,7 @@ def make_trainer(
     options |= {"enable_progress_bar": False, "enable_checkpointing": False, "logger": loggers or False}
     try:
         options["precision"] = choose_precision(options["accelerator"], options["precision"])
+        options["devices"] = choose_devices(options["accelerator"], options["devices"])
         trainer = Trainer(**options, plugins=VerifiedCheckpoints(), callbacks=callbacks)
         install_loop(trainer, run["timeout_minutes"], record.clock)
         check_processes(trainer.accelerator, trainer.num_devices, trainer.world_size)

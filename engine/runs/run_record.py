@@ -233,7 +233,7 @@ class RunRecord(Callback):
 
 @cache
 def git_state() -> tuple[str | None, bool | None]:
-    """Return the commit of the project, and whether files have changed since; new files count, because a model may be new."""
+    """Return the commit of the project, and whether files have changed since. New files count, as a model may be new."""
     commit = _git("rev-parse", "HEAD")
     return commit, None if commit is None else bool(_git("status", "--porcelain"))
 

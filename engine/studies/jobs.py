@@ -1,7 +1,7 @@
 """The jobs of a study: which run is next, and what its end means. A job belongs to one process at a time.
 
-Several commands, also on other machines, may work on a study. They share its folder. A command claims a job with a file lock,
-which the operating system releases when the command ends, even if it is killed.
+Several commands, also on other machines, may work on a study. They share its folder. A command claims a job with a file
+lock. The operating system releases the lock when the command and the process of the run have ended, even if they are killed.
 """
 
 import math
@@ -30,18 +30,14 @@ class Job:
     Attributes:
         run: The run.
         folder: Its folder, which may not exist yet.
-        claim: The lock; None if the file system has no locks.
+        claim: The lock.
         trial: The trial of a search; None for other runs.
     """
 
     run: PlannedRun
     folder: Path
-    claim: "FileLock | None"
+    claim: "FileLock"
     trial: Any = None
-
-    def release(self) -> None:
-        if self.claim is not None:
-            self.claim.release()
 
 
 class Queue(Protocol):
@@ -86,7 +82,7 @@ class PlannedQueue:
                     continue
                 if has_ended(self.folder, run_folder_of(self.plan, self.folder, run)):
                     self._ended.add(run.name)
-                elif (claim := try_claim(self.folder, run.name)) is not False:
+                elif (claim := try_claim(self.folder, run.name)) is not None:
                     return Job(run, run_folder_of(self.plan, self.folder, run), claim)
         return None
 
@@ -97,14 +93,12 @@ class PlannedQueue:
         result = read_result(self.plan, self.folder, job.run)
         if result.state in ("finished", "failed"):
             self._ended.add(job.run.name)
-        job.release()
+        job.claim.release()
         return result
 
     def is_done(self) -> bool:
-        return all(
-            run.name in self._ended or has_ended(self.folder, run_folder_of(self.plan, self.folder, run))
-            for run in self.runs
-        )
+        folders = {run.name: run_folder_of(self.plan, self.folder, run) for run in self.runs}
+        return all(name in self._ended or has_ended(self.folder, folder) for name, folder in folders.items())
 
 
 def run_folder_of(plan: Plan, folder: Path, run: PlannedRun) -> Path:
@@ -178,15 +172,13 @@ def study_lock(folder: Path) -> Iterator[None]:
         yield
 
 
-def try_claim(folder: Path, name: str) -> "FileLock | None | bool":
-    """Claim a run for this command. Returns False if another command, or a process that it has left, holds it."""
+def try_claim(folder: Path, name: str) -> "FileLock | None":
+    """Claim a run for this command. Returns None if another command, or a process that it has left, holds the claim."""
     from filelock import FileLock, Timeout
 
-    claim = FileLock(folder / LOCKS / f"{name}.lock", is_singleton=False)
+    claim = FileLock(folder / LOCKS / f"{name}.lock", fallback_to_soft=False)
     try:
         claim.acquire(blocking=False)
     except Timeout:
-        return False
-    except OSError:
         return None
     return claim

@@ -1,4 +1,4 @@
-"""Prints the progress of a study: a line for each run that has ended and, on a terminal, a table of running and best runs."""
+"""Prints the progress of a study: a line for each run that has ended, and on a terminal a table of running and best runs."""
 
 import sys
 import time

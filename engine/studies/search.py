@@ -1,7 +1,7 @@
 """A search for the best setting with Optuna, whose journal is a file in the folder of the study.
 
-With a single worker, a search that was interrupted continues as if nothing had happened: the values of a trial depend only on
-the seed of the study, on the number of the trial and on the results of earlier trials.
+With a single worker, a search that was interrupted continues as if nothing had happened. The values of a trial depend only
+on the seed of the study, the number of the trial, and the results of earlier trials.
 """
 
 import hashlib
@@ -16,6 +16,7 @@ from optuna.pruners import NopPruner, SuccessiveHalvingPruner
 from optuna.samplers import TPESampler
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
+from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from engine.studies.jobs import Job, read_result, run_folder_of, study_lock, try_claim, value_of
@@ -42,7 +43,7 @@ class SearchQueue:
         optuna.logging.set_verbosity(logging.WARNING)
         storage = JournalStorage(JournalFileBackend(str(folder / JOURNAL)))
         pruner = SuccessiveHalvingPruner(min_resource=1, reduction_factor=REDUCTION) if plan.prune else NopPruner()
-        direction = "minimize" if plan.is_minimized else "maximize"
+        direction = StudyDirection.MINIMIZE if plan.is_minimized else StudyDirection.MAXIMIZE
         self.study = optuna.create_study(
             storage=storage, study_name="study", direction=direction, pruner=pruner, load_if_exists=True
         )
@@ -51,13 +52,15 @@ class SearchQueue:
         with study_lock(self.folder):
             trials = self.study.get_trials(deepcopy=False)
             for frozen in trials:
-                if frozen.state == TrialState.RUNNING and (claim := try_claim(self.folder, _name(frozen))) is not False:
+                if frozen.state == TrialState.RUNNING and (claim := try_claim(self.folder, _name(frozen))) is not None:
                     return self._job(Trial(self.study, frozen._trial_id), claim)
             if len(trials) >= (self.plan.num_trials or 0):
                 return None
             self._seed_sampler(len(trials), "trial")
             trial = self.study.ask()
-            return self._job(trial, try_claim(self.folder, _name(trial)) or None)
+            claim = try_claim(self.folder, _name(trial))
+            assert claim is not None  # the name is new
+            return self._job(trial, claim)
 
     def report(self, job: Job, step: int, value: float) -> bool:
         trial: Trial = job.trial
@@ -85,7 +88,7 @@ class SearchQueue:
                 self.study.tell(job.trial, value)
         elif result.state == "failed":
             self.study.tell(job.trial, state=TrialState.FAIL)
-        job.release()
+        job.claim.release()
         return self._with_state(result, self.study.get_trials(deepcopy=False)[job.trial.number])
 
     def is_done(self) -> bool:

@@ -1,8 +1,8 @@
 """Runs the jobs of a study, each in a process of its own.
 
-The command imports everything once and forks for each run. So a run starts in a fraction of a second, and it is still equal to
-the same run started alone: it shares no random state, no memory that it changes, and no crash with other runs. If the command
-is killed, its runs end with it, because each of them waits for the end of a pipe.
+The command imports everything once and forks for each run, so that a run starts in a fraction of a second. It is still equal
+to the same run started alone, because it shares neither random states nor memory with other runs. If the command is killed,
+its runs end, because each of them waits for the end of a pipe.
 """
 
 import importlib

@@ -28,7 +28,7 @@ def precision_for(accelerator: str, wanted: str | int) -> str:
     Raises:
         OptionError: if the device does not support it. Lightning would use another precision, or train to NaN.
     """
-    on_tpu = accelerator == "tpu" or (accelerator == "auto" and XLAAccelerator.is_available())
+    on_tpu = uses_tpu(accelerator)
     on_gpu = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available() and not on_tpu
     has_others = on_tpu or on_gpu or torch.backends.mps.is_available()
     on_cpu = accelerator == "cpu" or (accelerator == "auto" and not has_others)
@@ -39,6 +39,19 @@ def precision_for(accelerator: str, wanted: str | int) -> str:
     features = cpu_features() if on_cpu else {}
     native = torch.cuda.get_device_capability() >= (8, 0) if on_gpu else any(map(features.get, BF16_FEATURES))
     return "bf16-mixed" if native else "32-true"
+
+
+def uses_tpu(accelerator: str) -> bool:
+    """Return whether a run with this option uses a TPU."""
+    return accelerator == "tpu" or (accelerator == "auto" and XLAAccelerator.is_available())
+
+
+def choose_devices(accelerator: str, wanted: Any) -> Any:
+    """`wanted`, but a single core of a TPU instead of all.
+
+    Lightning starts the processes for several cores from a copy of this process, and gets only the weights back.
+    """
+    return 1 if uses_tpu(accelerator) and str(wanted) in ("auto", "-1") else wanted
 
 
 def choose_precision(accelerator: str, wanted: str | int) -> str:
@@ -125,9 +138,11 @@ def check_processes(accelerator: Accelerator, num_devices: int, world_size: int)
     """Check the number of processes, which Lightning does not.
 
     Raises:
-        OptionError: if there are more processes than CPU cores that they may use, or if a launcher has started another
-            number of processes.
+        OptionError: if there are more processes than CPU cores that they may use, or several TPU cores, or if a launcher has
+            started another number of processes.
     """
+    if isinstance(accelerator, XLAAccelerator) and world_size > 1:
+        raise OptionError(f"devices: {world_size} TPU cores are not supported, only 1")
     if isinstance(accelerator, CPUAccelerator) and not available_cores(num_devices):
         raise OptionError(f"devices: {num_devices} processes on the CPU")
     environ = os.environ

@@ -108,6 +108,15 @@ def test_check_finds_no_problem(name, arguments, tmp_path, capsys):
     assert "CPU, precision 32-true" in printed
 
 
+def test_a_single_core_of_a_tpu_is_used(arguments, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("torch_xla._internal.tpu.num_available_devices", lambda: 8)
+    code, folder = start(tmp_path / "runs", *arguments("iris_mlp", *WITHOUT_PICTURES))
+    assert code == 0
+    assert json.loads((folder / "environment.json").read_text(encoding="utf-8"))["num_devices"] == 1
+    assert train.main([*arguments("iris_mlp"), "trainer.devices=8", f"run.root={tmp_path}/more"]) == 2
+    assert "trainer.devices: 8 TPU cores are not supported, only 1" in capsys.readouterr().err
+
+
 def test_a_killed_run_resumes(arguments, tmp_path):
     argv = arguments("iris_mlp", *WITHOUT_PICTURES, "run.checkpoint_every_steps=1")
     _, whole = start(tmp_path / "whole", *argv)
