@@ -16,6 +16,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,15 +25,14 @@ from engine.config.yaml_reader import read_override
 from engine.contracts import COMMAND_LINE, ConfigError
 from engine.inference.command import run_command
 from engine.studies.folder import create_study
-from engine.studies.jobs import PlannedQueue, setting_result
-from engine.studies.plan import Plan, make_plan, read_plan
-from engine.terminal import CommandLineParser, StoreOnce, home_path, print_line, quiet_lightning, shell_word
+from engine.studies.jobs import PlannedQueue, compared_metric, setting_result
+from engine.studies.plan import METRICS, Plan, make_plan, read_plan
+from engine.studies.results import StudyResult
+from engine.terminal import CommandLineParser, StoreOnce, count_of, home_path, print_line, quiet_lightning, shell_word
 from engine.training.exits import Stopped
 
 if TYPE_CHECKING:
     from engine.studies.jobs import Job
-    from engine.studies.results import SettingResult
-    from engine.studies.search import SearchQueue
     from engine.studies.workers import Train
 
 
@@ -41,68 +41,109 @@ def main(argv: list[str]) -> int:
     arguments = make_parser().parse_intermixed_args(argv)
     if not hasattr(os, "fork"):
         raise ConfigError(COMMAND_LINE, "", "study.py needs Linux or macOS")
-    if arguments.resume is not None:
-        folder, plan = arguments.resume, read_plan(arguments.resume)
-        for option in ("config", "seeds", "folds", "trials", "name"):
-            if getattr(arguments, option) is not None:
-                raise ConfigError(COMMAND_LINE, f"--{option}", f"{folder} has its own", "leave it out")
-        if arguments.overrides or arguments.vary or arguments.grid:
-            raise ConfigError(COMMAND_LINE, "--resume", "continues a study as it is", "leave out all other arguments")
-    else:
-        plan = plan_of(arguments)
+    folder, num_workers = arguments.resume, arguments.workers
+    plan = plan_of(arguments) if folder is None else read_plan(folder)
+    if folder is not None:
+        check_resume(arguments)
+    train = make_train(plan)
+    if num_workers is None:
+        plan, num_workers = choose_workers(plan, folder is not None, train)
+    if folder is None:
         folder = create_study(plan, arguments.name)
     print_line(f"study folder: {folder}")
     try:
-        return run_study(plan, folder, arguments.workers or 1)
+        result = run_study(plan, folder, num_workers, train)
     except Stopped as error:
         print(f"{error}; go on with: python study.py --resume {shell_word(folder)}", file=sys.stderr)
         return error.exit_code
+    return show_result(result)
 
 
-def run_study(plan: Plan, folder: Path, num_workers: int) -> int:
-    """Run what is left of a study, and report what it has found. Returns the exit code."""
-    from engine.studies.progress import Progress
-    from engine.studies.workers import run_jobs, warm_up
+def make_train(plan: Plan) -> "Train":
+    """Import everything that the runs need, and return the function that trains a job."""
+    import train
+    from engine.studies.reporter import ReportValidations
+    from engine.studies.workers import warm_up
+
+    def train_job(job: "Job", report: "Callable[[int, float], bool]") -> int:
+        if (job.folder / "config.yaml").is_file():
+            argv = ["--resume", str(job.folder)]
+        else:
+            config = job.folder.parent.parent / f"{plan.config.path.stem}.yaml"
+            argv = ["--config", str(config), *job.run.overrides, f"run.name={job.run.name}"]
+        return train.main(argv, [ReportValidations(plan.metric, report)] if job.trial is not None else [])
 
     quiet_lightning()
     warm_up(plan.config)
-    search, settings = None, plan.settings()
+    return train_job
+
+
+def choose_workers(plan: Plan, is_resumed: bool, train: "Train") -> tuple[Plan, int]:
+    """Return the plan with the number of threads of each run, and the number of runs at the same time."""
+    import torch
+
+    from engine.studies.workload import fastest_workers, is_measured
+    from engine.threads import available_cores
+
+    if torch.cuda.is_available():
+        return plan, torch.cuda.device_count()
+    if is_resumed:  # other threads would change the last digits of the remaining runs
+        return plan, max(1, available_cores() // plan.threads) if plan.threads else 1
+    if not is_measured(plan):
+        return plan, 1
+    print_line("measuring how many runs at the same time are fastest (--workers skips this)")
+    num_workers, threads = fastest_workers(plan, train)
+    print_line(f"workers      {count_of(num_workers, 'run')} at the same time")
+    return replace(plan, threads=threads), num_workers
+
+
+def run_study(plan: Plan, folder: Path, num_workers: int, train: "Train") -> StudyResult:
+    """Run what is left of a study."""
+    from engine.studies.progress import Progress
+    from engine.studies.workers import run_jobs
+
+    trials, settings = [], plan.settings()
     with Progress(plan, num_workers) as progress:
-        train = train_job(plan, folder)
         if plan.is_search:
             from engine.studies.search import SearchQueue
 
             search = SearchQueue(plan, folder, num_workers)
             run_jobs(search, num_workers, train, progress.show)
-            settings = [best for best in [search.best_values()] if best is not None]
+            trials, best = search.settings(), search.best_values()
+            settings = [] if best is None else [best]
         runs = [run for i, values in enumerate(settings) for run in plan.runs(values, plan.name_of(i, values))]
         run_jobs(PlannedQueue(plan, folder, runs), num_workers, train, progress.show)
     planned = [setting_result(plan, folder, i, values) for i, values in enumerate(settings)]
-    return finish(plan, folder, planned, search)
+    confirmation = planned[0] if plan.is_search and planned else None
+    return StudyResult(
+        folder, trials if plan.is_search else planned, plan.vary, compared_metric(plan, planned), plan.is_search,
+        plan.num_folds, confirmation,
+    )  # fmt: skip
 
 
-def train_job(plan: Plan, folder: Path) -> "Train":
-    """Return a function that trains a job in this process."""
-    import train
-
-    def train_run(job: "Job", report: "Callable[[int, float], bool]") -> int:
-        from engine.studies.reporter import ReportValidations
-
-        if (job.folder / "config.yaml").is_file():
-            argv = ["--resume", str(job.folder)]
-        else:
-            config = folder / f"{plan.config.path.stem}.yaml"
-            argv = ["--config", str(config), *job.run.overrides, f"run.name={job.run.name}"]
-        return train.main(argv, [ReportValidations(plan.metric, report)] if job.trial is not None else [])
-
-    return train_run
-
-
-def finish(plan: Plan, folder: Path, planned: "list[SettingResult]", search: "SearchQueue | None") -> int:
+def show_result(study: StudyResult) -> int:
     """Write and print the report. Returns the exit code."""
-    for setting in planned:
-        print_line(setting.label)
+    from engine.runs.run_folder import write_json
+    from engine.studies.pictures import write_tensorboard
+    from engine.studies.report import report
+
+    found = report(study)
+    (study.folder / "study.md").write_text(found.markdown, encoding="utf-8")
+    write_json(study.folder / "study.json", found.data)
+    write_tensorboard(study, study.folder)
+    print_line(f"\n{found.text}")
+    print_line(f"report       {study.folder / 'study.md'}")
+    print_line(f"TensorBoard  tensorboard --logdir {shell_word(study.folder)}")
     return 0
+
+
+def check_resume(arguments: argparse.Namespace) -> None:
+    """Raise a `ConfigError` for an option that a study has fixed when it was created."""
+    fixed = ("config", "seeds", "folds", "trials", "name", "vary", "metric", "overrides", "grid", "no_pruning")
+    for option in fixed:
+        if getattr(arguments, option):
+            name = "KEY=VALUE" if option == "overrides" else f"--{option.replace('_', '-')}"
+            raise ConfigError(COMMAND_LINE, name, f"{arguments.resume} has its own", "leave it out")
 
 
 def plan_of(arguments: argparse.Namespace) -> Plan:
@@ -116,7 +157,7 @@ def plan_of(arguments: argparse.Namespace) -> Plan:
     config = load_config(arguments.config, arguments.overrides)
     return make_plan(
         config, arguments.overrides, arguments.vary or [], arguments.grid, num_seeds=arguments.seeds,
-        num_folds=arguments.folds, num_trials=arguments.trials, prune=not arguments.no_pruning,
+        num_folds=arguments.folds, num_trials=arguments.trials, prune=not arguments.no_pruning, metric=arguments.metric,
     )  # fmt: skip
 
 
@@ -139,7 +180,13 @@ def make_parser() -> CommandLineParser:
     parser.add_argument("--grid", action="store_true", help="run all combinations of the choices")
     parser.add_argument("--trials", metavar="N", type=at_least(1), help="search with N trials (needs Optuna)")
     parser.add_argument("--no-pruning", action="store_true", help="do not stop hopeless trials of a search early")
-    parser.add_argument("--workers", metavar="N", type=at_least(1), help="number of runs at the same time (default: 1)")
+    parser.add_argument(
+        "--metric", metavar="NAME", choices=METRICS,
+        help=f"metric to compare: {', '.join(METRICS)} (default: accuracy); a search uses run.monitor",
+    )  # fmt: skip
+    parser.add_argument(
+        "--workers", metavar="N", type=at_least(1), help="number of runs at the same time (default: measured)"
+    )
     parser.add_argument("--name", metavar="NAME", help="name of the study's folder (default: the config and the time)")
     parser.add_argument("--resume", metavar="FOLDER", type=home_path, action=StoreOnce, help="go on with a study")
     return parser

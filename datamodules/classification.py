@@ -82,7 +82,8 @@ class ClassificationDataModule(LightningDataModule):
         super().__init__()
         if not 0 <= fold < (num_folds or 1):  # in a config, `cross_checks` finds it
             raise OptionError(f"data.fold: {fold} is out of range for data.num_folds={num_folds}")
-        self.num_folds, self.fold, self._has_fold = num_folds, fold, False
+        self.num_folds, self.fold = num_folds, fold
+        self.held_out: Split | None = None  # what the fold is: the test set or the validation set
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.val_fraction, self.split_seed, self.normalize, self.seed = val_fraction, split_seed, normalize, seed
         self.gpu_memory_gigabytes, self._bytes_on_device, self._bytes_in_memory = gpu_memory_gigabytes, 0, 0
@@ -194,10 +195,10 @@ class ClassificationDataModule(LightningDataModule):
         """
         fractions: dict[Split, float] = {"test": self.test_fraction, "val": self.val_fraction}
         rows = hold_out(labels, fractions, self.split_seed, groups, self.num_folds, self.fold, class_names)
-        if self.num_folds is not None and not self._has_fold:
-            split, self._has_fold = held_out_split(labels), True
-            title = "validation set (data.val_fraction is not used)" if split == "val" else "test set"
-            size = f"{len(rows[split][1]):,} of {len(labels['train']):,} samples"
+        if self.num_folds is not None and self.held_out is None:
+            self.held_out = held_out_split(labels)
+            title = "validation set; there is no test" if self.held_out == "val" else "test set"
+            size = f"{len(rows[self.held_out][1]):,} of {len(labels['train']):,} samples"
             rank_zero_print(f"fold {self.fold} of 0 to {self.num_folds - 1}: {size} are the {title}")
         return rows
 
@@ -213,7 +214,7 @@ class ClassificationDataModule(LightningDataModule):
         if self.is_loaded:
             return
         self._splits = {} if self._has_only_loaders else self.splits()
-        if self.num_folds is not None and not self._has_fold:
+        if self.num_folds is not None and self.held_out is None:
             hint = "divide the rows with `choose_rows`, or set data.num_folds=null"
             raise OptionError(f"data.num_folds: {type(self).__name__} divides its data without folds; {hint}")
         if not self.is_loaded:

@@ -28,8 +28,7 @@ def create_study(plan: Plan, name: str | None) -> Path:
     try:
         folder.mkdir(parents=True)
         try:
-            # all values, so that a changed config file or default does not change a study that is resumed
-            (folder / f"{stem}.yaml").write_text(plan.config.to_yaml(name=None, root=str(folder)), encoding="utf-8")
+            write_config(plan, folder)
             part = folder / f"{FILE}.part"
             part.write_text(plan.to_yaml(), encoding="utf-8")
             os.replace(part, folder / FILE)  # the last file, because it makes the folder a study
@@ -42,3 +41,9 @@ def create_study(plan: Plan, name: str | None) -> Path:
     except OSError as error:
         raise plan.config.error("run.root", f"cannot write to {folder} ({error.strerror})") from None
     return folder
+
+
+def write_config(plan: Plan, folder: Path) -> None:
+    """Write the config of a study with all values, so that a changed file or default does not change a resumed study."""
+    content = plan.config.to_yaml(name=None, root=str(folder))
+    (folder / f"{plan.config.path.stem}.yaml").write_text(content, encoding="utf-8")

@@ -5,7 +5,7 @@ lock. The operating system releases the lock when the command and the process of
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -154,6 +154,14 @@ def setting_result(plan: Plan, folder: Path, number: int, values: dict[str, Any]
     """Read the results of all runs of a setting."""
     runs = plan.runs(values, plan.name_of(number, values))
     return SettingResult(number, values, [read_result(plan, folder, run) for run in runs])
+
+
+def compared_metric(plan: Plan, settings: Sequence[SettingResult]) -> str:
+    """Return the metric that the study compares: that of the test, or of the validation if the runs are not tested."""
+    if plan.is_search:
+        return plan.metric
+    names = {name for setting in settings for run in setting.runs for name in run.metrics}
+    return f"test/{plan.compared}" if f"test/{plan.compared}" in names or not names else f"val/{plan.compared}"
 
 
 def value_of(result: RunResult, metric: str) -> float | None:

@@ -16,6 +16,7 @@ from engine.studies.space import read_spaces, setting, to_text
 FILE = "study.yaml"
 MAX_RUNS = 100_000
 MAX_NAME = 40  # characters of the values in the name of a run
+METRICS = ("accuracy", "loss", "f1", "roc_auc", "average_precision", "calibration_error")
 CONFIRMING_SEEDS = 5  # fresh seeds for the best setting of a search, if --seeds is not given
 
 
@@ -48,6 +49,8 @@ class Plan:
         num_trials: Number of trials of a search; None to run all combinations of the values.
         prune: Whether a search stops hopeless trials early.
         threads: Number of threads of each run; None for the choice of the run.
+        seed_keys: Keys that the config sets to ``${seed}``.
+        compared: The metric of which given settings are compared, without its stage.
     """
 
     config: Config
@@ -57,6 +60,8 @@ class Plan:
     num_trials: int | None = None
     prune: bool = True
     threads: int | None = None
+    seed_keys: tuple[str, ...] = ()
+    compared: str = METRICS[0]
 
     @property
     def is_search(self) -> bool:
@@ -102,18 +107,16 @@ class Plan:
             parts = [name] if name else []
             parts += [f"seed-{seed}"] if len(seeds) > 1 or not (name or self.num_folds) else []
             parts += [f"fold-{fold}"] if fold is not None else []
-            overrides = [*self.overrides(values), f"seed={seed}"]
+            # all folds come from the same division of the data
+            keys = [key for key in self.seed_keys if fold is None or key != "data.split_seed"]
+            overrides = [*self.overrides(values), *(f"{key}={seed}" for key in ("seed", *keys))]
             overrides += [f"data.num_folds={self.num_folds}", f"data.fold={fold}"] if fold is not None else []
             yield PlannedRun("-".join(parts), overrides, seed, fold)
 
     def overrides(self, values: dict[str, Any]) -> list[str]:
         """Return the overrides of all runs of a setting."""
         threads = [f"run.threads={self.threads}"] if self.threads else []
-        # seeds of splits may refer to the seed of a run, but all runs must have the same splits
-        splits = (
-            [f"data.split_seed={self.config['data.split_seed']}"] if "data.split_seed" in self.config.parameters else []
-        )
-        return [*threads, *splits, *(setting(key, value) for key, value in values.items())]
+        return [*threads, *(setting(key, value) for key, value in values.items())]
 
     def num_runs(self) -> int:
         """Return the number of all runs, those that confirm the best setting of a search included."""
@@ -135,17 +138,25 @@ class Plan:
             "trials": self.num_trials,
             "prune": self.prune,
             "threads": self.threads,
+            "seed_keys": list(self.seed_keys),
+            "metric": self.compared,
         }
         return write_yaml(options)
 
 
-def make_plan(config: Config, overrides: list[str], vary: list[str], grid: bool, **options: Any) -> Plan:
+def make_plan(
+    config: Config, overrides: list[str], vary: list[str], grid: bool, metric: str | None, **options: Any
+) -> Plan:
     """Return the plan of the options of the command line.
 
     Raises:
         ConfigError: if the options do not fit each other, or a value is wrong.
     """
-    plan = Plan(config, vary=read_spaces(vary, config, overrides), **options)
+    other = load_config(config.path, [*overrides, f"seed={(config['seed'] + 1) % 2**32}"])
+    seed_keys = tuple(key for key in config.parameters if key != "seed" and config[key] != other[key])
+    plan = Plan(
+        config, vary=read_spaces(vary, config, overrides), seed_keys=seed_keys, compared=metric or METRICS[0], **options
+    )
     ranges = [key for key, space in plan.vary.items() if not isinstance(space, Choices)]
     if not (plan.num_seeds or plan.num_folds or plan.vary):
         raise ConfigError(COMMAND_LINE, "", "nothing to study", "give --seeds, --folds or --vary; see --help")
@@ -154,6 +165,10 @@ def make_plan(config: Config, overrides: list[str], vary: list[str], grid: bool,
     if plan.is_search and grid:
         raise ConfigError(
             COMMAND_LINE, "--grid", "runs all combinations, and --trials a search", "leave out one of them"
+        )
+    if plan.is_search and metric is not None:
+        raise ConfigError(
+            COMMAND_LINE, "--metric", "a search optimizes run.monitor", "set run.monitor=val/loss, for example"
         )
     if plan.is_search and plan.num_folds:
         problem = "a search uses the validation set"
@@ -198,7 +213,7 @@ def read_plan(folder: Path) -> Plan:
         vary = [f"{key}={text}" for key, text in options["vary"].items()]
         return Plan(
             config, options["seeds"], options["folds"], read_spaces(vary, config, []), options["trials"],
-            options["prune"], options["threads"],
+            options["prune"], options["threads"], tuple(options["seed_keys"]), options["metric"],
         )  # fmt: skip
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is broken: {error!r}") from None

@@ -59,7 +59,7 @@ class Progress:
         self._erase()
 
     def _line(self, result: RunResult, seconds: float) -> str:
-        name = metric_of(result, self.plan.metric)
+        name = metric_of(self.plan, result)
         value = value_of(result, name)
         if value is not None:
             self.results.append((value, result))
@@ -80,7 +80,7 @@ class Progress:
 
     def _table(self, workers: Sequence[Worker]) -> list[str]:
         lines = [f"best of {count_of(len(self.results), 'run')}:"] if self.results else []
-        name = metric_of(self.results[0][1], self.plan.metric) if self.results else ""
+        name = metric_of(self.plan, self.results[0][1]) if self.results else ""
         best = sorted(self.results, key=lambda pair: pair[0] if is_lower_better(name) else -pair[0])
         lines += [f"  {result.name:<18}  {name} {value:.4f}" for value, result in best[:NUM_BEST]]
         for worker in workers:
@@ -96,7 +96,9 @@ class Progress:
         self._num_lines = 0
 
 
-def metric_of(result: RunResult, monitor: str) -> str:
-    """Return the metric of a run that its study compares: that of the test, or that of the validation without a test."""
-    name = monitor.replace("val/", "test/", 1)
-    return name if name in result.metrics else monitor
+def metric_of(plan: Plan, result: RunResult) -> str:
+    """Return the metric of a run that its study compares."""
+    if result.name.startswith("trial-"):
+        return plan.metric
+    name = f"test/{plan.compared}"
+    return name if name in result.metrics else f"val/{plan.compared}"

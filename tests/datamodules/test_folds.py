@@ -117,7 +117,7 @@ def test_with_a_test_set_the_fold_is_the_validation_set(small_data, capsys):
     assert folded.num_samples("val") == pytest.approx(count / 4, abs=1)
     assert folded.num_samples("val") + folded.num_samples("train") == count
     size = f"{folded.num_samples('val'):,} of {count:,} samples"
-    expected = f"fold 3 of 0 to 3: {size} are the validation set (data.val_fraction is not used)\n"
+    expected = f"fold 3 of 0 to 3: {size} are the validation set; there is no test\n"
     assert capsys.readouterr().out.count(expected) == 1
 
 

@@ -1,0 +1,54 @@
+"""Measures how many runs a study should train at the same time."""
+
+import tempfile
+import time
+from pathlib import Path
+
+from engine.studies.folder import write_config
+from engine.studies.jobs import PlannedQueue, read_result
+from engine.studies.plan import Plan, PlannedRun
+from engine.studies.workers import Train, run_jobs
+from engine.threads import ARE_THREADS_SET, available_cores
+
+MIN_RUNS = 6  # smaller studies end before the measurement pays off
+PROBE = (
+    "trainer.max_time=00:00:00:02", "trainer.limit_test_batches=0", "trainer.logger=false",
+    "trainer.enable_checkpointing=false", "run.calibrate=false",
+)  # fmt: skip
+
+
+def is_measured(plan: Plan) -> bool:
+    """Return whether there are cores and runs to share, and the user has not chosen the number of threads."""
+    has_choice = plan.config["run.threads"] is None and not ARE_THREADS_SET
+    return has_choice and available_cores() > 1 and plan.num_runs() >= MIN_RUNS
+
+
+def fastest_workers(plan: Plan, train: Train) -> tuple[int, int | None]:
+    """Train for two seconds with one run that uses all cores, and with one run per core, and return the faster way.
+
+    Args:
+        plan: The plan.
+        train: Trains a job.
+
+    Returns:
+        The number of runs at the same time, and the threads of each run; None for all cores.
+    """
+    cores = available_cores()
+    alone = _steps_per_second(plan, 1, cores, train)
+    together = _steps_per_second(plan, cores, 1, train)
+    return (cores, 1) if together > alone else (1, None)
+
+
+def _steps_per_second(plan: Plan, num_workers: int, threads: int, train: Train) -> float:
+    """Return the steps per second of all runs together, starts included; 0 if a run fails, for example without memory."""
+    with tempfile.TemporaryDirectory(prefix="study-") as name:
+        folder = Path(name)
+        write_config(plan, folder)
+        overrides = [*PROBE, f"run.threads={threads}"]
+        runs = [PlannedRun(f"probe-{i}", overrides, plan.config["seed"], None) for i in range(num_workers)]
+        started = time.monotonic()
+        run_jobs(PlannedQueue(plan, folder, runs), num_workers, train, lambda *_: None)
+        seconds = time.monotonic() - started
+        results = [read_result(plan, folder, run) for run in runs]
+        steps = [result.metrics.get("steps", 0) for result in results]
+        return sum(steps) / seconds if all(steps) else 0.0
