@@ -21,13 +21,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engine.config.config import load_config
-from engine.config.yaml_reader import read_override
 from engine.contracts import COMMAND_LINE, ConfigError
 from engine.inference.command import run_command
 from engine.studies.folder import create_study
 from engine.studies.jobs import PlannedQueue, compared_metric, setting_result
 from engine.studies.plan import METRICS, Plan, make_plan, read_plan
 from engine.studies.results import StudyResult
+from engine.studies.space import split_values
 from engine.terminal import CommandLineParser, StoreOnce, count_of, home_path, print_line, quiet_lightning, shell_word
 from engine.training.exits import Stopped
 
@@ -152,11 +152,11 @@ def plan_of(arguments: argparse.Namespace) -> Plan:
         raise ConfigError(
             COMMAND_LINE, "--config", "is missing", "write python study.py --config configs/iris_mlp.yaml"
         )
-    for override in arguments.overrides:
-        read_override(override)
-    config = load_config(arguments.config, arguments.overrides)
+    vary, single = split_values(arguments.vary or [])
+    overrides = [*arguments.overrides, *single]
+    config = load_config(arguments.config, overrides)
     return make_plan(
-        config, arguments.overrides, arguments.vary or [], arguments.grid, num_seeds=arguments.seeds,
+        config, overrides, vary, arguments.grid, num_seeds=arguments.seeds,
         num_folds=arguments.folds, num_trials=arguments.trials, prune=not arguments.no_pruning, metric=arguments.metric,
     )  # fmt: skip
 
@@ -175,7 +175,7 @@ def make_parser() -> CommandLineParser:
     parser.add_argument("--folds", metavar="K", type=at_least(2), help="train each setting on K folds")
     parser.add_argument(
         "--vary", metavar="KEY=VALUES", nargs="+", action="extend",
-        help="choices, such as 64,128, or a range for a search: log(1e-4, 1e-1) or range(0, 0.5)",
+        help="choices, such as 64,128, or a range for a search, such as log(1e-4, 1e-1) or range(0, 0.5)",
     )  # fmt: skip
     parser.add_argument("--grid", action="store_true", help="run all combinations of the choices")
     parser.add_argument("--trials", metavar="N", type=at_least(1), help="search with N trials (needs Optuna)")

@@ -14,6 +14,7 @@ from engine.contracts import COMMAND_LINE, ConfigError
 from engine.studies.results import Choices, Range, Space
 
 EXAMPLE = "write a range, such as log(1e-4, 1e-1) or range(0, 0.5), or choices, such as 64,128"
+_CALL = re.compile(r"\s*([a-z_]\w*)\s*\((.*)\)\s*")  # a range, such as log(1e-4, 1e-1)
 STUDIED = ("seed", "data.fold", "data.num_folds", "run.name", "run.root")  # set by the study itself
 
 
@@ -34,8 +35,7 @@ def read_spaces(arguments: Sequence[str], config: Config, overrides: Sequence[st
         if not equals or not text.strip():
             raise ConfigError(COMMAND_LINE, "--vary", f"{argument!r} has no values", f"{EXAMPLE}, as in KEY=64,128")
         if key in STUDIED:
-            hint = "use --seeds or --folds" if not key.startswith("run.") else f"write {key}=VALUE before --vary"
-            raise ConfigError(COMMAND_LINE, key, "cannot be varied", hint)
+            raise ConfigError(COMMAND_LINE, key, "cannot be varied", "use --seeds or --folds")
         if key in spaces:
             raise ConfigError(COMMAND_LINE, key, "is varied twice")
         if key in [override.partition("=")[0] for override in overrides]:
@@ -48,6 +48,19 @@ def read_spaces(arguments: Sequence[str], config: Config, overrides: Sequence[st
         for value in space.values if isinstance(space, Choices) else (space.low, space.high):
             load_config(config.path, [*overrides, *others, setting(key, value)])
     return spaces
+
+
+def split_values(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Divide the words after ``--vary`` into keys with several values, and overrides with a single value for all runs.
+
+    Raises:
+        ConfigError: if no key has several values.
+    """
+    single = [word for word in words if not _CALL.fullmatch(word.partition("=")[2]) and len(_values(word)) == 1]
+    if words and len(single) == len(words):
+        key, _, text = words[0].partition("=")
+        raise ConfigError(COMMAND_LINE, key, f"{text.strip()} is a single value", EXAMPLE)
+    return [word for word in words if word not in single], single
 
 
 def first_value(space: Space) -> Any:
@@ -69,7 +82,7 @@ def to_text(space: Space) -> str:
 
 def _read_range(key: str, text: str, config: Config) -> Range | None:
     """Return a range; None if `text` is a list of choices."""
-    if (match := re.fullmatch(r"\s*([a-z_]\w*)\s*\((.*)\)\s*", text)) is None:
+    if (match := _CALL.fullmatch(text)) is None:
         return None
     kind, ends = match[1], [end.strip() for end in match[2].split(",")]
     if kind not in ("log", "range"):
@@ -98,14 +111,17 @@ def _read_range(key: str, text: str, config: Config) -> Range | None:
 
 
 def _read_choices(key: str, text: str) -> Choices:
-    values = plain(parse(f"[{text}]", COMMAND_LINE, key), key)
-    distinct = {json.dumps(value): value for value in values}
-    if len(distinct) < len(values):
-        double = next(value for i, value in enumerate(values) if value in values[:i])
-        raise ConfigError(COMMAND_LINE, key, f"{json.dumps(double)} is given twice")
-    if len(values) < 2:
-        raise ConfigError(COMMAND_LINE, key, f"{text.strip()} is a single value", f"{EXAMPLE}; or set {key}={text}")
+    values = _values(f"{key}={text}")
+    for i, value in enumerate(values):
+        if json.dumps(value) in map(json.dumps, values[:i]):
+            raise ConfigError(COMMAND_LINE, key, f"{json.dumps(value)} is given twice")
     return Choices(tuple(values))
+
+
+def _values(word: str) -> list[Any]:
+    key, _, text = word.partition("=")
+    values: list[Any] = plain(parse(f"[{text}]", COMMAND_LINE, key), key)
+    return values
 
 
 def _kinds(config: Config, key: str) -> set[Any]:
