@@ -32,10 +32,13 @@ from engine.contracts import COMMAND_LINE, ConfigError, is_lower_better
 from engine.runs.comparison import compare_configs, compare_environments, compare_metrics
 from engine.runs.run_index import (
     STATUSES,
+    STUDY_FILE,
     Run,
     delete_run,
     find_runs,
     find_single_run,
+    find_studies,
+    find_study,
     folder_size,
     is_group,
     is_number,
@@ -65,6 +68,8 @@ def main(argv: list[str]) -> int:
             names = list(itertools.takewhile(lambda word: not word.startswith("-"), rest))
             rest, common.options = names, rest[len(names) :]  # the other words are for TensorBoard
         arguments = make_parser().parse_args(rest, common)
+        if arguments.study is not None:
+            arguments.root = find_study(arguments.root, arguments.study)
         return arguments.run_command(arguments) or 0
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -75,6 +80,7 @@ def common_options() -> CommandLineParser:
     """Return a parser of the options that can stand before or after a command. Their defaults are set elsewhere."""
     parser = CommandLineParser(add_help=False, argument_default=argparse.SUPPRESS)
     parser.add_argument("--root", type=home_path, metavar="FOLDER", help="folder of all runs (default: runs)")
+    parser.add_argument("--study", metavar="NAME", help="only the runs of this study, see study.py")
     parser.add_argument("--json", action="store_true", help="print JSON")
     return parser
 
@@ -85,7 +91,7 @@ def make_parser() -> CommandLineParser:
         prog="python runs.py", description=description, epilog=examples, parents=[common_options()],
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
-    parser.set_defaults(root=Path("runs"), json=False)
+    parser.set_defaults(root=Path("runs"), study=None, json=False)
     commands = parser.add_subparsers(metavar="COMMAND")
 
     def add_command(name: str, function: Any, summary: str) -> argparse.ArgumentParser:
@@ -145,8 +151,11 @@ def list_runs(arguments: argparse.Namespace) -> None:
             print(f"... and {len(found) - len(shown):,} earlier runs; --last 0 shows all")
     elif find_runs(arguments.root):
         print(f"no runs with status {' or '.join(arguments.status)}")
-    else:
+    elif not find_studies(arguments.root):
         print(f"no runs below {arguments.root}; {FIRST_RUN}")
+    if not arguments.json and not arguments.runs and (studies := find_studies(arguments.root)):
+        print_table(["study", "runs", "finished", "began"], [format_study(folder) for folder in studies])
+        print(f"python runs.py --study {studies[0].name} shows the runs of a study")
 
 
 def chosen_runs(arguments: argparse.Namespace, statuses: Sequence[str] = STATUSES) -> list[Run]:
@@ -159,6 +168,12 @@ def format_row(run: Run) -> list[str]:
     seconds = run.metrics.get("train_seconds")
     trained = f"{seconds:,.0f} s" if is_number(seconds) else ""
     return [run.name, run.status, *shown, trained, format_time(run.began), run.reason.partition(";")[0]]
+
+
+def format_study(folder: Path) -> list[str]:
+    found = find_runs(folder)
+    num_finished = sum(run.status == "finished" for run in found)
+    return [folder.name, f"{len(found):,}", f"{num_finished:,}", format_time((folder / STUDY_FILE).stat().st_mtime)]
 
 
 def format_time(seconds: float) -> str:

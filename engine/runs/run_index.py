@@ -22,6 +22,7 @@ Status = Literal["running", "finished", "failed", "interrupted"]
 STATUSES: tuple[Status, ...] = get_args(Status)
 # keys at the top level of the config.yaml that a run writes, in this order
 TOP_LEVEL = ["seed", "data", "model", "optimizer", "schedule", "trainer", "callbacks", "run"]
+STUDY_FILE = "study.yaml"  # in the folder of a study
 MAX_BYTES = 64_000_000  # largest file that is read
 
 
@@ -75,6 +76,27 @@ def find_runs(root: Path, patterns: Sequence[str] = (), commands: Sequence[str] 
         problem = f"matches none of the {len(entries)} runs below {root}"
         raise ConfigError(COMMAND_LINE, " ".join(patterns), problem, hint)
     return sorted(found, key=lambda run: -run.began)
+
+
+def find_studies(root: Path) -> list[Path]:
+    """Return the folders of studies below `root`, the newest first."""
+    files = [Path(entry.path) / STUDY_FILE for entry in _subfolders(root)]
+    return [file.parent for file in sorted(filter(Path.is_file, files), key=lambda file: -file.stat().st_mtime)]
+
+
+def find_study(root: Path, name: str) -> Path:
+    """Return the folder of the study with a name below `root`, or with a path.
+
+    Raises:
+        ConfigError: if there is no such study.
+    """
+    for folder in (root / name, Path(name)):
+        if (folder / STUDY_FILE).is_file():
+            return folder
+    names = [folder.name for folder in find_studies(root)]
+    close = similar_names(name, names)
+    hint = f"did you mean {close[0]}?" if close else f"studies: {listed(names)}" if names else "start one with study.py"
+    raise ConfigError(COMMAND_LINE, "--study", f"{name} is not a study below {root}", hint)
 
 
 def find_single_run(root: Path, text: str) -> Run:

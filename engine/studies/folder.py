@@ -6,7 +6,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from engine.contracts import COMMAND_LINE, ConfigError
-from engine.studies.plan import FILE, Plan
+from engine.runs.run_index import STUDY_FILE
+from engine.studies.plan import Plan
 from engine.terminal import shell_word
 
 
@@ -29,9 +30,9 @@ def create_study(plan: Plan, name: str | None) -> Path:
         folder.mkdir(parents=True)
         try:
             write_config(plan, folder)
-            part = folder / f"{FILE}.part"
+            part = folder / f"{STUDY_FILE}.part"
             part.write_text(plan.to_yaml(), encoding="utf-8")
-            os.replace(part, folder / FILE)  # the last file, because it makes the folder a study
+            os.replace(part, folder / STUDY_FILE)  # the last file, because it makes the folder a study
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             raise

@@ -10,10 +10,10 @@ from typing import Any
 from engine.config.config import Config, load_config
 from engine.config.yaml_reader import plain, read_yaml, write_yaml
 from engine.contracts import COMMAND_LINE, ConfigError, UserError, is_lower_better
+from engine.runs.run_index import STUDY_FILE
 from engine.studies.results import Choices, Space
 from engine.studies.space import read_spaces, setting, to_text
 
-FILE = "study.yaml"
 MAX_RUNS = 100_000
 MAX_NAME = 40  # characters of the values in the name of a run
 METRICS = ("accuracy", "loss", "f1", "roc_auc", "average_precision", "calibration_error")
@@ -204,9 +204,9 @@ def read_plan(folder: Path) -> Plan:
     Raises:
         ConfigError: if the folder is not that of a study, or its files are broken.
     """
-    path = folder / FILE
+    path = folder / STUDY_FILE
     if not path.is_file():
-        raise ConfigError(COMMAND_LINE, str(folder), f"is not the folder of a study: it has no {FILE}")
+        raise ConfigError(COMMAND_LINE, str(folder), f"is not the folder of a study: it has no {STUDY_FILE}")
     try:
         options = plain(read_yaml(path), "")
         config = load_config(folder / str(options["config"]))
