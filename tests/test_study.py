@@ -1,10 +1,23 @@
 """`study.py`: mistakes on the command line, and whole studies."""
 
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
 import pytest
 
 import study
+from engine.config.config import load_config
+from engine.config.signatures import PROJECT
 from engine.contracts import ConfigError
-from tests.runs import IRIS
+from engine.runs.run_index import find_runs
+from tests.exactness import differences
+from tests.processes import environment, run
+from tests.runs import IRIS, WITHOUT_PICTURES
 
 SEARCH = ["--config", IRIS, "--vary", "optimizer.lr=log(1e-4, 1e-1)", "--trials", "3"]
 MISTAKES = [
@@ -62,3 +75,131 @@ def test_a_mistake_is_one_line(argv, message, tmp_path, monkeypatch):
     assert message in str(raised.value)
     assert "\n" not in str(raised.value)
     assert not list(tmp_path.iterdir())
+
+
+LONG = [*WITHOUT_PICTURES, "trainer.max_epochs=60", "run.checkpoint_every_steps=5"]
+QUICK = ["trainer.max_epochs=2", *WITHOUT_PICTURES]
+
+
+def run_study(root: Path, *argv: str, code: int = 0) -> tuple[Path, str]:
+    """Run the command in a process of its own. Returns the folder of the study, and what was printed."""
+    options = [] if "--resume" in argv else [f"run.root={root}"]
+    done = subprocess.run(
+        [sys.executable, "study.py", *options, *argv],
+        cwd=PROJECT, env=environment(), capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == code, done.stderr
+    (folder,) = root.glob("*/study.yaml")
+    return folder.parent, done.stdout + done.stderr
+
+
+def states(folder: Path) -> dict[str, str]:
+    """The state of each run of a study."""
+    return {run.folder.name: run.status for run in find_runs(folder)}
+
+
+@pytest.mark.slow
+def test_each_seed_is_equal_to_the_run_alone(tmp_path):
+    folder, _ = run_study(tmp_path / "study", "--config", IRIS, "--seeds", "3", *QUICK, "model.dropout=0.1")
+    assert [run.folder.name for run in find_runs(folder)][::-1] == ["seed-0", "seed-1", "seed-2"]
+    assert (folder / "study.md").is_file()
+    for i in (0, 2):  # by the config of the run, and by the original config
+        together = folder / f"iris_mlp/seed-{i}"
+        config = ["--config", IRIS, *QUICK, "model.dropout=0.1", "seed=2"]
+        config = ["--config", str(together / "config.yaml")] if i == 0 else config
+        alone = run(*config, f"run.root={tmp_path}/alone", f"run.name=seed-{i}")
+        assert alone.returncode == 0, alone.stderr
+        assert differences(together, tmp_path / f"alone/iris_mlp/seed-{i}") == []
+
+
+@pytest.mark.slow
+def test_folds_test_each_sample_once(tmp_path):
+    folder, _ = run_study(tmp_path, "--config", IRIS, "--folds", "3", "--seeds", "2", *QUICK)
+    names = [f"seed-{seed}-fold-{fold}" for seed in range(2) for fold in range(3)]
+    assert states(folder) == dict.fromkeys(names, "finished")
+    seeds = {load_config(folder / f"iris_mlp/{name}/config.yaml")["data.split_seed"] for name in names}
+    assert len(seeds) == 1  # all folds are parts of the same division
+    logs = [(folder / f"logs/{name}.log").read_text(encoding="utf-8") for name in names]
+    assert all("50 of 150 samples are the test set" in log for log in logs)
+
+
+@pytest.mark.slow
+def test_a_failing_setting_does_not_end_the_study(tmp_path):
+    argv = ["--vary", "optimizer.lr=0.01,1e30", "--seeds", "2", *QUICK, "trainer.gradient_clip_val=null"]
+    folder, printed = run_study(tmp_path, "--config", IRIS, *argv)
+    found = states(folder)
+    assert sorted(found.values()) == ["failed", "failed", "finished", "finished"]
+    assert "diverged" in printed
+    _, printed = run_study(tmp_path, "--resume", str(folder))  # nothing is left to do
+    assert states(folder) == found
+
+
+@pytest.mark.slow
+def test_a_setting_that_is_refused_does_not_end_the_study(tmp_path):
+    argv = ["--vary", "model.class_weights=[1, 1, 1],[1, 1]", *QUICK]
+    folder, printed = run_study(tmp_path, "--config", IRIS, *argv)
+    assert list(states(folder).values()) == ["finished"]
+    assert "2 weights for 3 classes" in printed
+
+
+@pytest.mark.slow
+@pytest.mark.faults(
+    "Ctrl-C during a study of two runs at the same time", "saved; the resumed study has the same result"
+)
+def test_ctrl_c_saves_and_the_study_goes_on(tmp_path):
+    argv = ["--config", IRIS, "--seeds", "4", *LONG]
+    whole, _ = run_study(tmp_path / "whole", *argv, "--workers", "1")
+    command = [sys.executable, "study.py", *argv, f"run.root={tmp_path}/stopped", "--workers", "2"]
+    process = subprocess.Popen(
+        command, cwd=PROJECT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    while not list((tmp_path / "stopped").glob("*/*/*/checkpoints/previous.ckpt")):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, printed = process.communicate(timeout=60)
+    assert process.returncode == 130, printed
+    assert "go on with: python study.py --resume" in printed
+    (folder,) = (tmp_path / "stopped").iterdir()
+    assert "finished" not in states(folder).values()
+    run_study(tmp_path / "stopped", "--resume", str(folder), "--workers", "2")
+    for name in states(whole):
+        assert differences(whole / f"iris_mlp/{name}", folder / f"iris_mlp/{name}") == []
+
+
+@pytest.mark.slow
+@pytest.mark.faults("a run of a study is killed, and one of two commands of a study", "no run is lost, none runs twice")
+def test_a_killed_run_and_a_killed_command(tmp_path):
+    argv = ["--config", IRIS, "--seeds", "6", *LONG]
+    whole, _ = run_study(tmp_path / "whole", *argv, "--workers", "1")
+    command = [sys.executable, "study.py", *argv, "--workers", "1", f"run.root={tmp_path}/two"]
+    first = subprocess.Popen(command, cwd=PROJECT, env=environment(), stdout=subprocess.DEVNULL)
+    while not (found := list((tmp_path / "two").glob("*/*/*/checkpoints/previous.ckpt"))):
+        assert first.poll() is None
+        time.sleep(0.05)
+    children = Path(f"/proc/{first.pid}/task/{first.pid}/children").read_text().split()
+    os.kill(int(children[0]), signal.SIGKILL)
+    folder = found[0].parents[3]
+    command = [sys.executable, "study.py", "--resume", str(folder), "--workers", "1"]
+    second = subprocess.Popen(command, cwd=PROJECT, env=environment(), stdout=subprocess.PIPE, text=True)
+    while "seed-" not in second.stdout.readline():  # it has finished a run
+        assert second.poll() is None
+    first.kill()
+    first.wait()
+    second.communicate(timeout=200)
+    assert second.returncode == 0
+    assert states(folder) == dict.fromkeys([f"seed-{i}" for i in range(6)], "finished")
+    for name in states(whole):
+        assert differences(whole / f"iris_mlp/{name}", folder / f"iris_mlp/{name}") == []
+
+
+@pytest.mark.slow
+@pytest.mark.faults("SIGKILL during a search with pruning", "the resumed search has the same trials and results")
+def test_a_killed_search_goes_on(tmp_path, record_property):
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.study_kills", "2", "0", str(tmp_path)],
+        cwd=PROJECT, stdout=subprocess.PIPE, text=True, timeout=500,
+    )  # fmt: skip
+    found = [json.loads(line) for line in done.stdout.splitlines()]
+    record_property("happened", f"{sum(len(each['killed']) for each in found)} kills")
+    assert [each["different"] for each in found] == [[], []]
