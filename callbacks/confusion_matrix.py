@@ -10,7 +10,8 @@ from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
 from callbacks.evaluation import EvaluationCallback, Stage
-from callbacks.parts.drawing import (
+from engine.contracts import Classifier
+from engine.drawing import (
     BLACK,
     BLUE,
     CARD_WIDTH,
@@ -19,12 +20,11 @@ from callbacks.parts.drawing import (
     TEXT_SIZE,
     WHITE,
     Canvas,
-    Colour,
+    blend,
     replace_undrawable,
     shorten,
     text_width,
 )
-from engine.contracts import Classifier
 from engine.terminal import count_of
 from engine.training.loggers import PictureWriter
 
@@ -231,8 +231,3 @@ def _percent(fraction: float) -> str:
     if fraction < 0.01:
         return "<1"
     return ">99" if 0.99 < fraction < 1 else f"{100 * fraction:.0f}"
-
-
-def blend(start: Colour, end: Colour, fraction: float) -> Colour:
-    """Interpolate between the colours `start` (fraction 0) and `end` (fraction 1)."""
-    return tuple(round(a + (b - a) * fraction) for a, b in zip(start, end, strict=True))  # type: ignore[return-value]

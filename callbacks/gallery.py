@@ -13,8 +13,8 @@ from PIL import Image
 from torch import Tensor
 
 from callbacks.evaluation import EvaluationCallback, Stage, has_whole_model
-from callbacks.parts.drawing import BLUE, CARD_WIDTH, GREY, VERMILION, Canvas, replace_undrawable, shorten, text_width
 from engine.contracts import Classifier, map_tensors
+from engine.drawing import BLUE, CARD_WIDTH, GREY, VERMILION, Canvas, replace_undrawable, shorten, text_width
 from engine.inference.integrated_gradients import integrated_gradients
 from engine.inference.pictures import colour_attributions, to_pixels
 from engine.training.loggers import PictureWriter

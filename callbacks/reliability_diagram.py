@@ -13,8 +13,8 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from callbacks.evaluation import EvaluationCallback, Stage
-from callbacks.parts.drawing import BLACK, BLUE, CARD_WIDTH, GREY, ORANGE, PALE, TEXT_SIZE, Canvas
 from engine.contracts import Classifier
+from engine.drawing import BLACK, BLUE, CARD_WIDTH, GREY, ORANGE, PALE, TEXT_SIZE, Canvas
 from engine.training.loggers import PictureWriter
 
 # B batch, K classes, H height, W width

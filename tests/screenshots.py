@@ -11,8 +11,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from callbacks.parts.drawing import BLACK, BLUE, CARD_WIDTH, GREY, ORANGE, PALE, Canvas
 from engine.config.signatures import PROJECT
+from engine.drawing import BLACK, BLUE, CARD_WIDTH, GREY, ORANGE, PALE, Canvas
 from tests.browser import Browser, browser, tensorboard
 from tests.runs import curve, events
 

@@ -1,1 +1,1 @@
-"""Drawing and attribution for callbacks."""
+"""Pictures that are not callbacks: precision and recall against a threshold."""

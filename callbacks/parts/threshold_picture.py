@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from callbacks.parts.drawing import BLACK, BLUE, CARD_WIDTH, GREY, PALE, TEXT_SIZE, VERMILION, Canvas
+from engine.drawing import BLACK, BLUE, CARD_WIDTH, GREY, PALE, TEXT_SIZE, VERMILION, Canvas
 
 # T candidates, H height, W width
 

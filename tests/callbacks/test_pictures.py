@@ -10,8 +10,8 @@ from torchmetrics.functional.classification import multiclass_calibration_error,
 
 from callbacks import confusion_matrix, first_filters, projector, reliability_diagram
 from callbacks.gallery import GAP, INNER_GAP, SIDE, Example, Gallery, draw_examples, escape, format_examples
-from callbacks.parts.drawing import BLUE, ORANGE, VERMILION, Canvas, replace_undrawable, shorten
 from callbacks.pr_curves import PRCurves
+from engine.drawing import BLUE, ORANGE, VERMILION, Canvas, replace_undrawable, shorten
 from lit_models.cnn import LitCNN
 from lit_models.mlp import LitMLP
 

@@ -48,6 +48,11 @@ class Canvas:
         return np.asarray(self.image)
 
 
+def blend(start: Colour, end: Colour, fraction: float) -> Colour:
+    """Interpolate between the colours `start` (fraction 0) and `end` (fraction 1)."""
+    return tuple(round(a + (b - a) * fraction) for a, b in zip(start, end, strict=True))  # type: ignore[return-value]
+
+
 def text_width(text: str, size: float = TEXT_SIZE) -> float:
     return float(_font(size).getlength(text))
 
