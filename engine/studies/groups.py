@@ -72,7 +72,7 @@ def read_group(name: str, runs: Sequence[Run]) -> RunGroup:
     configs = []
     for run in finished:
         config = read_config(run.folder / "config.yaml")
-        key = (_split(config), config.get("seed"))
+        key = (split_of(config), config.get("seed"))
         if key not in kept:
             kept[key] = run
             configs.append(config)
@@ -127,10 +127,17 @@ def overlap_ratio(configs: Sequence[Mapping[str, Any]], metric: str) -> float:
     The held-out set is the set that the metric is measured on. The ratio is also 0 for a test set that is not split off the
     training data, unless the runs use folds.
     """
-    if len({_split(config) for config in configs}) < 2:
+    if len({split_of(config) for config in configs}) < 2:
         return 0.0
     fraction = max(_held_out_fraction(config.get("data") or {}, metric) for config in configs)
     return fraction / (1 - fraction)
+
+
+def split_of(config: Mapping[str, Any]) -> Hashable:
+    """Return what identifies the split of the data that a run with this config uses."""
+    data = config.get("data") or {}
+    folds = data.get("num_folds")
+    return folds, data.get("fold") if folds else None, data.get("split_seed")
 
 
 def pair_rows(comparison: MetricComparison) -> Iterator[list[str]]:
@@ -196,9 +203,3 @@ def _held_out_fraction(data: Mapping[str, Any], metric: str) -> float:
     if metric.startswith("val/"):
         return max(fold, data.get("val_fraction", 0.0))
     return fold or (data.get("test_fraction", 0.0) if data.get("test") is None else 0.0)
-
-
-def _split(config: Mapping[str, Any]) -> Hashable:
-    data = config.get("data") or {}
-    folds = data.get("num_folds")
-    return folds, data.get("fold") if folds else None, data.get("split_seed")

@@ -103,7 +103,7 @@ class Difference:
         """
         if not self.standard_error:
             return None
-        _check_scipy()
+        check_scipy()
         from scipy.special import stdtr
 
         return 2 * float(stdtr(self.degrees, -abs(self.mean) / self.standard_error))
@@ -128,6 +128,14 @@ def summary(values: Sequence[float], test_to_train: float = 0.0, level: float = 
     std = stdev(values)
     half = _quantile(count - 1, (1 + level) / 2) * std * math.sqrt(1 / count + test_to_train)
     return Summary(mean, std, mean - half, mean + half, count)
+
+
+def mean_of_splits(values: Values) -> Values:
+    """Return the mean of each split over its seeds, because runs of the same split share their samples."""
+    splits: dict[Hashable, list[float]] = {}
+    for (split, _), value in values.items():
+        splits.setdefault(split, []).append(value)
+    return {(split, None): fmean(found) for split, found in splits.items()}
 
 
 def paired_difference(first: Sequence[float], second: Sequence[float], test_to_train: float = 0.0) -> Difference:
@@ -176,7 +184,7 @@ def difference(first: Values, second: Values, test_to_train: float = 0.0) -> Dif
     """
     is_paired = first.keys() == second.keys()
     if test_to_train:
-        first, second = _mean_of_splits(first), _mean_of_splits(second)
+        first, second = mean_of_splits(first), mean_of_splits(second)
     if is_paired:
         return paired_difference([*first.values()], [second[key] for key in first], test_to_train)
     return unpaired_difference([*first.values()], [*second.values()], test_to_train)
@@ -288,6 +296,13 @@ def uses_points(metric: str, found: Difference) -> bool:
     return not is_lower_better(metric) and all(0 <= mean <= 1 for mean in means)
 
 
+def check_scipy() -> None:
+    """Raise a ConfigError if scipy is not installed."""
+    if find_spec("scipy") is None:
+        hint = "run: pip install -e '.[study]' -c constraints.txt"
+        raise ConfigError("", "", "the statistics of runs need the package scipy", hint)
+
+
 def _amount(values: Sequence[float], in_points: bool, sign: str = "") -> str:
     """Return a number with two significant digits, or the two ends of an interval with two digits of its width."""
     numbers = [value * 100 for value in values] if in_points else list(values)
@@ -300,13 +315,6 @@ def _amount(values: Sequence[float], in_points: bool, sign: str = "") -> str:
         digits = max(0, digits, -math.floor(math.log10(smallest)) if smallest else 0)
         text = " to ".join(f"{number:{sign}.{digits}f}" for number in numbers)
     return f"{text} points" if in_points else text
-
-
-def _mean_of_splits(values: Values) -> Values:
-    splits: dict[Hashable, list[float]] = {}
-    for (split, _), value in values.items():
-        splits.setdefault(split, []).append(value)
-    return {(split, None): fmean(found) for split, found in splits.items()}
 
 
 def _check_values(*groups: Sequence[float]) -> None:
@@ -329,13 +337,7 @@ def _spread(values: Sequence[float], *groups: Sequence[float]) -> float:
 
 def _quantile(degrees: float, probability: float) -> float:
     """Return a quantile of Student's t distribution."""
-    _check_scipy()
+    check_scipy()
     from scipy.special import stdtrit
 
     return float(stdtrit(degrees, probability))
-
-
-def _check_scipy() -> None:
-    if find_spec("scipy") is None:
-        hint = "run: pip install -e '.[study]' -c constraints.txt"
-        raise ConfigError("", "", "the statistics of runs need the package scipy", hint)

@@ -1,0 +1,605 @@
+"""The report of a study: tables and sentences for the terminal and for Markdown, and plain values for JSON.
+
+It gives means with 95 % intervals, differences between all pairs of settings, and the result of a search. It claims nothing
+from a single run. A run counts if it is finished and its metric is a finite number. `engine.studies.statistics` explains the
+intervals.
+"""
+
+import math
+import textwrap
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from itertools import combinations
+from typing import Any
+
+from engine.contracts import ConfigError, escape, is_lower_better
+from engine.runs.comparison import read_config
+from engine.runs.run_index import is_number
+from engine.runs.tables import GAP
+from engine.studies import statistics
+from engine.studies.groups import overlap_ratio, split_of
+from engine.studies.importance import MIN_TRIALS, Importance, importances
+from engine.studies.results import Range, RunResult, SettingResult, State, StudyResult
+from engine.studies.statistics import Difference, Summary, Values
+from engine.terminal import count_of
+
+WIDTH = 110  # of a line on the terminal, in characters
+INDENT = "  "
+MIN_WRAPPED = 24  # smallest width of the last column of a table
+MAX_NAME = 21  # longest name of a setting in sentences; settings with longer names are called by their numbers
+MAX_PAIRS, MAX_SETTINGS, MAX_REASONS = 15, 20, 5  # most rows on the terminal
+NUM_BEST = 5  # trials of a search in the table of the best
+EDGE = 0.05  # part of a range, at each of its ends, that counts as its edge
+METRICS = tuple(
+    f"{stage}/{name}" for stage in ("test", "val") for name in ("accuracy", "loss", "f1", "calibration_error")
+)
+STATES: dict[State, str] = {
+    "finished": "finished", "pruned": "pruned", "failed": "failed", "stopped": "interrupted", "running": "running",
+    "waiting": "not started",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Report:
+    """A report.
+
+    Attributes:
+        text: For the terminal: lines of at most 110 characters, except for single long words.
+        markdown: The content of ``study.md``.
+        data: Plain values for ``study.json``. NaN and infinity are None.
+    """
+
+    text: str
+    markdown: str
+    data: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A part of the report.
+
+    Attributes:
+        title: Its title.
+        sentences: Sentences above the table.
+        titles: Titles of the columns of the table.
+        rows: One text per column.
+        most: Most rows on the terminal; None for all.
+        only: "text" or "markdown" if the other does not have this part.
+    """
+
+    title: str
+    sentences: Sequence[str] = ()
+    titles: Sequence[str] = ()
+    rows: Sequence[Sequence[str]] = ()
+    most: int | None = None
+    only: str = ""
+
+
+def report(study: StudyResult) -> Report:
+    """Return the report of a study, which may be unfinished."""
+    analysis = Analysis(study)
+    parts = [part for part in _parts(analysis) if part.sentences or part.rows]
+    text = "\n\n".join("\n".join(_text_lines(part)) for part in parts if part.only != "markdown")
+    markdown = "\n\n".join("\n".join(_markdown_lines(part, i)) for i, part in enumerate(parts) if part.only != "text")
+    return Report(f"{text}\n", f"{markdown}\n", _finite(_to_dict(analysis)))
+
+
+class Analysis:
+    """The figures of a study.
+
+    Args:
+        study: The study.
+    """
+
+    def __init__(self, study: StudyResult) -> None:
+        self.study, self.metric = study, study.metric
+        confirmation = [] if study.confirmation is None else [study.confirmation]
+        self._configs = {
+            run.folder: _read_split(run, study.num_folds)
+            for setting in [*study.settings, *confirmation]
+            for run in setting.runs
+            if run.state == "finished"
+        }
+
+    @property
+    def runs(self) -> list[RunResult]:
+        """The runs of all settings, without those of the confirmation."""
+        return [run for setting in self.study.settings for run in setting.runs]
+
+    @cached_property
+    def names(self) -> dict[int, str]:
+        """A short and unique name of each setting, by its number."""
+        if self.study.is_search:
+            return {setting.number: f"trial {setting.number}" for setting in self.study.settings}
+        names = {setting.number: _short_label(setting) for setting in self.study.settings}
+        if len({*names.values()}) < len(names) or max(map(len, names.values()), default=0) > MAX_NAME:
+            names = {number: f"setting {number}" for number in names}
+        return names
+
+    @cached_property
+    def metrics(self) -> list[str]:
+        """The main metrics that a finished run has, the metric of the study first."""
+        found = {name for run in self.runs if run.state == "finished" for name in run.metrics}
+        return [self.metric, *(name for name in METRICS if name in found and name != self.metric)]
+
+    def values(self, setting: SettingResult, metric: str) -> Values:
+        """Return the finite values of a metric in the finished runs of a setting."""
+        finished = [run for run in setting.runs if run.state == "finished" and _is_finite(run.metrics.get(metric))]
+        return {(split_of(self._configs[run.folder]), run.seed): float(run.metrics[metric]) for run in finished}
+
+    def test_to_train(self, setting: SettingResult | None, metric: str) -> float:
+        """Return the ratio that `statistics` needs for several splits; None means all settings."""
+        runs = self.runs if setting is None else setting.runs
+        return overlap_ratio([self._configs[run.folder] for run in runs if run.folder in self._configs], metric)
+
+    def summary(self, setting: SettingResult, metric: str) -> Summary | None:
+        """Return the summary of a metric over the splits or, if there is one split, over the seeds; None without values."""
+        values, ratio = self.values(setting, metric), self.test_to_train(None, metric)
+        if setting is self.study.confirmation:
+            ratio = self.test_to_train(setting, metric)
+        if not values:
+            return None
+        found = statistics.summary([*(statistics.mean_of_splits(values) if ratio else values).values()], ratio)
+        if found.std is not None and found.std <= statistics.ROUNDING * abs(found.mean):
+            return replace(found, std=0.0, low=None, high=None)  # an interval without width would claim certainty
+        return found
+
+    @cached_property
+    def ranked(self) -> list[SettingResult]:
+        """The settings with a value of the metric, the best mean first."""
+        means = {
+            setting.number: found.mean
+            for setting in self.study.settings
+            if (found := self.summary(setting, self.metric)) is not None
+        }
+        sign = 1 if is_lower_better(self.metric) else -1
+        known = [setting for setting in self.study.settings if setting.number in means]
+        return sorted(known, key=lambda setting: sign * means[setting.number])
+
+    @cached_property
+    def differences(self) -> dict[tuple[int, int], Difference | None]:
+        """The difference of each pair of settings; None if fewer than two common runs, or splits, have values.
+
+        A pair is compared over the seeds and folds that both settings have. The intervals allow for the number of all pairs,
+        see `statistics.pairwise_differences`.
+        """
+        if self.study.is_search:
+            return {}
+        ratio = self.test_to_train(None, self.metric)
+        values = {setting.number: self.values(setting, self.metric) for setting in self.study.settings}
+        found: dict[tuple[int, int], Difference | None] = {}
+        for first, second in combinations(values, 2):
+            common = [key for key in values[first] if key in values[second]]
+            is_enough = len({split for split, _ in common} if ratio else common) > 1
+            one, other = ({key: values[number][key] for key in common} for number in (first, second))
+            found[first, second] = statistics.difference(one, other, ratio) if is_enough else None
+        levels = statistics.holm_levels([None if each is None else each.p_value for each in found.values()])
+        return {
+            pair: None if each is None else replace(each, level=level)
+            for (pair, each), level in zip(found.items(), levels, strict=True)
+        }
+
+    def verdict(self, pair: tuple[int, int]) -> str:
+        """Return the sentence about a pair of settings."""
+        found = self.differences[pair]
+        if found is None:
+            return "unknown, because fewer than 2 common runs are finished"
+        unit = ("folds" if self.study.num_folds else "splits") if found.test_to_train else "seeds"
+        first, second = (self.names[number] for number in pair)
+        return statistics.verdict(found, self.metric, first, second, unit)
+
+    @cached_property
+    def importances(self) -> dict[str, Importance]:
+        """The importance of each hyperparameter of a search, see `engine.studies.importance`."""
+        if not self.study.is_search:
+            return {}
+        metric = [found.mean for trial in self.ranked if (found := self.summary(trial, self.metric)) is not None]
+        return importances([trial.values for trial in self.ranked], metric, self.study.vary)
+
+    @cached_property
+    def edges(self) -> dict[str, str]:
+        """The hyperparameters whose best value is at an end of their range: "lower" or "upper"."""
+        if not self.study.is_search or not self.ranked:
+            return {}
+        places = {
+            key: _place(self.ranked[0].values[key], space)
+            for key, space in self.study.vary.items()
+            if isinstance(space, Range) and key in self.ranked[0].values and space.low < space.high
+        }
+        return {
+            key: "lower" if place < 0.5 else "upper" for key, place in places.items() if abs(place - 0.5) >= 0.5 - EDGE
+        }
+
+
+def _parts(analysis: Analysis) -> Iterator[_Part]:
+    yield _overview(analysis)
+    yield from _problems(analysis)
+    if analysis.study.is_search:
+        yield _best_trials(analysis)
+        yield _importance(analysis)
+        yield _confirmation(analysis)
+    elif len(analysis.study.settings) == 1:
+        yield _single_setting(analysis, analysis.study.settings[0])
+    else:
+        yield from _settings(analysis)
+        yield _differences(analysis)
+    yield _Part("How to read this", [*_notes(analysis)])
+
+
+def _overview(analysis: Analysis) -> _Part:
+    study, runs = analysis.study, analysis.runs
+    if study.is_search:
+        goal = "lowest" if is_lower_better(study.metric) else "highest"
+        start = f"A search for the {goal} {study.metric}: {count_of(len(runs), 'trial')}."
+    else:
+        seeds = count_of(len({run.seed for run in runs}), "seed")
+        folds = f" x {count_of(study.num_folds, 'fold')}" if study.num_folds else ""
+        settings = f"{count_of(len(study.settings), 'setting')} x " if len(study.settings) != 1 else ""
+        start = f"{settings}{seeds}{folds}: {count_of(len(runs), 'run')}, compared by {study.metric}."
+    counts = Counter(run.state for run in runs)
+    numbers = [f"{counts[state]} {words}" for state, words in STATES.items() if counts[state]]
+    sentences = [start, f"{'Trials' if study.is_search else 'Runs'}: {', '.join(numbers) or 'none'}."]
+    if counts["waiting"] or counts["running"] or counts["stopped"]:
+        sentences.append("The study is not complete. The figures below are from the finished runs.")
+    return _Part(f"Study {study.folder.name}", sentences)
+
+
+def _problems(analysis: Analysis) -> Iterator[_Part]:
+    study = analysis.study
+    places = [(analysis.names[setting.number], run) for setting in study.settings for run in setting.runs]
+    if study.confirmation is not None:
+        places += [("fresh seeds", run) for run in study.confirmation.runs]
+    reasons: dict[str, list[str]] = {}
+    without = []
+    for name, run in places:
+        fold = "" if run.fold is None else f", fold {run.fold}"
+        where = name if name.startswith("trial ") else f"{name}, seed {run.seed}{fold}"
+        if run.state == "failed":
+            reasons.setdefault(" ".join(run.reason.split()) or "unknown", []).append(where)
+        elif run.state == "finished" and not _is_finite(run.metrics.get(study.metric)):
+            without.append(where)
+    rows = [[str(len(names)), _join(names), reason] for reason, names in reasons.items()]
+    yield _Part("Failed runs", (), ["runs", "where", "reason"], rows, MAX_REASONS)
+    if without:
+        problem = f"{count_of(len(without), 'finished run')} without a finite {study.metric}, which do not count"
+        yield _Part("Runs without a result", [f"{problem}: {_join(without)}."])
+
+
+def _single_setting(analysis: Analysis, setting: SettingResult) -> _Part:
+    rows = [
+        [metric, *_figures(found), str(len(analysis.values(setting, metric)))]
+        for metric in analysis.metrics
+        if (found := analysis.summary(setting, metric)) is not None
+    ]
+    title = "Result" if setting.label == "all runs" else f"Result of {_short_label(setting)}"
+    return _Part(title, [*_single_run(rows, 4)], ["metric", "mean", "std", "95 % interval", "runs"], rows)
+
+
+def _settings(analysis: Analysis) -> Iterator[_Part]:
+    without = [setting for setting in analysis.study.settings if setting not in analysis.ranked]
+    settings = [*analysis.ranked, *without]
+    names = [analysis.names[setting.number] for setting in settings]
+    labels = [_short_label(setting) for setting in settings]
+    has_labels = names != labels  # names are numbers
+    stages: dict[str, list[str]] = {}
+    for i, metric in enumerate(analysis.metrics):
+        rows = []
+        for setting, name, label in zip(settings, names, labels, strict=True):
+            found, count = analysis.summary(setting, metric), len(analysis.values(setting, metric))
+            runs = str(count) if count == len(setting.runs) else f"{count} of {len(setting.runs)}"
+            rows.append([name, runs, *(["", "", ""] if found is None else _figures(found)), label][: 5 + has_labels])
+        sentences = [] if i else [*_conclusion(analysis)]
+        titles = ["setting", "runs", "mean", "std", "95 % interval", "values"][: 5 + has_labels]
+        yield _Part(metric, sentences, titles, rows, MAX_SETTINGS, "markdown" if i else "")
+        if i:
+            stages.setdefault(metric.partition("/")[0], []).append(metric)
+    for metrics in stages.values():
+        rows = [
+            [name, *(_mean_and_std(analysis.summary(setting, metric)) for metric in metrics)]
+            for setting, name in zip(settings, names, strict=True)
+        ]
+        yield _Part("Mean ± standard deviation", (), ["setting", *metrics], rows, MAX_SETTINGS, "text")
+
+
+def _conclusion(analysis: Analysis) -> Iterator[str]:
+    """Yield a sentence about the setting with the best mean, if something can be said about it."""
+    if not analysis.ranked:
+        yield f"No finished run has {analysis.metric}."
+        return
+    best = analysis.ranked[0].number
+    pairs = {pair: found for pair, found in analysis.differences.items() if best in pair}
+    if not any(pairs.values()):
+        yield "Nothing can be said about differences, because no two settings have 2 finished runs in common."
+        return
+    visible = [pair for pair, found in pairs.items() if found is not None and found.is_visible]
+    worse = [pair for pair in visible if _better(analysis, pair) == best]
+    start = f"{analysis.names[best]} has the best mean"
+    if not worse:
+        yield f"{start}, but no other setting is visibly worse."
+    elif len(worse) < len(pairs):
+        yield f"{start}. {len(worse)} of the {len(pairs)} other settings {'is' if len(worse) == 1 else 'are'} visibly worse."
+    else:
+        yield f"{start}, and {'the other setting is' if len(pairs) == 1 else 'all other settings are'} visibly worse."
+
+
+def _better(analysis: Analysis, pair: tuple[int, int]) -> int:
+    found = analysis.differences[pair]
+    return pair[(found is not None and found.mean > 0) != is_lower_better(analysis.metric)]
+
+
+def _differences(analysis: Analysis) -> _Part:
+    if not any(analysis.differences.values()):
+        return _Part("Differences")
+    places = {setting.number: place for place, setting in enumerate(analysis.ranked)}
+    best, last = analysis.ranked[0].number, len(places)
+
+    def order(pair: tuple[int, int]) -> tuple[bool, int, int]:
+        first, second = sorted(places.get(number, last) for number in pair)
+        return best not in pair, first, second
+
+    rows = []
+    for pair in sorted(analysis.differences, key=order):
+        found = analysis.differences[pair]
+        interval = "" if found is None else statistics.format_interval(found, analysis.metric)
+        names = [analysis.names[number] for number in pair]
+        rows.append([", ".join(names), interval, analysis.verdict(pair)])
+    titles = ["first, second", "second minus first", "verdict"]
+    return _Part(f"Differences of {analysis.metric}", (), titles, rows, MAX_PAIRS)
+
+
+def _best_trials(analysis: Analysis) -> _Part:
+    if not analysis.ranked:
+        return _Part("Best trials", [f"No finished trial has {analysis.metric}."])
+    rows = [
+        [str(trial.number), _mean_and_std(analysis.summary(trial, analysis.metric)), _long_label(trial)]
+        for trial in analysis.ranked[:NUM_BEST]
+    ]
+    return _Part("Best trials", [*_edge_sentences(analysis)], ["trial", analysis.metric, "values"], rows)
+
+
+def _edge_sentences(analysis: Analysis) -> Iterator[str]:
+    for key, end in analysis.edges.items():
+        space, importance = analysis.study.vary[key], analysis.importances.get(key)
+        start = f"The best {key}, {_format(analysis.ranked[0].values[key])}, is at the {end} end of its range"
+        if importance is not None and not importance.is_visible:
+            yield f"{start}, but no effect of it can be seen."
+        elif end == "lower" and isinstance(space, Range) and space.low == 0:
+            yield f"{start}."  # 0 is usually the smallest value that is allowed, as for dropout
+        else:
+            yield f"{start}: extend it {'upwards' if end == 'upper' else 'downwards'}."
+
+
+def _importance(analysis: Analysis) -> _Part:
+    title, num_trials = "Importance of the hyperparameters", len(analysis.ranked)
+    if num_trials < MIN_TRIALS:
+        return _Part(title, [f"It is shown from {MIN_TRIALS} finished trials on. {num_trials} are finished."])
+    if not analysis.importances:
+        return _Part(title, ["It cannot be computed, because the values or the results of the trials do not vary."])
+    rows = [
+        [key, f"{100 * found.share:.0f} %", "" if found.is_visible else "may be chance"]
+        for key, found in analysis.importances.items()
+    ]
+    sentence = f"Share of the differences between {num_trials} finished trials that each hyperparameter explains alone:"
+    return _Part(title, [sentence], ["hyperparameter", "share", ""], rows)
+
+
+def _confirmation(analysis: Analysis) -> _Part:
+    title, study, metric = "Result on fresh seeds", analysis.study, analysis.metric
+    if not analysis.ranked:
+        return _Part(title)
+    best = analysis.ranked[0]
+    value = analysis.summary(best, metric)
+    assert value is not None
+    is_best = study.confirmation is None or study.confirmation.values == best.values
+    start = (
+        f"The best of {count_of(len(analysis.runs), 'trial')} has {metric} {value.mean:#.4g}. This is too optimistic, "
+        "because it is the best of many."
+        if len(analysis.runs) > 1
+        else f"The only trial has {metric} {value.mean:#.4g}."
+    )
+    if study.confirmation is None:
+        return _Part(title, [f"{start} The setting has not been trained with fresh seeds yet."])
+    which = "the same setting" if is_best else f"trial {study.confirmation.number}, which was the best before,"
+    done = [run for run in study.confirmation.runs if run.state == "finished"]
+    found = [
+        f"{name} {_mean_and_std(summary)}"
+        for name in dict.fromkeys((metric, f"test/{metric.partition('/')[2]}", "test/accuracy"))
+        if (summary := analysis.summary(study.confirmation, name)) is not None
+    ]
+    seeds = count_of(len(done), "fresh seed")
+    missing = len(study.confirmation.runs) - len(done)
+    sentences = [f"{start} With {seeds}, {which} has {' and '.join(found)}."] if found else [start]
+    if missing:
+        sentences.append(
+            f"{missing} of {count_of(len(study.confirmation.runs), 'run')} with fresh seeds are not finished."
+        )
+    rows = [
+        [name, *_figures(summary), str(len(analysis.values(study.confirmation, name)))]
+        for name in dict.fromkeys((metric, *METRICS))
+        if (summary := analysis.summary(study.confirmation, name)) is not None
+    ]
+    return _Part(title, sentences, ["metric", "mean", "std", "95 % interval", "runs"], rows)
+
+
+def _notes(analysis: Analysis) -> Iterator[str]:
+    study, metric = analysis.study, analysis.metric
+    setting = study.confirmation if study.is_search else None
+    if study.is_search and setting is None:
+        return
+    if any(analysis.values(each, metric) for each in ([setting] if setting else study.settings)):
+        correction = "the training sets overlap, so the intervals use the correction of Nadeau and Bengio (2003)"
+        ratio = analysis.test_to_train(setting, metric)
+        if ratio and study.num_folds and setting is None:
+            yield (
+                "Mean, standard deviation (std) and interval are over the folds. The seeds of a fold are averaged first. "
+                f"In folds, {correction}."
+            )
+        elif ratio:
+            yield f"Each seed has its own split of the data (data.split_seed). In such splits, {correction}."
+        else:
+            yield (
+                "Mean, standard deviation (std) and interval are over the seeds, with the same split of the data. They do "
+                "not include the chance in the choice of the data."
+            )
+    if metric.startswith("val/"):
+        fold = " With an official test set, these samples are the fold." if study.num_folds else ""
+        yield f"The samples that {metric} is measured on also chose the epoch, so its values are slightly too good.{fold}"
+    pairs = analysis.differences
+    if any(pairs.values()):
+        yield (
+            "Settings are compared over the seeds and folds that both have finished (paired t test)."
+            if study.num_folds
+            else "Settings are compared over the seeds that both have finished (paired t test)."
+        )
+    if len(pairs) > 1 and any(pairs.values()):
+        yield f"The intervals of differences allow for all {len(pairs)} pairs (Holm, 1979), shown here or not."
+
+
+def _single_run(rows: Sequence[Sequence[str]], count: int) -> Iterator[str]:
+    if not rows:
+        yield "No run has a result."
+    elif all(row[count] == "1" for row in rows):
+        yield "A single run shows nothing about the spread. Train with several seeds."
+
+
+def _join(places: Sequence[str]) -> str:
+    """Return the first three places, separated by semicolons, and the number of the others."""
+    others = f"; and {len(places) - 3} more" if len(places) > 3 else ""
+    return "; ".join(places[:3]) + others
+
+
+def _figures(found: Summary) -> list[str]:
+    """Return mean, standard deviation and interval as texts with the same number of decimals."""
+    if found.std is None:
+        return [f"{found.mean:#.4g}", "", ""]
+    mean, std = str(found).rpartition(" (")[0].split(" ± ")
+    if found.low is None or found.high is None:
+        return [mean, std, ""]
+    digits = len(mean.partition(".")[2])
+    return [mean, std, f"{found.low:.{digits}f} to {found.high:.{digits}f}"]
+
+
+def _mean_and_std(found: Summary | None) -> str:
+    return "" if found is None else " ± ".join(filter(None, _figures(found)[:2]))
+
+
+def _format(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _long_label(setting: SettingResult) -> str:
+    return " ".join(f"{key}={_format(value)}" for key, value in setting.values.items()) or setting.label
+
+
+def _short_label(setting: SettingResult) -> str:
+    """Return the values with only the last part of each key, as long as this is unique: ``lr=0.1``."""
+    parts = Counter(key.rpartition(".")[2] for key in setting.values)
+    names = {key: last if parts[last := key.rpartition(".")[2]] == 1 else key for key in setting.values}
+    return " ".join(f"{names[key]}={_format(value)}" for key, value in setting.values.items()) or setting.label
+
+
+def _place(value: float, space: Range) -> float:
+    """Return the place of a value in its range, from 0 to 1."""
+    low, high, value = (math.log(number) if space.is_log else number for number in (space.low, space.high, value))
+    return (value - low) / (high - low)
+
+
+def _read_split(run: RunResult, num_folds: int | None) -> dict[str, Any]:
+    """Return the config of a run or, if its folder is gone, the keys of it that the study knows."""
+    try:
+        return read_config(run.folder / "config.yaml")
+    except ConfigError:
+        return {"data": {"num_folds": num_folds, "fold": run.fold}}
+
+
+def _is_finite(value: Any) -> bool:
+    return is_number(value) and math.isfinite(value)
+
+
+def _text_lines(part: _Part) -> Iterator[str]:
+    yield escape(part.title)
+    for sentence in part.sentences:
+        yield from textwrap.wrap(escape(sentence), WIDTH, initial_indent=INDENT, subsequent_indent=INDENT)
+    if not part.rows:
+        return
+    rows = part.rows[: part.most]
+    columns = [list(map(escape, column)) for column in zip(part.titles, *rows, strict=True)]
+    columns = [column for column in columns if any(column[1:])]
+    widths = [max(map(len, column)) for column in columns[:-1]]
+    start = len(INDENT) + sum(width + len(GAP) for width in widths)
+    for *cells, last in zip(*columns, strict=True):
+        line = INDENT + "".join(cell.ljust(width) + GAP for cell, width in zip(cells, widths, strict=True))
+        first, *others = textwrap.wrap(last, max(WIDTH - start, MIN_WRAPPED), break_on_hyphens=False) or [""]
+        yield (line + first).rstrip()
+        yield from (" " * start + other for other in others)
+    if len(part.rows) > len(rows):
+        yield f"{INDENT}{len(part.rows) - len(rows)} more rows are in study.md and study.json."
+
+
+def _markdown_lines(part: _Part, index: int) -> Iterator[str]:
+    yield f"{'##' if index else '#'} {_markdown(part.title)}"
+    for sentence in part.sentences:
+        yield from ("", _markdown(sentence))
+    if part.rows:
+        yield from ("", _row(part.titles), _row(["---"] * len(part.titles)))
+        yield from map(_row, part.rows)
+
+
+def _row(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(map(_markdown, cells))} |"
+
+
+def _markdown(text: str) -> str:
+    """Return a text whose characters have no other meaning in a table in Markdown."""
+    for character in "\\|*<`":
+        text = text.replace(character, f"\\{character}")
+    return escape(text.replace("\n", " "))
+
+
+def _to_dict(analysis: Analysis) -> dict[str, Any]:
+    study = analysis.study
+    pairs = [
+        {"first": first, "second": second, "verdict": analysis.verdict((first, second))}
+        | ({} if found is None else asdict(found) | {"interval": found.interval, "p_value": found.p_value})
+        for (first, second), found in analysis.differences.items()
+    ]
+    return {
+        "study": study.folder.name,
+        "metric": study.metric,
+        "is_search": study.is_search,
+        "num_folds": study.num_folds,
+        "vary": {key: asdict(space) for key, space in study.vary.items()},
+        "states": dict(Counter(run.state for run in analysis.runs)),
+        "settings": [_setting_to_dict(analysis, setting) for setting in study.settings],
+        "best": analysis.ranked[0].number if analysis.ranked else None,
+        "differences": pairs,
+        "importances": {key: asdict(found) for key, found in analysis.importances.items()},
+        "edges": analysis.edges,
+        "confirmation": None if study.confirmation is None else _setting_to_dict(analysis, study.confirmation),
+        "notes": [*_notes(analysis)],
+    }
+
+
+def _setting_to_dict(analysis: Analysis, setting: SettingResult) -> dict[str, Any]:
+    metrics = dict.fromkeys((analysis.metric, *METRICS))
+    summaries = {metric: found for metric in metrics if (found := analysis.summary(setting, metric)) is not None}
+    return {
+        "number": setting.number,
+        "label": setting.label,
+        "values": setting.values,
+        "metrics": {metric: asdict(found) for metric, found in summaries.items()},
+        "runs": [asdict(run) | {"folder": str(run.folder)} for run in setting.runs],
+    }
+
+
+def _finite(content: Any) -> Any:
+    """Return plain values that strict JSON can have."""
+    if isinstance(content, Mapping):
+        return {str(name): _finite(value) for name, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_finite(value) for value in content]
+    if isinstance(content, float) and not math.isfinite(content):
+        return None
+    return content if content is None or isinstance(content, str | int | float) else str(content)
