@@ -30,10 +30,27 @@ class Canvas:
         self.pen = ImageDraw.Draw(self.image)
 
     def write(
-        self, x: float, y: float, text: str, colour: Colour = BLACK, size: float = TEXT_SIZE, anchor: str = "la"
+        self,
+        x: float,
+        y: float,
+        text: str,
+        colour: Colour = BLACK,
+        size: float = TEXT_SIZE,
+        anchor: str = "la",
+        halo: int = 0,
     ) -> None:
-        """Write text at (x, y). `anchor` aligns it as in Pillow: "la" is left and top, "mm" is the centre."""
-        self.pen.text((x, y), text, colour, _font(size), anchor)
+        """Write text at (x, y).
+
+        Args:
+            x: Place of the anchor.
+            y: Place of the anchor.
+            text: The text.
+            colour: Its colour.
+            size: Its size.
+            anchor: Aligns it as in Pillow: "la" is left and top, "mm" is the centre.
+            halo: Width of a white margin around each letter, which keeps it readable on lines.
+        """
+        self.pen.text((x, y), text, colour, _font(size), anchor, stroke_width=halo, stroke_fill=WHITE)
 
     def write_upwards(self, x: float, bottom: float, text: str, size: float = TEXT_SIZE) -> None:
         """Write text that reads from `bottom` upwards, centred on `x`."""

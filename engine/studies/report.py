@@ -362,7 +362,7 @@ def _best_trials(analysis: Analysis) -> _Part:
 def _edge_sentences(analysis: Analysis) -> Iterator[str]:
     for key, end in analysis.edges.items():
         space, importance = analysis.study.vary[key], analysis.importances.get(key)
-        start = f"The best {key}, {_format(analysis.ranked[0].values[key])}, is at the {end} end of its range"
+        start = f"The best {key}, {format_value(analysis.ranked[0].values[key])}, is at the {end} end of its range"
         if importance is not None and not importance.is_visible:
             yield f"{start}, but no effect of it can be seen."
         elif end == "lower" and isinstance(space, Range) and space.low == 0:
@@ -485,19 +485,20 @@ def _mean_and_std(found: Summary | None) -> str:
     return "" if found is None else " ± ".join(filter(None, _figures(found)[:2]))
 
 
-def _format(value: Any) -> str:
+def format_value(value: Any) -> str:
+    """Return a value of a hyperparameter as text, a float with four significant digits."""
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _long_label(setting: SettingResult) -> str:
-    return " ".join(f"{key}={_format(value)}" for key, value in setting.values.items()) or setting.label
+    return " ".join(f"{key}={format_value(value)}" for key, value in setting.values.items()) or setting.label
 
 
 def _short_label(setting: SettingResult) -> str:
     """Return the values with only the last part of each key, as long as this is unique: ``lr=0.1``."""
     parts = Counter(key.rpartition(".")[2] for key in setting.values)
     names = {key: last if parts[last := key.rpartition(".")[2]] == 1 else key for key in setting.values}
-    return " ".join(f"{names[key]}={_format(value)}" for key, value in setting.values.items()) or setting.label
+    return " ".join(f"{names[key]}={format_value(value)}" for key, value in setting.values.items()) or setting.label
 
 
 def _place(value: float, space: Range) -> float:
