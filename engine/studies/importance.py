@@ -59,10 +59,10 @@ def importances(
     from scipy.special import fdtrc
     from scipy.stats import rankdata
 
+    if len(trials) < MIN_TRIALS or min(metric) == max(metric):
+        return {}
     ranks = rankdata(metric)  # (N,), equal metrics get their mean rank
     total = float(np.square(ranks - ranks.mean()).sum())
-    if len(trials) < MIN_TRIALS or not total:
-        return {}
     found = {}
     for key, space in vary.items():
         columns = np.array(_columns([trial[key] for trial in trials], space), float).T  # (N, P)

@@ -120,7 +120,7 @@ def draw_slice(analysis: Analysis, key: str) -> np.ndarray:
     study, metrics = analysis.study, _metrics(analysis)
     across = _Axis(study.vary[key], SLICE_LEFT + 12, CARD_WIDTH - 22)
     up = _metric_axis(list(metrics.values()), analysis.metric, SLICE_BOTTOM - 8, SLICE_TOP + 8)
-    canvas = Canvas(CARD_WIDTH, SLICE_HEIGHT)
+    canvas = Canvas(CARD_WIDTH, SLICE_HEIGHT + LINE_HEIGHT * bool(_count_outside(metrics.values(), up)))
     found = analysis.importances.get(key)
     share = (
         "its effect may be chance" if found is None or not found.is_visible else f"explains {100 * found.share:.0f} %"
@@ -150,6 +150,7 @@ def draw_slice(analysis: Analysis, key: str) -> np.ndarray:
     has_others = any(trial.number not in metrics for trial in study.settings)
     text = "red: best trial" + ("; grey marks: no result" if has_others else "")
     canvas.write(CARD_WIDTH / 2, SLICE_BOTTOM + 24, text, GREY, anchor="ma")
+    _write_outliers(canvas, SLICE_BOTTOM + 24 + LINE_HEIGHT, metrics.values(), up)
     return canvas.to_array()
 
 
