@@ -246,7 +246,7 @@ def log_ticks(space: Range) -> list[float]:
         return [10.0**power for power in powers[:: -(-len(powers) // MAX_TICKS)]]
     numbers = [factor * 10.0**power for power in range(math.floor(low), math.floor(high) + 1) for factor in (1, 2, 5)]
     inside = [float(f"{number:.12g}") for number in numbers if low <= math.log10(number) <= high]
-    return inside[:: -(-len(inside) // MAX_TICKS)] or [space.low]
+    return inside[:: -(-len(inside) // MAX_TICKS)] if inside else [space.low]
 
 
 def metric_range(values: Sequence[float], metric: str) -> Range:

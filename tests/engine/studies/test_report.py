@@ -66,8 +66,8 @@ def test_seeds_of_two_settings():
         "  lr=0.01, lr=0.1  +4.1 to +5.9 points  lr=0.1 is better by 4.1 to 5.9 points\n"
         "\n"
         "How to read this\n"
-        "  Mean, standard deviation (std) and interval are over the seeds, with the same split of the data. They do\n"
-        "  not include the chance in the choice of the data.\n"
+        "  Mean, standard deviation (std) and interval are over the seeds, with the same split of the data. They do not\n"
+        "  include the chance in the choice of the data.\n"
         "  Settings are compared over the seeds that both have finished (paired t test).\n"
     )
     low, high = stats.ttest_rel([0.96, 0.97, 0.98, 0.96, 0.98], [0.91, 0.92, 0.93, 0.90, 0.94]).confidence_interval()
