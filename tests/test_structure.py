@@ -16,7 +16,7 @@ from engine.config.components import FOLDERS, component_names
 from engine.config.signatures import PROJECT
 
 ROOMS = ("lit_models", "datamodules", "callbacks", "engine")
-COMMANDS = ("train", "evaluate", "export", "predict", "serve", "runs", "new")
+COMMANDS = ("train", "evaluate", "export", "predict", "serve", "study", "runs", "new")
 SOURCES = [path for room in ROOMS for path in sorted((PROJECT / room).rglob("*.py"))]
 SLOW_TO_IMPORT = {"torch", "lightning", "torchmetrics", "tensorboard", "numpy", "PIL", "transformers"}
 FILES = [PROJECT / "README.md", PROJECT / "CONTRIBUTING.md", *sorted((PROJECT / "docs").glob("*.md"))]
