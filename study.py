@@ -61,11 +61,20 @@ def main(argv: list[str]) -> int:
 
 def make_train(plan: Plan) -> "Train":
     """Import everything that the runs need, and return the function that trains a job."""
+    # counting GPUs must not initialize CUDA, because a fork could not use it then
+    os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
+    import torch
+
     import train
     from engine.studies.reporter import ReportValidations
     from engine.studies.workers import warm_up
 
+    num_gpus = torch.cuda.device_count()
+    gpus = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(num_gpus)))
+
     def train_job(job: "Job", report: "Callable[[int, float], bool]") -> int:
+        if num_gpus:
+            os.environ["CUDA_VISIBLE_DEVICES"] = gpus.split(",")[job.slot % num_gpus]
         if (job.folder / "config.yaml").is_file():
             argv = ["--resume", str(job.folder)]
         else:
@@ -85,8 +94,8 @@ def choose_workers(plan: Plan, is_resumed: bool, train: "Train") -> tuple[Plan, 
     from engine.studies.workload import fastest_workers, is_measured
     from engine.threads import available_cores
 
-    if torch.cuda.is_available():
-        return plan, torch.cuda.device_count()
+    if num_gpus := torch.cuda.device_count():
+        return plan, num_gpus
     if is_resumed:  # other threads would change the last digits of the remaining runs
         return plan, max(1, available_cores() // plan.threads) if plan.threads else 1
     if not is_measured(plan):
@@ -108,11 +117,12 @@ def run_study(plan: Plan, folder: Path, num_workers: int, train: "Train") -> Stu
             from engine.studies.search import SearchQueue
 
             search = SearchQueue(plan, folder, num_workers)
-            run_jobs(search, num_workers, train, progress.show)
+            run_jobs(search, num_workers, train, progress.begin(search, plan.num_runs() - (plan.num_trials or 0)).show)
             trials, best = search.settings(), search.best_values()
             settings = [] if best is None else [best]
         runs = [run for i, values in enumerate(settings) for run in plan.runs(values, plan.name_of(i, values))]
-        run_jobs(PlannedQueue(plan, folder, runs), num_workers, train, progress.show)
+        queue = PlannedQueue(plan, folder, runs)
+        run_jobs(queue, num_workers, train, progress.begin(queue).show)
     planned = [setting_result(plan, folder, i, values) for i, values in enumerate(settings)]
     confirmation = planned[0] if plan.is_search and planned else None
     return StudyResult(
@@ -122,7 +132,7 @@ def run_study(plan: Plan, folder: Path, num_workers: int, train: "Train") -> Stu
 
 
 def show_result(study: StudyResult) -> int:
-    """Write and print the report. Returns the exit code."""
+    """Write and print the report. Returns the exit code: 1 if no run is finished."""
     from engine.runs.run_folder import write_json
     from engine.studies.pictures import write_tensorboard
     from engine.studies.report import report
@@ -134,7 +144,8 @@ def show_result(study: StudyResult) -> int:
     print_line(f"\n{found.text}")
     print_line(f"report       {study.folder / 'study.md'}")
     print_line(f"TensorBoard  tensorboard --logdir {shell_word(study.folder)}")
-    return 0
+    states = {run.state for setting in study.settings for run in setting.runs}
+    return 0 if states & {"finished", "pruned"} else 1
 
 
 def check_resume(arguments: argparse.Namespace) -> None:

@@ -32,12 +32,14 @@ class Job:
         folder: Its folder, which may not exist yet.
         claim: The lock.
         trial: The trial of a search; None for other runs.
+        slot: Number of the run among those that run at the same time, from 0.
     """
 
     run: PlannedRun
     folder: Path
     claim: "FileLock"
     trial: Any = None
+    slot: int = 0
 
 
 class Queue(Protocol):
@@ -58,8 +60,8 @@ class Queue(Protocol):
     def finish(self, job: Job) -> RunResult:
         """Take the result of a run whose process has ended, and release the job."""
 
-    def is_done(self) -> bool:
-        """Return whether all runs have ended, also those of other commands."""
+    def num_left(self) -> int:
+        """Return the number of runs that have not ended, those of other commands included."""
 
 
 class PlannedQueue:
@@ -96,9 +98,9 @@ class PlannedQueue:
         job.claim.release()
         return result
 
-    def is_done(self) -> bool:
+    def num_left(self) -> int:
         folders = {run.name: run_folder_of(self.plan, self.folder, run) for run in self.runs}
-        return all(name in self._ended or has_ended(self.folder, folder) for name, folder in folders.items())
+        return sum(name not in self._ended and not has_ended(self.folder, folder) for name, folder in folders.items())
 
 
 def run_folder_of(plan: Plan, folder: Path, run: PlannedRun) -> Path:

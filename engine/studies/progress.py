@@ -1,12 +1,13 @@
 """Prints the progress of a study: a line for each run that has ended, and on a terminal a table of running and best runs."""
 
+import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from engine.contracts import is_lower_better
 from engine.runs.run_index import read_mapping
-from engine.studies.jobs import value_of
+from engine.studies.jobs import Queue, value_of
 from engine.studies.plan import Plan
 from engine.studies.results import RunResult
 from engine.studies.workers import Worker
@@ -25,11 +26,17 @@ class Progress:
     """
 
     def __init__(self, plan: Plan, num_workers: int) -> None:
-        self.plan, self.num_workers, self.num_ended = plan, num_workers, 0
+        self.plan, self.num_workers = plan, num_workers
+        self._num_left: Callable[[], int] = plan.num_runs
         self.results: list[tuple[float, RunResult]] = []
         self._seconds: list[float] = []  # of the runs of this command
         self._is_live = sys.stdout.isatty()
         self._num_lines, self._drawn = 0, 0.0
+
+    def begin(self, queue: Queue, num_later: int = 0) -> "Progress":
+        """Show a queue, which `num_later` other runs follow."""
+        self._num_left = lambda: queue.num_left() + num_later
+        return self
 
     def show(self, workers: Sequence[Worker], ended: RunResult | None, seconds: float) -> None:
         """Print a run that has ended, and draw the table again.
@@ -41,13 +48,12 @@ class Progress:
         """
         if ended is not None:
             self._erase()
-            if ended.state in ("finished", "pruned", "failed"):
-                self.num_ended += 1
-                self._seconds += [seconds] if ended.state == "finished" else []
+            self._seconds += [seconds] if ended.state == "finished" and seconds else []
             print_line(self._line(ended, seconds))
         if self._is_live and (ended is not None or time.monotonic() - self._drawn > REFRESH_SECONDS):
             self._erase()
-            lines = self._table(workers)
+            width = shutil.get_terminal_size().columns - 1  # a wrapped line could not be erased
+            lines = [line[:width] for line in self._table(workers)]
             sys.stdout.write("".join(f"{line}\n" for line in lines))
             sys.stdout.flush()
             self._num_lines, self._drawn = len(lines), time.monotonic()
@@ -67,13 +73,11 @@ class Progress:
         else:
             text = result.reason or "no result"
         state = "" if result.state == "finished" else f"{result.state}  "
-        left = self._time_left()
-        return (
-            f"{self.num_ended:>4}/{self.plan.num_runs()}  {result.name:<18}  {state}{text}  {duration(seconds)}{left}"
-        )
+        left, total = self._num_left(), self.plan.num_runs()
+        times = f"{duration(seconds)}{self._time_left(left)}"
+        return f"{total - left:>4}/{total}  {result.name:<18}  {state}{text}  {times}"
 
-    def _time_left(self) -> str:
-        left = self.plan.num_runs() - self.num_ended
+    def _time_left(self, left: int) -> str:
         if not self._seconds or left <= 0:
             return ""
         return f"  about {duration(left * sum(self._seconds) / len(self._seconds) / self.num_workers)} left"
@@ -86,7 +90,7 @@ class Progress:
         for worker in workers:
             folder = worker.job.folder
             state = "" if read_mapping(folder / "environment.json") else "  starting"
-            lines.append(f"running  {folder.name:<18} for {duration(time.monotonic() - worker.started)}{state}")
+            lines.append(f"running  {folder.name:<18} for {duration(round(time.monotonic() - worker.started))}{state}")
         return lines
 
     def _erase(self) -> None:

@@ -41,19 +41,21 @@ class SearchQueue:
     def __init__(self, plan: Plan, folder: Path, num_workers: int) -> None:
         self.plan, self.folder, self.num_workers = plan, folder, num_workers
         optuna.logging.set_verbosity(logging.WARNING)
-        storage = JournalStorage(JournalFileBackend(str(folder / JOURNAL)))
+        self.storage = JournalStorage(JournalFileBackend(str(folder / JOURNAL)))
         pruner = SuccessiveHalvingPruner(min_resource=1, reduction_factor=REDUCTION) if plan.prune else NopPruner()
         direction = StudyDirection.MINIMIZE if plan.is_minimized else StudyDirection.MAXIMIZE
         self.study = optuna.create_study(
-            storage=storage, study_name="study", direction=direction, pruner=pruner, load_if_exists=True
+            storage=self.storage, study_name="study", direction=direction, pruner=pruner, load_if_exists=True
         )
+        self.study_id = self.storage.get_study_id_from_name("study")
 
     def claim(self) -> Job | None:
         with study_lock(self.folder):
             trials = self.study.get_trials(deepcopy=False)
             for frozen in trials:
                 if frozen.state == TrialState.RUNNING and (claim := try_claim(self.folder, _name(frozen))) is not None:
-                    return self._job(Trial(self.study, frozen._trial_id), claim)
+                    trial_id = self.storage.get_trial_id_from_study_id_trial_number(self.study_id, frozen.number)
+                    return self._job(Trial(self.study, trial_id), claim)
             if len(trials) >= (self.plan.num_trials or 0):
                 return None
             self._seed_sampler(len(trials), "trial")
@@ -91,9 +93,9 @@ class SearchQueue:
         job.claim.release()
         return self._with_state(result, self.study.get_trials(deepcopy=False)[job.trial.number])
 
-    def is_done(self) -> bool:
+    def num_left(self) -> int:
         trials = self.study.get_trials(deepcopy=False)
-        return len(trials) >= (self.plan.num_trials or 0) and all(trial.state.is_finished() for trial in trials)
+        return max(len(trials), self.plan.num_trials or 0) - sum(trial.state.is_finished() for trial in trials)
 
     def settings(self) -> list[SettingResult]:
         """Return the trials, also those that are not finished."""

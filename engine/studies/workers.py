@@ -96,17 +96,16 @@ def run_jobs(queue: Queue, num_workers: int, train: Train, show: Show) -> None:
         try:
             while True:
                 while len(workers) < num_workers and not signals.received and (job := queue.claim()) is not None:
-                    if has_ended(
-                        queue.folder, job.folder
-                    ):  # the command that ran it was killed before it noted the end
+                    if has_ended(queue.folder, job.folder):  # its command was killed before it noted the end
                         show(workers, queue.finish(job), 0.0)
-                    else:
-                        workers.append(_start(job, workers, queue.folder, train))
-                        show(workers, None, 0.0)
+                        continue
+                    job.slot = min(set(range(num_workers)) - {worker.job.slot for worker in workers})
+                    workers.append(_start(job, workers, queue.folder, train))
+                    show(workers, None, 0.0)
                 if not workers:
                     if signals.received:
                         raise Stopped(signals.received)
-                    if queue.is_done():
+                    if not queue.num_left():
                         return
                     time.sleep(LOOK_AGAIN_SECONDS)
                     continue
