@@ -14,6 +14,9 @@ if __name__ == "__main__":
 
 import argparse
 import os
+import shlex
+import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -42,9 +45,16 @@ def main(argv: list[str]) -> int:
     if not hasattr(os, "fork"):
         raise ConfigError(COMMAND_LINE, "", "study.py needs Linux or macOS")
     folder, num_workers = arguments.resume, arguments.workers
+    if arguments.slurm is not None and shutil.which("sbatch") is None:
+        raise ConfigError(
+            COMMAND_LINE, "--slurm", "there is no command sbatch", "run this on a login node of the cluster"
+        )
     plan = plan_of(arguments) if folder is None else read_plan(folder)
     if folder is not None:
         check_resume(arguments)
+    if arguments.slurm is not None:
+        folder = folder or create_study(plan, arguments.name)
+        return submit(folder, arguments.slurm)
     train = make_train(plan)
     if num_workers is None:
         plan, num_workers = choose_workers(plan, folder is not None, train)
@@ -57,6 +67,14 @@ def main(argv: list[str]) -> int:
         print(f"{error}; go on with: python study.py --resume {shell_word(folder)}", file=sys.stderr)
         return error.exit_code
     return show_result(result)
+
+
+def submit(folder: Path, options: str) -> int:
+    """Submit jobs of SLURM that work on a study. Returns the exit code of sbatch."""
+    command = f"exec {shlex.join([sys.executable, sys.argv[0], '--resume', str(folder), '--workers', '1'])}"
+    fixed = [f"--job-name={folder.name}", f"--output={folder}/slurm-%A_%a.out", "--signal=B:TERM@120"]
+    print_line(f"study folder: {folder}")
+    return subprocess.run(["sbatch", *fixed, *shlex.split(options), "--wrap", command], check=False).returncode
 
 
 def make_train(plan: Plan) -> "Train":
@@ -197,6 +215,9 @@ def make_parser() -> CommandLineParser:
     )  # fmt: skip
     parser.add_argument(
         "--workers", metavar="N", type=at_least(1), help="number of runs at the same time (default: measured)"
+    )
+    parser.add_argument(
+        "--slurm", metavar="OPTIONS", help="submit jobs with these options of sbatch: '--array=1-8 --cpus-per-task=4'"
     )
     parser.add_argument("--name", metavar="NAME", help="name of the study's folder (default: the config and the time)")
     parser.add_argument("--resume", metavar="FOLDER", type=home_path, action=StoreOnce, help="go on with a study")

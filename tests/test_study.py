@@ -77,6 +77,12 @@ def test_a_mistake_is_one_line(argv, message, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+def test_slurm_needs_sbatch(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ConfigError, match="--slurm: there is no command sbatch; run this on a login node"):
+        study.main(["--config", IRIS, "--seeds", "3", "--slurm", "--array=1-2"])
+
+
 LONG = [*WITHOUT_PICTURES, "trainer.max_epochs=60", "run.checkpoint_every_steps=5"]
 QUICK = ["trainer.max_epochs=2", *WITHOUT_PICTURES]
 

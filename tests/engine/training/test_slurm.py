@@ -118,3 +118,15 @@ def test_scancel_saves(slurm, submit, tmp_path):
     assert step > 0
     environment = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
     assert environment["threads"] == 1  # the cores of a task
+
+
+def test_jobs_share_a_study(slurm, tmp_path):
+    argv = ["--config", IRIS, *WITHOUT_PICTURES, "trainer.max_epochs=5", f"run.root={tmp_path}", "--name", "x"]
+    options = ["--seeds", "4", "--slurm", "--array=1-2 --cpus-per-task=1"]
+    submitted = slurm.run(sys.executable, "study.py", *argv, *options, cwd=PROJECT)
+    job = submitted.split()[-1]
+    wait(lambda: slurm.run("squeue", "-h", "-j", job) == "" and (tmp_path / "x/study.md").exists(), tmp_path / "x")
+    outputs = [path.read_text(encoding="utf-8") for path in (tmp_path / "x").glob("slurm-*.out")]
+    assert len(outputs) == 2
+    assert sum(output.count(" seed-") for output in outputs) == 4  # each run in one of the jobs
+    assert len(list((tmp_path / "x/iris_mlp").glob("*/metrics.json"))) == 4
