@@ -41,6 +41,9 @@ if TYPE_CHECKING:
 
 def main(argv: list[str]) -> int:
     """Run the command line `argv` and return the exit code."""
+    if "--slurm" in argv[:-1]:  # argparse would take the value, which begins with two dashes, for an option
+        place = argv.index("--slurm")
+        argv = [*argv[:place], f"--slurm={argv[place + 1]}", *argv[place + 2 :]]
     arguments = make_parser().parse_intermixed_args(argv)
     if not hasattr(os, "fork"):
         raise ConfigError(COMMAND_LINE, "", "study.py needs Linux or macOS")
