@@ -29,7 +29,7 @@ def shard(self):
         fully_shard(self.network, mesh=self.device_mesh["data_parallel"])
 
 def make_trainer(**options):
-    sizes = {"data_parallel_size": 2, "tensor_parallel_size": 1}
+    sizes = dict(data_parallel_size=2, tensor_parallel_size=1)
     options["strategy"] = ModelParallelStrategy(**sizes, save_distributed_checkpoint=False)
     return make(**options)
 
