@@ -123,6 +123,7 @@ def metadata_of(path: Path) -> dict:
     return {key: json.loads(text) if text[0] in "[{" else text for key, text in texts.items()}
 
 
+@pytest.mark.filterwarnings("ignore:The given buffer is not writable:UserWarning")  # torch.export.load of torch 2.9
 @pytest.mark.parametrize("to", FORMATS)
 def test_the_metadata_is_in_the_file_and_beside_it(to, copied):
     path = exported(copied, to)
@@ -136,7 +137,8 @@ def test_the_metadata_is_in_the_file_and_beside_it(to, copied):
     assert inside["feature_names"][0] == "sepal length"
     assert inside["normalization"]["mean"] == pytest.approx(model_of(copied).input_mean.tolist())
     assert inside["test_metrics"]["test/accuracy"] == figures(copied)["test/accuracy"]
-    assert inside["versions"]["torch"] == torch.__version__
+    version = torch.__version__.partition("+")[0]  # PyPI's package of 2.9.0+cu128 has the version 2.9.0
+    assert inside["versions"]["torch"].partition("+")[0] == version
 
 
 @pytest.mark.parametrize("to", FORMATS)

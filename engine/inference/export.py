@@ -6,6 +6,7 @@ takes inputs in the units of the data and returns logits.
 
 import json
 import logging
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from operator import itemgetter
@@ -120,11 +121,12 @@ def write_onnx(model: Any, inputs: Any, path: Path, description: Mapping[str, An
     """Write an ONNX file. The arguments are those of `write`."""
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it lists operators of packages that are not installed
     names = list(inputs) if isinstance(inputs, Mapping) else ["inputs"]
-    program = torch.onnx.export(trace(model, inputs), input_names=names, output_names=["logits"], verbose=False)
+    axes = {0: "batch", 1: "length"} if isinstance(inputs, Mapping) else {0: "batch"}
+    shapes: Any = [axes, *[None] * (len(names) - 1)]  # names of axes; further inputs share the axes of the first input
+    program = torch.onnx.export(
+        trace(model, inputs), input_names=names, output_names=["logits"], dynamic_shapes=shapes, verbose=False
+    )
     assert program is not None
-    axes: Any = program.model.graph.inputs[0].shape
-    names_of_axes = zip(axes, ("batch", "length"), strict=False)
-    program.rename_axes({axis: name for axis, name in names_of_axes if not isinstance(axis, int)})
     program.model.metadata_props.update(as_texts(description))
     program.save(path)
 
@@ -160,7 +162,9 @@ def read_onnx(path: Path, model: Any) -> Logits:
 
 def read_torch_export(path: Path, model: Any) -> Logits:
     """Return the model in an archive of `torch.export` as a function."""
-    return torch.export.load(path).module()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given buffer is not writable")  # torch 2.9 warns of its own buffer
+        return torch.export.load(path).module()
 
 
 def read_safetensors(path: Path, model: Any) -> Logits:

@@ -13,6 +13,7 @@ import train
 from datamodules.parts.batches import EpochOrder, TensorBatches
 from datamodules.parts.statistics import mean_and_std
 from engine.contracts import OptionError
+from engine.training import hardware
 from engine.training.hardware import precision_for
 from lit_models import optimizers, schedules
 from lit_models.cnn import LitCNN
@@ -357,7 +358,7 @@ def test_precision_on_a_gpu(monkeypatch, capability, expected):
 )
 def test_precision_on_a_cpu(monkeypatch, features, expected):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: features)
+    monkeypatch.setattr(hardware, "cpu_features", lambda: features)
     assert [precision_for(one, "auto") for one in ("auto", "cpu", "tpu")] == [expected, expected, "32-true"]
 
 

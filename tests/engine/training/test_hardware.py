@@ -163,3 +163,14 @@ def test_two_processes_share_the_cores(options, threads, tmp_path):
     (folder,) = tmp_path.glob("*/*")
     if options or len(os.sched_getaffinity(0)) == 2:
         assert threads_of(folder) == threads
+
+
+@pytest.mark.parametrize("text", ["flags : avx2 avx512_bf16\nmodel name : A CPU\n", None])
+def test_features_that_torch_does_not_name(text, tmp_path, monkeypatch):
+    """torch 2.9 names no features, so they are read from Linux. Other systems have no such file."""
+    monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
+    monkeypatch.setattr(hardware, "Path", lambda path: tmp_path / path.lstrip("/").replace("/", "_"))
+    if text is not None:
+        (tmp_path / "proc_cpuinfo").write_text(text, encoding="utf-8")
+    expected = {"avx2": True, "avx512_bf16": True, "cpu_name": "A CPU"}
+    assert hardware.cpu_features() == (expected if text is not None else {})
