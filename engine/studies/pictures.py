@@ -5,7 +5,7 @@ each hyperparameter, the metric against its values. Otherwise: for each metric, 
 there are few runs.
 
 A diverged trial would leave no room for the others. So an axis of a metric ends at `FENCE` interquartile ranges below the
-middle half of the values (above it, if lower is better), and worse values are drawn at its end.
+middle half of the values (above it, if lower is better) if this saves half of its length. Worse values are drawn at its end.
 """
 
 import math
@@ -104,7 +104,7 @@ def draw_parallel_coordinates(analysis: Analysis) -> np.ndarray:
         canvas.pen.line(known, colour, 3 if is_best else 1, joint="curve")
     for (key, axis), top in zip([*axes.items(), (metric, last)], tops, strict=True):
         canvas.pen.line((LEFT, top, RIGHT, top), BLACK)
-        canvas.write(LEFT, top - 18, shorten(_drawable(key), RIGHT - LEFT), halo=2)
+        canvas.write(LEFT, top - 18, shorten(_drawable(key), RIGHT - LEFT), halo=3)
         for x, text in axis.ticks():  # beside the tick, because lines meet there
             canvas.pen.line((x, top, x, top + 4), BLACK)
             is_at_end = x + 4 + text_width(text, SMALL) > CARD_WIDTH
@@ -250,14 +250,18 @@ def log_ticks(space: Range) -> list[float]:
 
 
 def metric_range(values: Sequence[float], metric: str) -> Range:
-    """Return the range that an axis shows, with a margin; values that are much worse than the others are outside."""
-    low, quarter, most, high = np.quantile(values, [0, 0.25, 0.75, 1])
+    """Return the range that an axis shows, with a margin.
+
+    Values that are much worse than the others are outside, if they would take more than half of the axis.
+    """
+    low, quarter, most, high = map(float, np.quantile(values, [0, 0.25, 0.75, 1]))
+    reach = FENCE * (most - quarter)
     if is_lower_better(metric):
-        high = min(high, most + FENCE * (most - quarter)) if most > quarter else high
-    elif most > quarter:
-        low = max(low, quarter - FENCE * (most - quarter))
-    margin = 0.04 * (high - low) or 0.01 * abs(high) or 0.01
-    return Range(float(low - margin), float(high + margin))
+        high = most + reach if 0 < most + reach - low < (high - low) / 2 else high
+    else:
+        low = quarter - reach if 0 < high - quarter + reach < (high - low) / 2 else low
+    margin = 0.04 * (high - low)
+    return Range(low - margin, high + margin)
 
 
 def _metric_axis(values: Sequence[float], metric: str, start: float, end: float) -> _Axis:

@@ -232,6 +232,7 @@ def test_a_study_without_a_finished_run(state):
         found = report(with_states(study, *[state] * 10))
         assert "nan" not in found.text
         assert found.data["best"] is None
+        assert ("The study is not complete." in found.text) == (state in ("waiting", "running", "stopped"))
     assert sentences(with_states(SEEDS, *[state] * 10), "test/accuracy").startswith(
         "No finished run has test/accuracy."
     )
@@ -352,6 +353,7 @@ def test_an_unfinished_confirmation():
     [
         (0.098, Range(1e-4, 0.1, True), f"{BEST}, 0.098, is at the upper end of its range: extend it upwards."),
         (0.00013, Range(1e-4, 0.1, True), f"{BEST}, 0.00013, is at the lower end of its range: extend it downwards."),
+        (0.001, Range(1e-4, 0.1, True), None),
         (0.07, Range(1e-4, 0.1, True), None),  # within 5 % of the logarithmic range would be 0.0708
         (0.07, Range(1e-4, 0.1), None),
         (0.096, Range(1e-4, 0.1), f"{BEST}, 0.096, is at the upper end of its range: extend it upwards."),
@@ -381,6 +383,7 @@ def test_importance_needs_ten_finished_trials():
     title = "Importance of the hyperparameters"
     study = trials([0.001 * (i + 1) for i in range(9)], [0.9 + i / 100 for i in range(9)])
     assert section(study, title) == ["It is shown from 10 finished trials on. 9 are finished."]
+    assert report(study).data["importances"] == {}
     study = trials([0.001 * (i + 1) for i in range(10)], [0.9 + i / 100 for i in range(10)])
     assert section(study, title) == [
         "Share of the differences between 10 finished trials that each hyperparameter explains alone:",
@@ -437,7 +440,7 @@ def test_lines_fit_the_terminal():
 
 
 def test_control_characters_are_escaped():
-    study = with_states(SEEDS, "failed", reason="\x1b[31mred")
+    study = replace(with_states(SEEDS, "failed", reason="\x1b[31mred"), folder=FOLDER / "\x1b[31mred")
     assert "\x1b" not in report(study).text
     assert "\x1b" not in report(study).markdown
 
