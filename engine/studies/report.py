@@ -95,6 +95,7 @@ class Analysis:
 
     def __init__(self, study: StudyResult) -> None:
         self.study, self.metric = study, study.metric
+        self._ratios: dict[tuple[int | None, str], float] = {}
         confirmation = [] if study.confirmation is None else [study.confirmation]
         self._configs = {
             run.folder: _read_split(run, study.num_folds)
@@ -131,8 +132,12 @@ class Analysis:
 
     def test_to_train(self, setting: SettingResult | None, metric: str) -> float:
         """Return the ratio that `statistics` needs for several splits; None means all settings."""
-        runs = self.runs if setting is None else setting.runs
-        return overlap_ratio([self._configs[run.folder] for run in runs if run.folder in self._configs], metric)
+        key = (None if setting is None else id(setting), metric)
+        if key not in self._ratios:
+            runs = self.runs if setting is None else setting.runs
+            configs = [self._configs[run.folder] for run in runs if run.folder in self._configs]
+            self._ratios[key] = overlap_ratio(configs, metric)
+        return self._ratios[key]
 
     def summary(self, setting: SettingResult, metric: str) -> Summary | None:
         """Return the summary of a metric over the splits or, if there is one split, over the seeds; None without values."""
