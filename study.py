@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engine.config.config import load_config
+from engine.config.cross_checks import check_requirements
 from engine.contracts import COMMAND_LINE, ConfigError
 from engine.inference.command import run_command
 from engine.studies.folder import create_study
@@ -59,8 +60,7 @@ def main(argv: list[str]) -> int:
         folder = folder or create_study(plan, arguments.name)
         return submit(folder, arguments.slurm)
     train = make_train(plan)
-    if num_workers is None:
-        plan, num_workers = choose_workers(plan, folder is not None, train)
+    plan, num_workers = choose_workers(plan, num_workers, folder is not None, train)
     if folder is None:
         folder = create_study(plan, arguments.name)
     print_line(f"study folder: {folder}")
@@ -101,6 +101,7 @@ def make_train(plan: Plan) -> "Train":
         else:
             config = job.folder.parent.parent / f"{plan.config.path.stem}.yaml"
             argv = ["--config", str(config), *job.run.overrides, f"run.name={job.run.name}"]
+        sys.argv = [train.__file__, *argv]  # the command of the run, which Lightning starts again for more devices
         return train.main(argv, [ReportValidations(plan.metric, report)] if job.trial is not None else [])
 
     quiet_lightning()
@@ -108,17 +109,20 @@ def make_train(plan: Plan) -> "Train":
     return train_job
 
 
-def choose_workers(plan: Plan, is_resumed: bool, train: "Train") -> tuple[Plan, int]:
+def choose_workers(plan: Plan, wanted: int | None, is_resumed: bool, train: "Train") -> tuple[Plan, int]:
     """Return the plan with the number of threads of each run, and the number of runs at the same time."""
     import torch
 
-    from engine.studies.workload import fastest_workers, is_measured
+    from engine.studies.workload import chooses_threads, fastest_workers, is_measured
     from engine.threads import available_cores
 
     if num_gpus := torch.cuda.device_count():
-        return plan, num_gpus
+        return plan, wanted or num_gpus
     if is_resumed:  # other threads would change the last digits of the remaining runs
-        return plan, max(1, available_cores() // plan.threads) if plan.threads else 1
+        return plan, wanted or (max(1, available_cores() // plan.threads) if plan.threads else 1)
+    if wanted is not None:
+        is_shared = wanted > 1 and chooses_threads(plan)
+        return replace(plan, threads=max(1, available_cores() // wanted)) if is_shared else plan, wanted
     if not is_measured(plan):
         return plan, 1
     print_line("measuring how many runs at the same time are fastest (--workers skips this)")
@@ -187,6 +191,7 @@ def plan_of(arguments: argparse.Namespace) -> Plan:
     vary, single = split_values(arguments.vary or [])
     overrides = [*arguments.overrides, *single]
     config = load_config(arguments.config, overrides)
+    check_requirements(config)
     return make_plan(
         config, overrides, vary, arguments.grid, num_seeds=arguments.seeds,
         num_folds=arguments.folds, num_trials=arguments.trials, prune=not arguments.no_pruning, metric=arguments.metric,

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -186,10 +187,18 @@ def make_plan(
     if (number := plan.num_runs()) > MAX_RUNS:
         raise ConfigError(COMMAND_LINE, "", f"{number:,} runs are too many", f"at most {MAX_RUNS:,}")
     _check_folds(plan)
+    _check_packages(plan)
     if config["trainer.enable_checkpointing"] is False and plan.is_search:
         problem = "a search compares the best checkpoints"
         raise ConfigError(config.where("trainer.enable_checkpointing"), "trainer.enable_checkpointing", problem)
     return plan
+
+
+def _check_packages(plan: Plan) -> None:
+    for package in ("scipy", *(["optuna"] if plan.is_search else [])):
+        if find_spec(package) is None:
+            hint = "run: pip install -e '.[study]' -c constraints.txt"
+            raise ConfigError(COMMAND_LINE, "", f"studies need the package {package}", hint)
 
 
 def _check_folds(plan: Plan) -> None:

@@ -10,21 +10,25 @@ from engine.studies.plan import Plan, PlannedRun
 from engine.studies.workers import Train, run_jobs
 from engine.threads import ARE_THREADS_SET, available_cores
 
-MIN_RUNS = 6  # smaller studies end before the measurement pays off
+MIN_RUNS = 8  # smaller studies end before the measurement pays off
 PROBE = (
-    "trainer.max_time=00:00:00:02", "trainer.limit_test_batches=0", "trainer.logger=false",
+    "trainer.max_time=00:00:00:01", "trainer.limit_test_batches=0", "trainer.logger=false",
     "trainer.enable_checkpointing=false", "run.calibrate=false",
 )  # fmt: skip
 
 
+def chooses_threads(plan: Plan) -> bool:
+    """Return whether the study chooses the number of threads of its runs, because the user has not."""
+    return plan.config["run.threads"] is None and not ARE_THREADS_SET and plan.config["trainer.devices"] in ("auto", 1)
+
+
 def is_measured(plan: Plan) -> bool:
-    """Return whether there are cores and runs to share, and the user has not chosen the number of threads."""
-    has_choice = plan.config["run.threads"] is None and not ARE_THREADS_SET
-    return has_choice and available_cores() > 1 and plan.num_runs() >= MIN_RUNS
+    """Return whether there are cores and runs to share."""
+    return chooses_threads(plan) and available_cores() > 1 and plan.num_runs() >= MIN_RUNS
 
 
 def fastest_workers(plan: Plan, train: Train) -> tuple[int, int | None]:
-    """Train for two seconds with one run that uses all cores, and with one run per core, and return the faster way.
+    """Train for a second with one run that uses all cores, and with one run per core, and return the faster way.
 
     Args:
         plan: The plan.
