@@ -24,12 +24,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engine.config.config import load_config
-from engine.config.cross_checks import check_requirements
 from engine.contracts import COMMAND_LINE, ConfigError
 from engine.inference.command import run_command
 from engine.studies.folder import create_study
-from engine.studies.jobs import PlannedQueue, compared_metric, setting_result
-from engine.studies.plan import METRICS, Plan, make_plan, read_plan
+from engine.studies.jobs import PlannedQueue, compared_metric, forget_failures, setting_result
+from engine.studies.plan import METRICS, Plan, dropped_keys, make_plan, read_plan
 from engine.studies.results import StudyResult
 from engine.studies.space import split_values
 from engine.terminal import CommandLineParser, StoreOnce, count_of, home_path, print_line, quiet_lightning, shell_word
@@ -49,26 +48,39 @@ def main(argv: list[str]) -> int:
     if not hasattr(os, "fork"):
         raise ConfigError(COMMAND_LINE, "", "study.py needs Linux or macOS")
     folder, num_workers = arguments.resume, arguments.workers
+    earlier = folder or arguments.repeat
     if arguments.slurm is not None and shutil.which("sbatch") is None:
-        raise ConfigError(
-            COMMAND_LINE, "--slurm", "there is no command sbatch", "run this on a login node of the cluster"
-        )
-    plan = plan_of(arguments) if folder is None else read_plan(folder)
-    if folder is not None:
-        check_resume(arguments)
+        hint = "run this on a login node of the cluster"
+        raise ConfigError(COMMAND_LINE, "--slurm", "there is no command sbatch", hint)
+    if earlier is not None:
+        check_earlier(arguments)
+    plan = plan_of(arguments) if earlier is None else read_plan(earlier)
+    root = Path(plan.config["run.root"]) if arguments.repeat is None else earlier.parent
     if arguments.slurm is not None:
-        folder = folder or create_study(plan, arguments.name)
-        return submit(folder, arguments.slurm)
+        is_new, folder = folder is None, folder or create_study(plan, arguments.name, root)
+        code = submit(folder, arguments.slurm)
+        if code and is_new:
+            shutil.rmtree(folder)
+        return code
     train = make_train(plan)
-    plan, num_workers = choose_workers(plan, num_workers, folder is not None, train)
+    plan, num_workers = choose_workers(plan, num_workers, earlier is not None, train)
     if folder is None:
-        folder = create_study(plan, arguments.name)
+        folder = create_study(plan, arguments.name, root)
+    else:
+        forget_failures(folder)
     print_line(f"study folder: {folder}")
+    threads = f", {count_of(plan.threads, 'thread')} each" if plan.threads else ""
+    print_line(f"workers      {count_of(num_workers, 'run')} at the same time{threads}")
+    for note in dropped_keys(plan) if earlier is None else ():
+        print_line(f"note         {note}")
     try:
         result = run_study(plan, folder, num_workers, train)
     except Stopped as error:
         print(f"{error}; go on with: python study.py --resume {shell_word(folder)}", file=sys.stderr)
         return error.exit_code
+    if result is None:
+        print_line("other commands train the remaining runs; the last of them writes the report")
+        return 0
     return show_result(result)
 
 
@@ -99,9 +111,10 @@ def make_train(plan: Plan) -> "Train":
         if (job.folder / "config.yaml").is_file():
             argv = ["--resume", str(job.folder)]
         else:
-            config = job.folder.parent.parent / f"{plan.config.path.stem}.yaml"
-            argv = ["--config", str(config), *job.run.overrides, f"run.name={job.run.name}"]
-        sys.argv = [train.__file__, *argv]  # the command of the run, which Lightning starts again for more devices
+            study = job.folder.parent.parent
+            argv = ["--config", str(study / f"{plan.config.path.stem}.yaml"), *job.run.overrides]
+            argv += [f"run.root={study}", f"run.name={job.run.name}"]  # the folder of the study may have moved
+        sys.argv = [train.__file__, *argv]  # the command of the run, which its record contains
         return train.main(argv, [ReportValidations(plan.metric, report)] if job.trial is not None else [])
 
     quiet_lightning()
@@ -127,12 +140,11 @@ def choose_workers(plan: Plan, wanted: int | None, is_resumed: bool, train: "Tra
         return plan, 1
     print_line("measuring how many runs at the same time are fastest (--workers skips this)")
     num_workers, threads = fastest_workers(plan, train)
-    print_line(f"workers      {count_of(num_workers, 'run')} at the same time")
     return replace(plan, threads=threads), num_workers
 
 
-def run_study(plan: Plan, folder: Path, num_workers: int, train: "Train") -> StudyResult:
-    """Run what is left of a study."""
+def run_study(plan: Plan, folder: Path, num_workers: int, train: "Train") -> StudyResult | None:
+    """Run what is left of a study. Returns None if other commands still train runs of the study."""
     from engine.studies.progress import Progress
     from engine.studies.workers import run_jobs
 
@@ -141,13 +153,16 @@ def run_study(plan: Plan, folder: Path, num_workers: int, train: "Train") -> Stu
         if plan.is_search:
             from engine.studies.search import SearchQueue
 
-            search = SearchQueue(plan, folder, num_workers)
-            run_jobs(search, num_workers, train, progress.begin(search, plan.num_runs() - (plan.num_trials or 0)).show)
+            search = SearchQueue(plan, folder)
+            num_later = plan.num_runs() - (plan.num_trials or 0)
+            if run_jobs(search, num_workers, train, progress.begin(search, num_later).show):
+                return None
             trials, best = search.settings(), search.best_values()
             settings = [] if best is None else [best]
         runs = [run for i, values in enumerate(settings) for run in plan.runs(values, plan.name_of(i, values))]
         queue = PlannedQueue(plan, folder, runs)
-        run_jobs(queue, num_workers, train, progress.begin(queue).show)
+        if run_jobs(queue, num_workers, train, progress.begin(queue).show):
+            return None
     planned = [setting_result(plan, folder, i, values) for i, values in enumerate(settings)]
     confirmation = planned[0] if plan.is_search and planned else None
     return StudyResult(
@@ -173,13 +188,15 @@ def show_result(study: StudyResult) -> int:
     return 0 if states & {"finished", "pruned"} else 1
 
 
-def check_resume(arguments: argparse.Namespace) -> None:
-    """Raise a `ConfigError` for an option that a study has fixed when it was created."""
-    fixed = ("config", "seeds", "folds", "trials", "name", "vary", "metric", "overrides", "grid", "no_pruning")
-    for option in fixed:
+def check_earlier(arguments: argparse.Namespace) -> None:
+    """Raise a `ConfigError` for an option that an earlier study has fixed when it was created."""
+    if arguments.resume is not None and arguments.repeat is not None:
+        raise ConfigError(COMMAND_LINE, "--repeat", "cannot be combined with --resume", "leave out one of them")
+    options = ["config", "seeds", "folds", "trials", "vary", "metric", "overrides", "grid", "no_pruning"]
+    for option in [*options, *(["name"] if arguments.resume is not None else [])]:
         if getattr(arguments, option):
             name = "KEY=VALUE" if option == "overrides" else f"--{option.replace('_', '-')}"
-            raise ConfigError(COMMAND_LINE, name, f"{arguments.resume} has its own", "leave it out")
+            raise ConfigError(COMMAND_LINE, name, f"{arguments.resume or arguments.repeat} has its own", "leave it out")
 
 
 def plan_of(arguments: argparse.Namespace) -> Plan:
@@ -191,7 +208,6 @@ def plan_of(arguments: argparse.Namespace) -> Plan:
     vary, single = split_values(arguments.vary or [])
     overrides = [*arguments.overrides, *single]
     config = load_config(arguments.config, overrides)
-    check_requirements(config)
     return make_plan(
         config, overrides, vary, arguments.grid, num_seeds=arguments.seeds,
         num_folds=arguments.folds, num_trials=arguments.trials, prune=not arguments.no_pruning, metric=arguments.metric,
@@ -229,6 +245,9 @@ def make_parser() -> CommandLineParser:
     )
     parser.add_argument("--name", metavar="NAME", help="name of the study's folder (default: the config and the time)")
     parser.add_argument("--resume", metavar="FOLDER", type=home_path, action=StoreOnce, help="go on with a study")
+    parser.add_argument(
+        "--repeat", metavar="FOLDER", type=home_path, action=StoreOnce, help="start a study again, in a new folder"
+    )
     return parser
 
 

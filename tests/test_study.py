@@ -63,6 +63,11 @@ MISTAKES = [
     (["--config", IRIS, "--seeds", "200000"], "200,000 runs are too many"),
     (["--resume", "configs"], "configs: is not the folder of a study"),
     (["--seed", "3"], "unrecognized arguments"),
+    (["--config", IRIS, "--trials", "3"], "--trials: needs something to search; add --vary"),
+    (["--config", IRIS, "--seeds", "3", "--no-pruning"], "--no-pruning: is for a search"),
+    (["--config", IRIS, "--folds", "3", "data.num_folds=3"], "data.num_folds: is set by --folds"),
+    (["--resume", "configs", "--repeat", "configs"], "--repeat: cannot be combined with --resume"),
+    (["--resume", "configs", "--seeds", "3"], "--seeds: configs has its own"),
 ]
 
 
@@ -138,6 +143,33 @@ def test_a_failing_setting_does_not_end_the_study(tmp_path):
     assert "diverged" in printed
     _, printed = run_study(tmp_path, "--resume", str(folder))  # nothing is left to do
     assert states(folder) == found
+
+
+@pytest.mark.slow
+def test_a_varied_name_keeps_the_overrides(tmp_path):
+    argv = ["--config", IRIS, "--vary", "optimizer.name=adam,adamw", *QUICK]
+    folder, printed = run_study(tmp_path / "study", *argv)
+    assert "with optimizer.name=adamw, optimizer.lr is 0.001, the default of adamw; optimizer.lr=0.003 keeps" in printed
+    folder, printed = run_study(tmp_path / "kept", *argv, "optimizer.lr=0.003")
+    assert "note" not in printed
+    configs = [load_config(path) for path in folder.glob("*/*/config.yaml")]
+    assert [config["optimizer.lr"] for config in configs] == [0.003, 0.003]
+    done = subprocess.run(
+        [sys.executable, "study.py", "--repeat", str(folder), "--name", "again"],
+        cwd=PROJECT,
+        env=environment(),
+        timeout=300,
+    )
+    assert done.returncode == 0
+    for name in states(folder):
+        assert differences(folder / f"iris_mlp/{name}", folder.parent / f"again/iris_mlp/{name}") == []
+
+
+@pytest.mark.slow
+def test_a_study_ends_if_its_first_runs_are_refused(tmp_path):
+    folder, printed = run_study(tmp_path, "--config", IRIS, "--folds", "60", *QUICK, code=2)
+    assert "error: the first 3 runs failed for the same reason: command line: data.num_folds: class 'setosa'" in printed
+    assert not states(folder)
 
 
 @pytest.mark.slow

@@ -59,7 +59,10 @@ def torchrun_id() -> str | None:
     """
     if "TORCHELASTIC_RUN_ID" not in os.environ or os.environ.get("GROUP_WORLD_SIZE") != "1":
         return None
-    return f"{socket.gethostname()} {os.getppid()}"  # torchrun is the parent of all processes
+    started = ""  # in a container, each command may have the same number
+    with suppress(OSError):  # only Linux has the file
+        started = Path(f"/proc/{os.getppid()}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[19]
+    return f"{socket.gethostname()} {os.getppid()} {started}"  # torchrun is the parent of all processes
 
 
 def restart_count() -> int:

@@ -175,10 +175,10 @@ class RunRecord(Callback):
 
     def _facts(self, trainer: Trainer) -> dict[str, Any]:
         """Return the facts that affect a result besides the config."""
-        device, (commit, is_dirty) = trainer.strategy.root_device, git_state()
+        device, (digests, commit, is_dirty) = trainer.strategy.root_device, code_state()
         return {
             "command": shlex.join([Path(sys.executable).name, *sys.argv]),
-            "code": code_digests(),
+            "code": digests,
             "git_commit": commit,
             "git_dirty": is_dirty,
             "python": platform.python_version(),
@@ -232,13 +232,16 @@ class RunRecord(Callback):
 
 
 @cache
-def git_state() -> tuple[str | None, bool | None]:
-    """Return the commit of the project, and whether files have changed since. New files count, as a model may be new."""
+def code_state() -> tuple[dict[str, str], str | None, bool | None]:
+    """Return `code_digests`, the commit of the project, and whether files have changed since.
+
+    The result is that of the first call in this process, whose modules are in memory. New files count as changes, because a
+    model may be new.
+    """
     commit = _git("rev-parse", "HEAD")
-    return commit, None if commit is None else bool(_git("status", "--porcelain"))
+    return code_digests(), commit, None if commit is None else bool(_git("status", "--porcelain"))
 
 
-@cache
 def code_digests() -> dict[str, str]:
     """Return the beginning of the SHA-256 of every Python file that a run may execute."""
     folders = ("engine", *(folder for folder, _ in FOLDERS.values()))

@@ -11,12 +11,13 @@ from engine.studies.plan import Plan
 from engine.terminal import shell_word
 
 
-def create_study(plan: Plan, name: str | None) -> Path:
+def create_study(plan: Plan, name: str | None, root: Path) -> Path:
     """Create the folder of a study, with ``study.yaml`` and the complete config. Returns the folder.
 
     Args:
         plan: The plan.
         name: Name of the folder; None for the name of the config and the UTC time.
+        root: Folder of all runs and studies.
 
     Raises:
         ConfigError: if the folder exists or cannot be written.
@@ -25,7 +26,7 @@ def create_study(plan: Plan, name: str | None) -> Path:
     name = name or f"{stem}-study-{datetime.now(UTC):%Y%m%d-%H%M%S}"
     if Path(name).name != name or name == "..":
         raise ConfigError(COMMAND_LINE, "--name", f"{name!r} is not the name of a folder", "leave out slashes")
-    folder = Path(plan.config["run.root"]) / name
+    folder = root / name
     try:
         folder.mkdir(parents=True)
         try:

@@ -129,8 +129,7 @@ def overlap_ratio(configs: Sequence[Mapping[str, Any]], metric: str) -> float:
     """
     if len({split_of(config) for config in configs}) < 2:
         return 0.0
-    fraction = max(_held_out_fraction(config.get("data") or {}, metric) for config in configs)
-    return fraction / (1 - fraction)
+    return max(_held_out_ratio(config.get("data") or {}, metric) for config in configs)
 
 
 def split_of(config: Mapping[str, Any]) -> Hashable:
@@ -198,8 +197,11 @@ def _verdict(metric: str, first: str, second: str, found: Difference | None) -> 
     return statistics.verdict(found, metric, first, second, unit)
 
 
-def _held_out_fraction(data: Mapping[str, Any], metric: str) -> float:
-    fold = 1 / data["num_folds"] if data.get("num_folds") else 0.0
+def _held_out_ratio(data: Mapping[str, Any], metric: str) -> float:
+    """Return the size of the set that a metric is measured on, relative to the training set; 0 if the set is the same."""
+    fold, val = 1 / data["num_folds"] if data.get("num_folds") else 0.0, data.get("val_fraction", 0.0)
     if metric.startswith("val/"):
-        return max(fold, data.get("val_fraction", 0.0))
-    return fold or (data.get("test_fraction", 0.0) if data.get("test") is None else 0.0)
+        held_out = max(fold, val)  # the config does not say which of them applies
+        return held_out / (1 - held_out)
+    held_out = fold or (data.get("test_fraction", 0.0) if data.get("test") is None else 0.0)
+    return held_out / ((1 - held_out) * (1 - val))

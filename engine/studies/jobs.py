@@ -1,7 +1,7 @@
 """The jobs of a study: which run is next, and what its end means. A job belongs to one process at a time.
 
 Several commands, also on other machines, may work on a study. They share its folder. A command claims a job with a file
-lock. The operating system releases the lock when the command and the process of the run have ended, even if they are killed.
+lock. The operating system releases the lock when the command has ended, even if it is killed.
 """
 
 import math
@@ -15,12 +15,13 @@ from engine.runs.resume import is_finished
 from engine.runs.run_index import read_mapping, read_run
 from engine.studies.plan import Plan, PlannedRun
 from engine.studies.results import RunResult, SettingResult, State
+from engine.training.exits import DIVERGED
 
 if TYPE_CHECKING:
     from filelock import FileLock
 
+
 LOCKS, FAILURES, LOGS = ".locks", ".failures", "logs"  # folders in the folder of a study
-PATIENCE_SECONDS = 60.0  # how long a command waits for another one that chooses its next job
 
 
 @dataclass
@@ -80,12 +81,13 @@ class PlannedQueue:
     def claim(self) -> Job | None:
         with study_lock(self.folder):
             for run in self.runs:
+                folder = run_folder_of(self.plan, self.folder, run)
                 if run.name in self._ended:
                     continue
-                if has_ended(self.folder, run_folder_of(self.plan, self.folder, run)):
+                if has_ended(self.folder, folder):
                     self._ended.add(run.name)
                 elif (claim := try_claim(self.folder, run.name)) is not None:
-                    return Job(run, run_folder_of(self.plan, self.folder, run), claim)
+                    return Job(run, folder, claim)
         return None
 
     def report(self, job: Job, step: int, value: float) -> bool:
@@ -109,15 +111,21 @@ def run_folder_of(plan: Plan, folder: Path, run: PlannedRun) -> Path:
 
 
 def has_ended(study: Path, folder: Path) -> bool:
-    """Return whether a run is finished or has failed. Runs that were interrupted or killed can be resumed."""
-    has_failed = (read_mapping(folder / "status.json") or {}).get("status") == "failed"
-    return has_failed or is_finished(folder) or failure_file(study, folder.name).exists()
+    """Return whether a run is finished, has diverged, or is noted as failed. Other runs can be resumed."""
+    has_diverged = (read_mapping(folder / "status.json") or {}).get("exit_code") == DIVERGED
+    return has_diverged or is_finished(folder) or failure_file(study, folder.name).exists()
 
 
 def note_failure(study: Path, name: str, reason: str) -> None:
-    """Note why a run has failed that could not note it itself, because it was killed or its config was refused."""
+    """Note why a run has failed, so that it is not started again before the study is resumed."""
     failure_file(study, name).parent.mkdir(exist_ok=True)
     failure_file(study, name).write_text(reason, encoding="utf-8")
+
+
+def forget_failures(study: Path) -> None:
+    """Let a resumed study try failed runs again, except for those that have diverged."""
+    for path in (study / FAILURES).glob("*"):
+        path.unlink(missing_ok=True)
 
 
 def last_error(study: Path, name: str) -> str:
@@ -174,11 +182,11 @@ def value_of(result: RunResult, metric: str) -> float | None:
 
 @contextmanager
 def study_lock(folder: Path) -> Iterator[None]:
-    """Let one command at a time choose a job."""
+    """Let one command at a time choose a job, or note its result."""
     from filelock import FileLock
 
     (folder / LOCKS).mkdir(exist_ok=True)
-    with FileLock(folder / LOCKS / "study.lock", timeout=PATIENCE_SECONDS):
+    with FileLock(folder / LOCKS / "study.lock", fallback_to_soft=False):
         yield
 
 

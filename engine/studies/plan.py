@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.config.config import Config, load_config
+from engine.config.cross_checks import check_requirements
 from engine.config.yaml_reader import plain, read_yaml, write_yaml
 from engine.contracts import COMMAND_LINE, ConfigError, UserError, is_lower_better
 from engine.runs.run_index import STUDY_FILE
@@ -51,6 +52,8 @@ class Plan:
         prune: Whether a search stops hopeless trials early.
         threads: Number of threads of each run; None for the choice of the run.
         seed_keys: Keys that the config sets to ``${seed}``.
+        written: The overrides of the command line, except for the section ``run``. A varied name drops the keys of its
+            section in the config, but not these.
         compared: The metric of which given settings are compared, without its stage.
     """
 
@@ -63,6 +66,7 @@ class Plan:
     threads: int | None = None
     seed_keys: tuple[str, ...] = ()
     compared: str = METRICS[0]
+    written: tuple[str, ...] = ()
 
     @property
     def is_search(self) -> bool:
@@ -87,10 +91,11 @@ class Plan:
         return [dict(zip(self.vary, combination, strict=True)) for combination in product(*values)]
 
     def name_of(self, number: int, values: dict[str, Any]) -> str:
-        """Return the beginning of the names of the runs of a setting, such as ``01-adam-64``."""
+        """Return the beginning of the names of the runs of a setting, such as ``01-adam-lr-0.1``."""
         if self.is_search:
             return "best"
-        words = re.sub(r"[^\w.]+", "-", "-".join(map(str, values.values()))).strip("-")
+        titles = {key: "" if key.endswith(".name") else f"{key.rpartition('.')[2]}-" for key in values}
+        words = re.sub(r"[^\w.]+", "-", "-".join(f"{titles[key]}{value}" for key, value in values.items())).strip("-")
         return f"{number:02d}-{words[:MAX_NAME].strip('-.')}" if values else ""
 
     def runs(self, values: dict[str, Any], name: str = "") -> Iterator[PlannedRun]:
@@ -108,8 +113,9 @@ class Plan:
             parts = [name] if name else []
             parts += [f"seed-{seed}"] if len(seeds) > 1 or not (name or self.num_folds) else []
             parts += [f"fold-{fold}"] if fold is not None else []
-            # all folds come from the same division of the data
-            keys = [key for key in self.seed_keys if fold is None or key != "data.split_seed"]
+            # all folds are parts of the same division of the data, and a search must not test on rows of its trials
+            is_fixed = self.is_search or fold is not None
+            keys = [key for key in self.seed_keys if key not in values and not (is_fixed and key == "data.split_seed")]
             overrides = [*self.overrides(values), *(f"{key}={seed}" for key in ("seed", *keys))]
             overrides += [f"data.num_folds={self.num_folds}", f"data.fold={fold}"] if fold is not None else []
             yield PlannedRun("-".join(parts), overrides, seed, fold)
@@ -117,7 +123,7 @@ class Plan:
     def overrides(self, values: dict[str, Any]) -> list[str]:
         """Return the overrides of all runs of a setting."""
         threads = [f"run.threads={self.threads}"] if self.threads else []
-        return [*threads, *(setting(key, value) for key, value in values.items())]
+        return [*self.written, *threads, *(setting(key, value) for key, value in values.items())]
 
     def num_runs(self) -> int:
         """Return the number of all runs, those that confirm the best setting of a search included."""
@@ -141,6 +147,7 @@ class Plan:
             "threads": self.threads,
             "seed_keys": list(self.seed_keys),
             "metric": self.compared,
+            "overrides": list(self.written),
         }
         return write_yaml(options)
 
@@ -155,14 +162,16 @@ def make_plan(
     """
     other = load_config(config.path, [*overrides, f"seed={(config['seed'] + 1) % 2**32}"])
     seed_keys = tuple(key for key in config.parameters if key != "seed" and config[key] != other[key])
+    written = tuple(override for override in overrides if not override.startswith("run."))
     plan = Plan(
-        config, vary=read_spaces(vary, config, overrides), seed_keys=seed_keys, compared=metric or METRICS[0], **options
-    )
+        config, vary=read_spaces(vary, config, overrides), seed_keys=seed_keys, compared=metric or METRICS[0],
+        written=written, **options,
+    )  # fmt: skip
     ranges = [key for key, space in plan.vary.items() if not isinstance(space, Choices)]
-    if not (plan.num_seeds or plan.num_folds or plan.vary):
-        raise ConfigError(COMMAND_LINE, "", "nothing to study", "give --seeds, --folds or --vary; see --help")
     if plan.is_search and not plan.vary:
         raise ConfigError(COMMAND_LINE, "--trials", "needs something to search", "add --vary KEY=VALUES")
+    if not (plan.num_seeds or plan.num_folds or plan.vary):
+        raise ConfigError(COMMAND_LINE, "", "nothing to study", "give --seeds, --folds or --vary; see --help")
     if plan.is_search and grid:
         raise ConfigError(
             COMMAND_LINE, "--grid", "runs all combinations, and --trials a search", "leave out one of them"
@@ -182,12 +191,20 @@ def make_plan(
         raise ConfigError(
             COMMAND_LINE, "--vary", problem, "add --grid for all combinations, or --trials 40 for a search"
         )
+    if not (plan.prune or plan.is_search):
+        raise ConfigError(COMMAND_LINE, "--no-pruning", "is for a search", "add --trials N")
+    if plan.num_folds and config.origins.get("data.num_folds") == COMMAND_LINE:
+        raise ConfigError(COMMAND_LINE, "data.num_folds", "is set by --folds", "leave out one of them")
     if grid and not plan.vary:
         raise ConfigError(COMMAND_LINE, "--grid", "needs something to vary", "add --vary KEY=A,B")
     if (number := plan.num_runs()) > MAX_RUNS:
         raise ConfigError(COMMAND_LINE, "", f"{number:,} runs are too many", f"at most {MAX_RUNS:,}")
-    _check_folds(plan)
+    if plan.config["trainer.devices"] not in ("auto", 1) or plan.config["trainer.num_nodes"] > 1:
+        problem = "the runs of a study use a single device each"
+        raise config.error("trainer.devices", problem, "choose the number of runs at the same time with --workers")
     _check_packages(plan)
+    folds = [f"data.num_folds={plan.num_folds}", "data.fold=0"] if plan.num_folds else []
+    check_requirements(load_config(config.path, [*overrides, *folds]))
     if config["trainer.enable_checkpointing"] is False and plan.is_search:
         problem = "a search compares the best checkpoints"
         raise ConfigError(config.where("trainer.enable_checkpointing"), "trainer.enable_checkpointing", problem)
@@ -201,10 +218,19 @@ def _check_packages(plan: Plan) -> None:
             raise ConfigError(COMMAND_LINE, "", f"studies need the package {package}", hint)
 
 
-def _check_folds(plan: Plan) -> None:
-    """Let the config check its own keys of folds, which not every datamodule has."""
-    if plan.num_folds:
-        load_config(plan.config.path, [f"data.num_folds={plan.num_folds}", "data.fold=0"])
+def dropped_keys(plan: Plan) -> Iterator[str]:
+    """Yield a sentence for each key of the config that another varied name drops, because it belongs to the old name."""
+    for key, space in plan.vary.items():
+        if not key.endswith(".name") or not isinstance(space, Choices):
+            continue
+        section = key.removesuffix("name")
+        for value in space.values:
+            other = load_config(plan.config.path, [*plan.written, setting(key, value)])
+            for name in other.parameters.keys() & plan.config.parameters.keys():
+                is_dropped = name in plan.config.origins and other[name] != plan.config[name]
+                if is_dropped and name.startswith(section) and name not in plan.vary:
+                    kept = setting(name, plan.config[name])
+                    yield f"with {key}={value}, {name} is {other[name]}, the default of {value}; {kept} keeps the value"
 
 
 def read_plan(folder: Path) -> Plan:
@@ -223,6 +249,7 @@ def read_plan(folder: Path) -> Plan:
         return Plan(
             config, options["seeds"], options["folds"], read_spaces(vary, config, []), options["trials"],
             options["prune"], options["threads"], tuple(options["seed_keys"]), options["metric"],
+            tuple(options["overrides"]),
         )  # fmt: skip
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is broken: {error!r}") from None

@@ -36,6 +36,7 @@ class Progress:
     def begin(self, queue: Queue, num_later: int = 0) -> "Progress":
         """Show a queue, which `num_later` other runs follow."""
         self._num_left = lambda: queue.num_left() + num_later
+        self.results, self._seconds = [], []  # trials and other runs have other metrics and durations
         return self
 
     def show(self, workers: Sequence[Worker], ended: RunResult | None, seconds: float) -> None:
@@ -71,8 +72,10 @@ class Progress:
             self.results.append((value, result))
             text = f"{name} {value:.4f}"
         else:
-            text = result.reason or "no result"
-        state = "" if result.state == "finished" else f"{result.state}  "
+            text = result.reason if result.state == "failed" else "saved" if result.state == "stopped" else "no result"
+        state = (
+            "" if result.state == "finished" else f"{result.state}  " if result.state != "waiting" else "not started  "
+        )
         left, total = self._num_left(), self.plan.num_runs()
         times = f"{duration(seconds)}{self._time_left(left)}"
         return f"{total - left:>4}/{total}  {result.name:<18}  {state}{text}  {times}"

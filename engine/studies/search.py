@@ -12,20 +12,24 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.pruners import NopPruner, SuccessiveHalvingPruner
+from filelock import FileLock
+from optuna.pruners import NopPruner, PercentilePruner
 from optuna.samplers import TPESampler
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from engine.studies.jobs import Job, read_result, run_folder_of, study_lock, try_claim, value_of
+from engine.studies.jobs import LOCKS, Job, read_result, run_folder_of, study_lock, try_claim, value_of
 from engine.studies.plan import Plan, PlannedRun
 from engine.studies.results import Choices, RunResult, SettingResult, Space, State
 
 JOURNAL = "journal.log"
 PRUNED_AT = "pruned_at"  # attribute of a trial: the step after which it was pruned
-REDUCTION = 3  # a third of the trials continue after 1, 3, 9, ... validations
+# a trial is pruned if its best value so far is not in this best part of the values of finished trials at the same epoch
+PERCENTILE = 33.0
+FULL_TRIALS = 4  # trials at the start that are not pruned
+FIRST_EPOCH = 2  # after which a trial can be pruned
 
 
 class SearchQueue:
@@ -34,15 +38,14 @@ class SearchQueue:
     Args:
         plan: The plan.
         folder: Folder of the study.
-        num_workers: Number of runs at the same time. If there are several, a new trial avoids values near those of running
-            trials.
     """
 
-    def __init__(self, plan: Plan, folder: Path, num_workers: int) -> None:
-        self.plan, self.folder, self.num_workers = plan, folder, num_workers
+    def __init__(self, plan: Plan, folder: Path) -> None:
+        self.plan, self.folder = plan, folder
+        self._is_shared = False  # whether other trials are running; a new trial then avoids values near theirs
         optuna.logging.set_verbosity(logging.WARNING)
-        self.storage = JournalStorage(JournalFileBackend(str(folder / JOURNAL)))
-        pruner = SuccessiveHalvingPruner(min_resource=1, reduction_factor=REDUCTION) if plan.prune else NopPruner()
+        self.storage = JournalStorage(JournalFileBackend(str(folder / JOURNAL), _JournalLock(folder)))  # type: ignore[arg-type]
+        pruner = PercentilePruner(PERCENTILE, FULL_TRIALS, FIRST_EPOCH) if plan.prune else NopPruner()
         direction = StudyDirection.MINIMIZE if plan.is_minimized else StudyDirection.MAXIMIZE
         self.study = optuna.create_study(
             storage=self.storage, study_name="study", direction=direction, pruner=pruner, load_if_exists=True
@@ -58,7 +61,7 @@ class SearchQueue:
                     return self._job(Trial(self.study, trial_id), claim)
             if len(trials) >= (self.plan.num_trials or 0):
                 return None
-            self._seed_sampler(len(trials), "trial")
+            self._is_shared = any(trial.state == TrialState.RUNNING for trial in trials)
             trial = self.study.ask()
             claim = try_claim(self.folder, _name(trial))
             assert claim is not None  # the name is new
@@ -79,19 +82,17 @@ class SearchQueue:
         return True
 
     def finish(self, job: Job) -> RunResult:
-        result = read_result(self.plan, self.folder, job.run)
+        result, trial = read_result(self.plan, self.folder, job.run), job.trial
         value = value_of(result, self.plan.metric)
-        if result.state == "finished":
-            if PRUNED_AT in job.trial.user_attrs:
-                self.study.tell(job.trial, state=TrialState.PRUNED)
-            elif value is None:
-                self.study.tell(job.trial, state=TrialState.FAIL)
-            else:
-                self.study.tell(job.trial, value)
-        elif result.state == "failed":
-            self.study.tell(job.trial, state=TrialState.FAIL)
-        job.claim.release()
-        return self._with_state(result, self.study.get_trials(deepcopy=False)[job.trial.number])
+        with study_lock(self.folder):  # so that no other command claims the trial in between
+            if result.state == "finished" and PRUNED_AT in trial.user_attrs:
+                self.study.tell(trial, state=TrialState.PRUNED, skip_if_finished=True)
+            elif result.state == "finished" and value is not None:
+                self.study.tell(trial, value, skip_if_finished=True)
+            elif result.state in ("finished", "failed"):
+                self.study.tell(trial, state=TrialState.FAIL, skip_if_finished=True)
+            job.claim.release()
+        return self._with_state(result, self.study.get_trials(deepcopy=False)[trial.number])
 
     def num_left(self) -> int:
         trials = self.study.get_trials(deepcopy=False)
@@ -123,7 +124,7 @@ class SearchQueue:
         """Let the next values depend only on the study, the trial and the key, and not on what was drawn before."""
         words = f"{self.plan.config['seed']} {number} {name}".encode()
         seed = int.from_bytes(hashlib.sha256(words).digest()[:4])
-        self.study.sampler = TPESampler(seed=seed, constant_liar=self.num_workers > 1)
+        self.study.sampler = TPESampler(seed=seed, constant_liar=self._is_shared)
 
     def _run(self, number: int, values: dict[str, Any]) -> PlannedRun:
         seed = self.plan.config["seed"]
@@ -142,6 +143,21 @@ class SearchQueue:
         states: dict[TrialState, State] = {TrialState.PRUNED: "pruned", TrialState.FAIL: "failed"}
         state = states.get(frozen.state, result.state)
         return RunResult(result.name, result.folder, result.seed, result.fold, state, result.metrics, result.reason)
+
+
+class _JournalLock:
+    """A lock that the operating system releases. Optuna's own locks are files, which a killed process leaves behind."""
+
+    def __init__(self, folder: Path) -> None:
+        (folder / LOCKS).mkdir(exist_ok=True)
+        self._lock = FileLock(folder / LOCKS / "journal.lock", fallback_to_soft=False)
+
+    def acquire(self) -> bool:
+        self._lock.acquire()
+        return True
+
+    def release(self) -> None:
+        self._lock.release()
 
 
 def _suggest(trial: Trial, key: str, space: Space) -> None:

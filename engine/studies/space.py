@@ -4,7 +4,6 @@ import json
 import math
 import re
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, get_args
 
 from engine.config.config import Config, load_config
@@ -132,9 +131,3 @@ def _kinds(config: Config, key: str) -> set[Any]:
 
 def _accepts(config: Config, key: str) -> str:
     return config.parameters[key].accepts
-
-
-def config_file(folder: Path) -> Path:
-    """Return the config of a study in its folder."""
-    (path,) = (file for file in folder.glob("*.yaml") if file.name != "study.yaml")
-    return path

@@ -11,9 +11,10 @@ import signal
 import sys
 import threading
 import time
+import traceback
 from collections import Counter
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, Pipe, wait
 from pathlib import Path
@@ -22,12 +23,16 @@ from typing import Any
 
 from engine.config.components import FOLDERS
 from engine.config.config import Config
+from engine.contracts import UserError
 from engine.runs.run_folder import INTERRUPTED
-from engine.studies.jobs import Job, Queue, has_ended, last_error, log_file, note_failure
+from engine.runs.run_lock import is_running
+from engine.studies.jobs import Job, Queue, failure_file, has_ended, last_error, log_file, note_failure
 from engine.studies.results import RunResult
 from engine.training.exits import Stopped
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
 MAX_KILLS = 3  # a run that was killed this many times, for example because the memory is full, has failed
+NUM_FIRST = 3  # runs; if all of them are refused for the same reason, the study ends
 LOOK_AGAIN_SECONDS = 1.0  # between two looks for jobs that another command has left
 # modules that every run imports
 WARM_MODULES = (
@@ -72,14 +77,14 @@ def warm_up(config: Config) -> None:
             importlib.import_module(name)
     from PIL import Image
 
-    from engine.runs.run_record import code_digests, git_state
+    from engine.runs.run_record import code_state
 
     Image.init()  # imports the modules of all formats
-    code_digests(), git_state()  # the code in memory is that of the start of the study
+    code_state()  # the code in memory is that of the start of the study
 
 
-def run_jobs(queue: Queue, num_workers: int, train: Train, show: Show) -> None:
-    """Run all jobs of a queue, and wait for those of other commands.
+def run_jobs(queue: Queue, num_workers: int, train: Train, show: Show) -> int:
+    """Run the jobs of a queue until none is left that another command does not run.
 
     Args:
         queue: The jobs.
@@ -87,34 +92,42 @@ def run_jobs(queue: Queue, num_workers: int, train: Train, show: Show) -> None:
         train: Trains a job in a new process, see `Train`.
         show: Called after a change with the running processes, and with the result of a run that has ended and its seconds.
 
+    Returns:
+        The number of runs that other commands still run.
+
     Raises:
         Stopped: after SIGINT or SIGTERM, when all runs have ended.
+        UserError: if the first runs are refused for the same reason.
     """
     workers: list[Worker] = []
     kills: Counter[str] = Counter()
+    ended: list[RunResult] = []
     with _Signals(workers) as signals:
         try:
             while True:
                 while len(workers) < num_workers and not signals.received and (job := queue.claim()) is not None:
+                    if signals.received:  # while the job was chosen
+                        job.claim.release()
+                        break
                     if has_ended(queue.folder, job.folder):  # its command was killed before it noted the end
                         show(workers, queue.finish(job), 0.0)
                         continue
                     job.slot = min(set(range(num_workers)) - {worker.job.slot for worker in workers})
-                    workers.append(_start(job, workers, queue.folder, train))
+                    with signals.blocked():
+                        workers.append(_start(job, workers, queue.folder, train))
                     show(workers, None, 0.0)
                 if not workers:
                     if signals.received:
                         raise Stopped(signals.received)
-                    if not queue.num_left():
-                        return
-                    time.sleep(LOOK_AGAIN_SECONDS)
-                    continue
+                    return queue.num_left()
                 ready = wait([worker.pipe for worker in workers], LOOK_AGAIN_SECONDS)
                 for worker in [worker for worker in workers if worker.pipe in ready]:
                     if not _answer(worker, queue):
                         workers.remove(worker)
                         kills[worker.job.run.name] += _end(worker, queue.folder, kills[worker.job.run.name])
-                        show(workers, queue.finish(worker.job), time.monotonic() - worker.started)
+                        ended.append(queue.finish(worker.job))
+                        show(workers, ended[-1], time.monotonic() - worker.started)
+                        _check_first(ended, queue.folder)
                 show(workers, None, 0.0)
         finally:
             for worker in workers:
@@ -129,6 +142,9 @@ def _start(job: Job, workers: Sequence[Worker], study: Path, train: Train) -> Wo
     if (pid := os.fork()) == 0:
         code = 1
         try:
+            for signum in SIGNALS:  # until the run handles them
+                signal.signal(signum, signal.SIG_DFL)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
             ours.close()
             for fd in (lifeline, *(worker.lifeline for worker in workers)):
                 os.close(fd)
@@ -136,9 +152,11 @@ def _start(job: Job, workers: Sequence[Worker], study: Path, train: Train) -> Wo
             os.setpgid(0, 0)  # Ctrl-C reaches the command alone, which passes it on once
             _write_output_to(log_file(study, job.run.name))
             code = train(job, lambda step, value: _ask(theirs, step, value))
+        except BaseException:
+            traceback.print_exc()
+        finally:
             sys.stdout.flush()
             sys.stderr.flush()
-        finally:
             os._exit(code)
     theirs.close()
     os.close(alive)
@@ -168,9 +186,11 @@ def _answer(worker: Worker, queue: Queue) -> bool:
     """Answer a report. Returns False if the process has ended."""
     try:
         step, value = worker.pipe.recv()
-        worker.pipe.send(queue.report(worker.job, step, value))
     except (EOFError, OSError):
         return False
+    answer = queue.report(worker.job, step, value)
+    with suppress(OSError):  # the process has ended meanwhile
+        worker.pipe.send(answer)
     return True
 
 
@@ -182,9 +202,17 @@ def _end(worker: Worker, study: Path, num_kills: int) -> bool:
     is_killed = code < 0
     if is_killed and num_kills + 1 >= MAX_KILLS:
         note_failure(study, worker.job.run.name, f"killed {MAX_KILLS} times by {signal.Signals(-code).name}")
-    elif not is_killed and code not in (0, *INTERRUPTED) and not has_ended(study, worker.job.folder):
+    elif not (is_killed or code in INTERRUPTED or has_ended(study, worker.job.folder) or is_running(worker.job.folder)):
+        # a run is still running if its command was killed, and its process is about to end
         note_failure(study, worker.job.run.name, last_error(study, worker.job.run.name))
-    return is_killed
+    return is_killed and code != -signal.SIGTERM  # which ends a run that does not handle it yet
+
+
+def _check_first(ended: Sequence[RunResult], study: Path) -> None:
+    """Raise a `UserError` if the first runs were refused for the same reason. Other runs would be refused, too."""
+    refused = [run.reason for run in ended if failure_file(study, run.name).exists()]
+    if len(ended) == len(refused) == NUM_FIRST and len({*refused}) == 1:
+        raise UserError(f"the first {NUM_FIRST} runs failed for the same reason: {refused[0]}")
 
 
 class _Signals:
@@ -199,7 +227,7 @@ class _Signals:
         self._handlers: dict[int, Any] = {}
 
     def __enter__(self) -> "_Signals":
-        for signum in (signal.SIGINT, signal.SIGTERM):
+        for signum in SIGNALS:
             self._handlers[signum] = signal.signal(signum, self._handle)
         return self
 
@@ -207,11 +235,23 @@ class _Signals:
         for signum, handler in self._handlers.items():
             signal.signal(signum, handler)
 
+    @contextmanager
+    def blocked(self) -> Iterator[None]:
+        """Let signals wait, so that none is lost between the start of a process and its entry in the list."""
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        try:
+            yield
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+
     def _handle(self, signum: int, frame: FrameType | None) -> None:
         is_second, self.received = bool(self.received), self.received or signum
-        if not is_second:
+        if not is_second and signum == signal.SIGINT:
             with suppress(OSError):
                 os.write(2, NOTICE)
         for worker in self.workers:
             with suppress(ProcessLookupError):
-                os.kill(worker.pid, signal.SIGKILL if is_second and signum == signal.SIGINT else signal.SIGTERM)
+                if is_second and signum == signal.SIGINT:
+                    os.killpg(worker.pid, signal.SIGKILL)  # with the processes that load its data
+                else:
+                    os.kill(worker.pid, signal.SIGTERM)

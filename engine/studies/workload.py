@@ -1,7 +1,6 @@
 """Measures how many runs a study should train at the same time."""
 
 import tempfile
-import time
 from pathlib import Path
 
 from engine.studies.folder import write_config
@@ -38,21 +37,18 @@ def fastest_workers(plan: Plan, train: Train) -> tuple[int, int | None]:
         The number of runs at the same time, and the threads of each run; None for all cores.
     """
     cores = available_cores()
-    alone = _steps_per_second(plan, 1, cores, train)
     together = _steps_per_second(plan, cores, 1, train)
+    alone = _steps_per_second(plan, 1, cores, train)
     return (cores, 1) if together > alone else (1, None)
 
 
 def _steps_per_second(plan: Plan, num_workers: int, threads: int, train: Train) -> float:
-    """Return the steps per second of all runs together, starts included; 0 if a run fails, for example without memory."""
+    """Return the steps per second of training of all runs together; 0 if a run fails, for example without memory."""
     with tempfile.TemporaryDirectory(prefix="study-") as name:
         folder = Path(name)
         write_config(plan, folder)
         overrides = [*PROBE, f"run.threads={threads}"]
         runs = [PlannedRun(f"probe-{i}", overrides, plan.config["seed"], None) for i in range(num_workers)]
-        started = time.monotonic()
         run_jobs(PlannedQueue(plan, folder, runs), num_workers, train, lambda *_: None)
-        seconds = time.monotonic() - started
-        results = [read_result(plan, folder, run) for run in runs]
-        steps = [result.metrics.get("steps", 0) for result in results]
-        return sum(steps) / seconds if all(steps) else 0.0
+        metrics = [read_result(plan, folder, run).metrics for run in runs]
+        return sum(each["steps"] / each["train_seconds"] for each in metrics) if all(metrics) else 0.0
