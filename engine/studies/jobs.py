@@ -1,7 +1,7 @@
-"""The jobs of a study: which run is next, and what its end means. A job belongs to one process at a time.
+"""The jobs of a study: selection of the next run, and handling of its result. A job belongs to one process at a time.
 
 Several commands, also on other machines, may work on a study. They share its folder. A command claims a job with a file
-lock. The operating system releases the lock when the command and the process of the run have ended, even if they are killed.
+lock. The operating system releases the lock when both the command and the process of the run have ended, also after SIGKILL.
 """
 
 import math
@@ -115,7 +115,7 @@ def has_ended(study: Path, folder: Path) -> bool:
 
 
 def note_failure(study: Path, name: str, reason: str) -> None:
-    """Note why a run has failed that could not note it itself, because it was killed or its config was refused."""
+    """Record the reason of a failure for a run that could not write it: the run was killed, or its config was refused."""
     failure_file(study, name).parent.mkdir(exist_ok=True)
     failure_file(study, name).write_text(reason, encoding="utf-8")
 

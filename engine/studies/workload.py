@@ -44,7 +44,10 @@ def fastest_workers(plan: Plan, train: Train) -> tuple[int, int | None]:
 
 
 def _steps_per_second(plan: Plan, num_workers: int, threads: int, train: Train) -> float:
-    """Return the steps per second of all runs together, starts included; 0 if a run fails, for example without memory."""
+    """Return the total steps per second of all runs, including their start.
+
+    Return 0 if a run fails, for example if the memory is full.
+    """
     with tempfile.TemporaryDirectory(prefix="study-") as name:
         folder = Path(name)
         write_config(plan, folder)
