@@ -328,6 +328,9 @@ def _conclusion(analysis: Analysis) -> Iterator[str]:
         return
     best = analysis.ranked[0].number
     pairs = {pair: found for pair, found in analysis.differences.items() if best in pair}
+    if not any(analysis.differences.values()):
+        yield f"Settings cannot be compared: no two settings have 2 finished {analysis.repetitions} in common."
+        return
     if not any(pairs.values()):
         yield (
             f"{analysis.names[best]} has the best mean, but it cannot be compared: it has fewer than 2 finished "

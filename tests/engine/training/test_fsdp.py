@@ -47,7 +47,7 @@ def script(tmp_path):
 
 @pytest.mark.slow
 def test_a_sharded_model_trains_like_an_unsharded_model(script, tmp_path):
-    """Checkpoints are disabled: torch increments Adam's step counter if it reads the optimizer state before the first step."""
+    # checkpoints are disabled: torch increments Adam's step counter if it reads the optimizer state before the first step
     argv = ["--config", IRIS, *TWO, "trainer.max_epochs=3", "trainer.enable_checkpointing=false", "model.dropout=0"]
     found = []
     for command in ("train.py", script):
