@@ -5,7 +5,7 @@ each hyperparameter, the metric against its values. Otherwise: for each metric, 
 there are few runs.
 
 A diverged trial would compress the rest of the axis of a metric. Therefore values that are more than `FENCE` interquartile
-ranges worse than the quartiles are drawn at the end of the axis, if this shortens the axis by at least half.
+ranges worse than the quartiles are drawn at the end of the axis, if this shortens the axis by more than half.
 """
 
 import math
@@ -46,7 +46,7 @@ MAX_TICKS = 5
 MIN_BOX = 5  # values of a setting with a box; fewer values are only points
 MAX_SETTINGS = 25  # most settings in a picture
 FENCE = 5.0  # interquartile ranges; Tukey (Exploratory Data Analysis, 1977) calls values beyond 3 "far out"
-JITTER = 3  # offset between trials with equal values
+JITTER = 3  # horizontal offset between trials with equal values
 RADIUS = 3
 LEFT, RIGHT = 14, CARD_WIDTH - 14  # ends of the axes of parallel coordinates and box plots
 AXIS_GAP = 62  # distance between parallel axes

@@ -191,7 +191,7 @@ class Analysis:
 
     @property
     def repetitions(self) -> str:
-        """What two settings need at least two of, so that they can be compared: "folds", "splits" or "seeds"."""
+        """Two settings can be compared if they have two of these in common: "folds", "splits" or "seeds"."""
         if self.study.num_folds:
             return "folds"
         return "splits" if self.test_to_train(None, self.metric) else "seeds"

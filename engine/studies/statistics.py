@@ -23,7 +23,7 @@ from typing import TypeAlias
 from engine.contracts import ConfigError, is_lower_better
 
 LEVEL = 0.95  # confidence level of an interval
-POWER = 0.8  # probability that the needed number of runs detects a difference
+POWER = 0.8  # probability that the needed number of runs detects the difference
 SMALLEST_POINTS = 0.005  # half a percentage point: the difference that `verdict` looks for
 SMALLEST_FRACTION = 0.05  # the same for metrics in their own unit, as a fraction of the first mean
 MAX_COUNT = 10_000  # largest number of runs that `needed_count` returns

@@ -28,7 +28,8 @@ def precision_for(accelerator: str, wanted: str | int) -> str:
     "auto" is bf16-mixed if a GPU or a CPU multiplies bf16 natively, and 32-true otherwise, also on TPUs.
 
     Raises:
-        OptionError: if the device does not support `wanted`. Lightning uses another precision, or the loss becomes NaN.
+        OptionError: if the device does not support `wanted`. With such a precision, Lightning uses another one, or the loss
+            becomes NaN.
     """
     on_tpu = uses_tpu(accelerator)
     on_gpu = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available() and not on_tpu
