@@ -1,10 +1,10 @@
-"""Train a config many times: with several seeds, on all folds, or with varied values, and report what may be concluded.
+"""Train a config with several seeds, on all folds or with different values, and report means, intervals and differences.
 
 python study.py --config configs/iris_mlp.yaml --seeds 10
 python study.py --config configs/iris_mlp.yaml --folds 5 --seeds 3
 python study.py --config configs/mnist_mlp.yaml --vary optimizer.name=adam,adamw --seeds 5
 python study.py --config configs/mnist_mlp.yaml --vary 'optimizer.lr=log(1e-4, 0.1)' 'model.dropout=range(0, 0.5)' --trials 9
-python study.py --resume runs/STUDY                 go on after an interruption, or help on another machine
+python study.py --resume runs/STUDY                 continue an interrupted study, also from a second machine
 """
 
 import signal
@@ -76,7 +76,7 @@ def main(argv: list[str]) -> int:
     try:
         result = run_study(plan, folder, num_workers, train)
     except Stopped as error:
-        print(f"{error}; go on with: python study.py --resume {shell_word(folder)}", file=sys.stderr)
+        print(f"{error}; continue with: python study.py --resume {shell_word(folder)}", file=sys.stderr)
         return error.exit_code
     if result is None:
         print_line("other commands train the remaining runs; the last of them writes the report")
@@ -94,7 +94,7 @@ def submit(folder: Path, options: str) -> int:
 
 def make_train(plan: Plan) -> "Train":
     """Import everything that the runs need, and return the function that trains a job."""
-    # counting GPUs must not initialize CUDA, because a fork could not use it then
+    # count GPUs without initializing CUDA: a forked process cannot use CUDA if its parent has initialized it
     os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
     import torch
 
@@ -131,7 +131,7 @@ def choose_workers(plan: Plan, wanted: int | None, is_resumed: bool, train: "Tra
 
     if num_gpus := torch.cuda.device_count():
         return plan, wanted or num_gpus
-    if is_resumed:  # other threads would change the last digits of the remaining runs
+    if is_resumed:  # another number of threads would change the rounding of the remaining runs
         return plan, wanted or (max(1, available_cores() // plan.threads) if plan.threads else 1)
     if wanted is not None:
         is_shared = wanted > 1 and chooses_threads(plan)
@@ -189,22 +189,22 @@ def show_result(study: StudyResult) -> int:
 
 
 def check_earlier(arguments: argparse.Namespace) -> None:
-    """Raise a `ConfigError` for an option that an earlier study has fixed when it was created."""
+    """Raise a `ConfigError` if `--resume` or `--repeat` is combined with an option that the study stores."""
     if arguments.resume is not None and arguments.repeat is not None:
         raise ConfigError(COMMAND_LINE, "--repeat", "cannot be combined with --resume", "leave out one of them")
     options = ["config", "seeds", "folds", "trials", "vary", "metric", "overrides", "grid", "no_pruning"]
     for option in [*options, *(["name"] if arguments.resume is not None else [])]:
         if getattr(arguments, option):
             name = "KEY=VALUE" if option == "overrides" else f"--{option.replace('_', '-')}"
-            raise ConfigError(COMMAND_LINE, name, f"{arguments.resume or arguments.repeat} has its own", "leave it out")
+            problem = f"cannot be used, because {arguments.resume or arguments.repeat} stores this option"
+            raise ConfigError(COMMAND_LINE, name, problem, "leave it out")
 
 
 def plan_of(arguments: argparse.Namespace) -> Plan:
     """Return the plan of the command line."""
     if arguments.config is None:
-        raise ConfigError(
-            COMMAND_LINE, "--config", "is missing", "write python study.py --config configs/iris_mlp.yaml"
-        )
+        hint = "for example: python study.py --config configs/iris_mlp.yaml --seeds 10"
+        raise ConfigError(COMMAND_LINE, "--config", "is missing", hint)
     vary, single = split_values(arguments.vary or [])
     overrides = [*arguments.overrides, *single]
     config = load_config(arguments.config, overrides)
@@ -223,19 +223,19 @@ def make_parser() -> CommandLineParser:
     parser.add_argument(
         "overrides", nargs="*", metavar="KEY=VALUE", help="change a value of all runs: optimizer.lr=0.1"
     )
-    parser.add_argument("--config", metavar="FILE", type=home_path, action=StoreOnce, help="experiment to study")
+    parser.add_argument("--config", metavar="FILE", type=home_path, action=StoreOnce, help="config to train")
     parser.add_argument("--seeds", metavar="N", type=at_least(2), help="train each setting with N seeds")
     parser.add_argument("--folds", metavar="K", type=at_least(2), help="train each setting on K folds")
     parser.add_argument(
         "--vary", metavar="KEY=VALUES", nargs="+", action="extend",
-        help="choices, such as 64,128, or a range for a search, such as log(1e-4, 1e-1) or range(0, 0.5)",
+        help="list of values, such as 64,128, or a range for a search, such as log(1e-4, 1e-1) or range(0, 0.5)",
     )  # fmt: skip
-    parser.add_argument("--grid", action="store_true", help="run all combinations of the choices")
+    parser.add_argument("--grid", action="store_true", help="train all combinations of the values of --vary")
     parser.add_argument("--trials", metavar="N", type=at_least(1), help="search with N trials (needs Optuna)")
-    parser.add_argument("--no-pruning", action="store_true", help="do not stop hopeless trials of a search early")
+    parser.add_argument("--no-pruning", action="store_true", help="train all trials of a search to the end")
     parser.add_argument(
         "--metric", metavar="NAME", choices=METRICS,
-        help=f"metric to compare: {', '.join(METRICS)} (default: accuracy); a search uses run.monitor",
+        help=f"metric that the report compares: {', '.join(METRICS)} (default: accuracy). A search optimizes run.monitor",
     )  # fmt: skip
     parser.add_argument(
         "--workers", metavar="N", type=at_least(1), help="number of runs at the same time (default: measured)"
@@ -244,7 +244,7 @@ def make_parser() -> CommandLineParser:
         "--slurm", metavar="OPTIONS", help="submit jobs with these options of sbatch: '--array=1-8 --cpus-per-task=4'"
     )
     parser.add_argument("--name", metavar="NAME", help="name of the study's folder (default: the config and the time)")
-    parser.add_argument("--resume", metavar="FOLDER", type=home_path, action=StoreOnce, help="go on with a study")
+    parser.add_argument("--resume", metavar="FOLDER", type=home_path, action=StoreOnce, help="continue a study")
     parser.add_argument(
         "--repeat", metavar="FOLDER", type=home_path, action=StoreOnce, help="start a study again, in a new folder"
     )
@@ -256,7 +256,7 @@ def at_least(low: int):  # type: ignore[no-untyped-def]
 
     def read(text: str) -> int:
         if not text.isdecimal() or int(text) < low:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a number of at least {low}")
+            raise argparse.ArgumentTypeError(f"{text!r} is not an integer of at least {low}")
         return int(text)
 
     return read

@@ -1,10 +1,10 @@
-"""Repeats the table of accuracies in docs/speed.md with `study.py`, and says which figures no longer hold.
+"""Repeats the table of accuracies in docs/speed.md with `study.py`, and reports the values that are not reproduced.
 
     python -m benchmarks.accuracy --data DIR [CONFIG ...]       such as iris_mlp mnist_mlp; all if none is given
 
-DIR contains the data sets as `data.root`, and a folder `adult` with train.csv and test.csv. A config whose data is missing
-is left out. Studies that were interrupted go on. A figure holds if it lies in the 95 % interval of the new mean. For the
-figure of a single run, the interval is that of a single run.
+DIR has the layout of `data.root`, plus a folder `adult` with train.csv and test.csv, and a folder `sst2` with train.tsv and
+dev.tsv. A config whose data is missing is left out. Interrupted studies are resumed. A value is reproduced if it lies in the
+95 % confidence interval of the new mean. A value of a single run must lie in the 95 % prediction interval of a single run.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from engine.runs.tables import print_table
 
 ROW = re.compile(r"^\| `configs/(\w+)\.yaml` \| ([\d.]+) %(.*?)\|", re.M)
 SEEDS = re.compile(r"seeds (\d+) (?:to|and) (\d+)")
-NUM_SEEDS = 3  # for the figure of a single run
+NUM_SEEDS = 3  # number of seeds if the value is of a single run
 
 
 def main() -> None:
@@ -44,11 +44,9 @@ def main() -> None:
         seeds = SEEDS.search(rest)
         num_seeds = int(seeds[2]) - int(seeds[1]) + 1 if seeds else NUM_SEEDS
         mean, low, high = measure(name, num_seeds, data, options.root, is_single=seeds is None)
-        holds = low <= float(text) / 100 <= high
+        state = "reproduced" if low <= float(text) / 100 <= high else "NOT REPRODUCED"
         interval = f"{low:.2%} to {high:.2%}"
-        found.append(
-            [name, f"{text} %", f"{mean:.2%} ({num_seeds} seeds)", interval, "holds" if holds else "NO LONGER HOLDS"]
-        )
+        found.append([name, f"{text} %", f"{mean:.2%} ({num_seeds} seeds)", interval, state])
     print_table(["config", "docs/speed.md", "measured", "95 % interval", ""], found)
 
 
@@ -71,7 +69,7 @@ def data_options(name: str, data: Path, model: str | None) -> list[str] | None:
 
 
 def measure(name: str, num_seeds: int, data: list[str], root: Path, is_single: bool) -> tuple[float, float, float]:
-    """Return the mean test accuracy of a study, and its interval or that of a single run."""
+    """Return the mean test accuracy of a study, and its confidence interval or the prediction interval of a single run."""
     folder = root / name
     command = ["--config", f"configs/{name}.yaml", *data, f"run.root={root}", "--seeds", str(num_seeds), "--name", name]
     if (folder / STUDY_FILE).is_file():

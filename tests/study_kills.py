@@ -57,7 +57,7 @@ def study(*argv: str, root: Path, kill: float | None = None) -> int:
 
 
 def compare(whole: Path, killed: Path) -> list[str]:
-    """The differences between two studies."""
+    """Return the differences between two studies."""
     found = [] if trials(whole) == trials(killed) else ["the trials differ"]
     names = [sorted(path.parent.name for path in folder.glob("*/*/metrics.json")) for folder in (whole, killed)]
     if names[0] != names[1]:
@@ -69,7 +69,7 @@ def compare(whole: Path, killed: Path) -> list[str]:
 
 
 def trials(folder: Path) -> list[Any]:
-    """Everything that Optuna knows about the trials, except for times."""
+    """Return parameters, state, values and intermediate values of all trials, without times."""
     storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(folder / JOURNAL)))
     study = optuna.load_study(study_name="study", storage=storage)
     return [(trial.params, trial.state, trial.values, trial.intermediate_values) for trial in study.get_trials()]

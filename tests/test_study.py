@@ -22,11 +22,11 @@ from tests.runs import IRIS, WITHOUT_PICTURES
 SEARCH = ["--config", IRIS, "--vary", "optimizer.lr=log(1e-4, 1e-1)", "--trials", "3"]
 MISTAKES = [
     ([], "--config: is missing"),
-    (["--config", IRIS], "nothing to study"),
+    (["--config", IRIS], "--seeds, --folds or --vary is missing; see --help"),
     (["--config", "configs/none.yaml", "--seeds", "3"], "configs/none.yaml"),
-    (["--config", IRIS, "--seeds", "1"], "'1' is not a number of at least 2"),
-    (["--config", IRIS, "--seeds", "many"], "'many' is not a number of at least 2"),
-    (["--config", IRIS, "--folds", "1"], "'1' is not a number of at least 2"),
+    (["--config", IRIS, "--seeds", "1"], "'1' is not an integer of at least 2"),
+    (["--config", IRIS, "--seeds", "many"], "'many' is not an integer of at least 2"),
+    (["--config", IRIS, "--folds", "1"], "'1' is not an integer of at least 2"),
     (["--config", IRIS, "--seeds", "3", "optimizer.lt=1"], "optimizer.lt: unknown key"),
     (["--config", IRIS, "--seeds", "3", "--metric", "kappa"], "invalid choice: 'kappa'"),
     (["--config", IRIS, "--vary", "optimizer.lr"], "'optimizer.lr' has no values"),
@@ -46,28 +46,31 @@ MISTAKES = [
     (["--config", IRIS, "--vary", "optimizer.lr=log(1e-4, inf)", "--trials", "3"], "is not finite"),
     (["--config", IRIS, "--vary", "model.dropout=range(0, 2)", "--trials", "3"], "model.dropout: 2"),
     (["--config", IRIS, "--vary", "data.batch_size=range(0.5, 8)", "--trials", "3"], "the ends must be integers"),
-    (["--config", IRIS, "--vary", "model.activation=range(1, 2)", "--trials", "3"], "is a range of numbers"),
-    (["--config", IRIS, "--vary", "optimizer.lr=log(1e-4, 1e-1)"], "add --trials 40 for a search"),
+    (
+        ["--config", IRIS, "--vary", "model.activation=range(1, 2)", "--trials", "3"],
+        "range(...) needs a key with numbers",
+    ),
+    (["--config", IRIS, "--vary", "optimizer.lr=log(1e-4, 1e-1)"], "a range needs a search; add --trials 40, or list"),
     (["--config", IRIS, "--vary", "optimizer.lr=1,2", "model.dropout=0,0.1"], "add --grid"),
     (["--config", IRIS, "--vary", "seed=1,2"], "seed: cannot be varied; use --seeds"),
     (["--config", IRIS, "--vary", "data.fold=1,2"], "data.fold: cannot be varied; use --seeds or --folds"),
     (["--config", IRIS, "--vary", "optimizer.lr=1,2", "optimizer.lr=3,4"], "optimizer.lr: is varied twice"),
     (["--config", IRIS, "optimizer.lr=1", "--vary", "optimizer.lr=1,2"], "is varied and set to a value"),
-    (["--config", IRIS, "--seeds", "3", "--grid"], "--grid: needs something to vary"),
-    (["--config", IRIS, "--trials", "3", "--seeds", "3"], "--trials: needs something to search"),
-    ([*SEARCH, "--grid"], "--grid: runs all combinations"),
-    ([*SEARCH, "--folds", "5"], "--folds: a search uses the validation set"),
+    (["--config", IRIS, "--seeds", "3", "--grid"], "--grid: needs --vary KEY=A,B"),
+    (["--config", IRIS, "--trials", "3", "--seeds", "3"], "--trials: needs --vary KEY=VALUES"),
+    ([*SEARCH, "--grid"], "--grid: cannot be combined with --trials"),
+    ([*SEARCH, "--folds", "5"], "--folds: cannot be combined with --trials"),
     ([*SEARCH, "--metric", "f1"], "--metric: a search optimizes run.monitor"),
-    ([*SEARCH, "trainer.enable_checkpointing=false"], "trainer.enable_checkpointing: a search compares"),
+    ([*SEARCH, "trainer.enable_checkpointing=false"], "trainer.enable_checkpointing: must be true for a search"),
     (["--config", IRIS, "--seeds", "3", "--name", "a/b"], "--name: 'a/b' is not the name of a folder"),
     (["--config", IRIS, "--seeds", "200000"], "200,000 runs are too many"),
     (["--resume", "configs"], "configs: is not the folder of a study"),
     (["--seed", "3"], "unrecognized arguments"),
-    (["--config", IRIS, "--trials", "3"], "--trials: needs something to search; add --vary"),
+    (["--config", IRIS, "--trials", "3"], "--trials: needs --vary KEY=VALUES"),
     (["--config", IRIS, "--seeds", "3", "--no-pruning"], "--no-pruning: is for a search"),
     (["--config", IRIS, "--folds", "3", "data.num_folds=3"], "data.num_folds: is set by --folds"),
     (["--resume", "configs", "--repeat", "configs"], "--repeat: cannot be combined with --resume"),
-    (["--resume", "configs", "--seeds", "3"], "--seeds: configs has its own"),
+    (["--resume", "configs", "--seeds", "3"], "--seeds: cannot be used, because configs stores this option"),
 ]
 
 
@@ -197,7 +200,7 @@ def test_ctrl_c_saves_and_the_study_goes_on(tmp_path):
     process.send_signal(signal.SIGINT)
     _, printed = process.communicate(timeout=60)
     assert process.returncode == 130, printed
-    assert "go on with: python study.py --resume" in printed
+    assert "continue with: python study.py --resume" in printed
     (folder,) = (tmp_path / "stopped").iterdir()
     assert "finished" not in states(folder).values()
     run_study(tmp_path / "stopped", "--resume", str(folder), "--workers", "2")

@@ -1,7 +1,7 @@
 """Finds the run to resume, and checks that the experiment has not changed.
 
 ``--resume RUN`` and ``--resume auto`` name the run. ``torchrun --max-restarts`` starts the same command again if a process
-has died. Then the command resumes the run that it has begun before.
+has died. The command then resumes the run that it started before the restart.
 """
 
 import os
@@ -55,12 +55,12 @@ def find_run(text: str, path: Path | None, overrides: list[str]) -> Config:
     if changed := first_difference(load_config(folder / "config.yaml"), config):
         key, old, new = changed
         hint = "for a changed experiment, start a new run without --resume"
-        raise config.error(key, f"is {new} here, and {old} in {folder}", hint)
+        raise config.error(key, f"is {new} in this command, but {old} in {folder}", hint)
     return replace(config, resumed_folder=folder, checkpoint=given if is_checkpoint else None)
 
 
 def find_restarted(config: Config) -> Config:
-    """Return `config` with the folder of the run that this torchrun command has begun before a process died, if any.
+    """Return `config` with the folder of the run that this torchrun command started before a restart, if any.
 
     Args:
         config: The config on the command line, without ``--resume``.
@@ -119,7 +119,7 @@ def _find_newest(path: Path | None, overrides: list[str]) -> Config:
         if changed is None:
             return replace(config, resumed_folder=newest, may_fall_back=True)
         key, old, new = changed
-        problem = f"in the newest unfinished run, {newest}, {key} is {old}, and {new} here"
+        problem = f"{key} is {old} in the newest unfinished run {newest}, but {new} in this command"
         hint = f"give --resume {shell_word(newest)}, or start a run without --resume"
     raise ConfigError(COMMAND_LINE, "--resume", f"nothing to resume: {problem}", hint)
 

@@ -38,7 +38,7 @@ def create_study(plan: Plan, name: str | None, root: Path) -> Path:
             shutil.rmtree(folder, ignore_errors=True)
             raise
     except FileExistsError:
-        hint = f"choose another name, or go on with it: --resume {shell_word(folder)}"
+        hint = f"choose another name, or continue the study: --resume {shell_word(folder)}"
         raise ConfigError(COMMAND_LINE, "--name", f"{folder} exists", hint) from None
     except OSError as error:
         raise plan.config.error("run.root", f"cannot write to {folder} ({error.strerror})") from None

@@ -77,13 +77,15 @@ def read_group(name: str, runs: Sequence[Run]) -> RunGroup:
             kept[key] = run
             configs.append(config)
     if len(kept) < 2:
-        problem = f"a group needs at least 2 finished runs with different seeds or folds, and this has {len(kept)}"
-        raise ConfigError(COMMAND_LINE, name, problem, "train again with another seed, for example seed=1")
+        problem = f"needs at least 2 finished runs with different seeds or folds, but has {len(kept)}"
+        raise ConfigError(COMMAND_LINE, name, problem, "train with another seed, for example seed=1")
     return RunGroup(name, kept, configs, len(runs) - len(finished), len(finished) - len(kept))
 
 
 def compare_groups(groups: Sequence[RunGroup]) -> list[MetricComparison]:
-    """Compare all metrics of the test and the validation, and the training time, that at least two runs of each group have.
+    """Compare test metrics, validation metrics and the training time.
+
+    A metric is left out if fewer than two runs, or splits, of a group have it.
 
     Raises:
         ConfigError: if a run is in two groups, if only some groups have several splits of the data, or if the groups have no
@@ -150,21 +152,21 @@ def group_notes(groups: Sequence[RunGroup], comparisons: Sequence[MetricComparis
     """Yield sentences about the runs that are left out, and about how the groups are compared."""
     for group in groups:
         if group.num_unfinished:
-            yield f"{group.name}: {count_of(group.num_unfinished, 'unfinished run')} left out"
+            yield f"{group.name}: {_left_out(group.num_unfinished, 'unfinished run')}"
         if group.num_older:
-            yield f"{group.name}: {count_of(group.num_older, 'older run')} with the same seed and split left out"
+            yield f"{group.name}: {_left_out(group.num_older, 'older run', ' with the same seed and split')}"
         if keys := group.differing_keys():
-            yield f"{group.name}: the runs are not repetitions of one setting, because they also differ in {listed(keys)}"
+            yield f"{group.name}: the runs also differ in {listed(keys)}, so they are not repetitions of the same setting"
     differences = [found for each in comparisons for found in each.differences.values() if found is not None]
     if all(found.is_paired for found in differences):
         yield "paired: the groups have the same seeds and splits"
     else:
         yield "not paired: the groups have different seeds or splits"
     if any(found.test_to_train for found in differences):
-        yield "the runs use several splits of the same data, so the intervals allow for overlapping training sets"
+        yield "the runs use several splits of the same data, so the intervals are corrected for overlapping training sets"
     if len(groups) > 2:
         num_pairs = len(groups) * (len(groups) - 1) // 2
-        yield f"the intervals allow for the number of pairs: {num_pairs} for each metric"
+        yield f"the intervals are corrected for {num_pairs} pairs per metric (Holm)"
 
 
 def to_dict(groups: Sequence[RunGroup], comparisons: Sequence[MetricComparison]) -> dict[str, Any]:
@@ -188,6 +190,10 @@ def to_dict(groups: Sequence[RunGroup], comparisons: Sequence[MetricComparison])
         ]
         metrics.append({"metric": each.metric, "groups": summaries, "differences": pairs})
     return {"groups": facts, "metrics": metrics}
+
+
+def _left_out(count: int, noun: str, which: str = "") -> str:
+    return f"{count_of(count, noun)}{which} {'is' if count == 1 else 'are'} left out"
 
 
 def _verdict(metric: str, first: str, second: str, found: Difference | None) -> str:

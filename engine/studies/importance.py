@@ -1,12 +1,12 @@
-"""How much each hyperparameter of a search matters.
+"""The importance of each hyperparameter of a search.
 
-The importance of a hyperparameter is the share of the differences between the trials that it explains alone. A least-squares
-fit predicts the rank of a trial's metric from one hyperparameter: a parabola for a range (on its logarithm for a logarithmic
+The importance of a hyperparameter is the fraction of the variance between trials that it alone explains. A least-squares fit
+predicts the rank of a trial's metric from one hyperparameter: a parabola for a range (on its logarithm for a logarithmic
 range), the mean of each value for choices. The importance is the adjusted R^2 of this fit (Ezekiel, Methods of Correlation
-Analysis, 1930). Ranks make a few diverged trials harmless. The F test of the fit tells the importance from chance.
+Analysis, 1930). Ranks limit the effect of diverged trials. An F test decides whether the importance is significant.
 
-Optuna's evaluators are not used. PED-ANOVA (https://arxiv.org/abs/2304.10255) asks how the best trials differ from the
-others. With 12 to 40 trials of TPE it misses choices, because TPE soon avoids the bad values in all trials. fANOVA needs
+Optuna's evaluators are not used. PED-ANOVA (https://arxiv.org/abs/2304.10255) compares the best trials with the other
+trials. With 12 to 40 trials of TPE it misses choices, because TPE soon avoids the bad values in all trials. fANOVA needs
 scikit-learn. Both divide 100 % among the hyperparameters even if none of them matters.
 """
 
@@ -21,7 +21,7 @@ from engine.studies.statistics import check_scipy
 # N trials, P columns of a fit
 
 MIN_TRIALS = 10  # with fewer trials, most importances are chance
-LEVEL = 0.05  # of the F test, for all hyperparameters together (Bonferroni)
+LEVEL = 0.05  # significance level of the F tests of all hyperparameters together (Bonferroni)
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Importance:
 
     Attributes:
         share: Adjusted R^2, 0 to 1.
-        is_visible: Whether it can be told from chance.
+        is_visible: Whether it is significant.
     """
 
     share: float

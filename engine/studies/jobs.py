@@ -1,7 +1,7 @@
-"""The jobs of a study: which run is next, and what its end means. A job belongs to one process at a time.
+"""The jobs of a study: selection of the next run, and handling of its result. A job belongs to one process at a time.
 
 Several commands, also on other machines, may work on a study. They share its folder. A command claims a job with a file
-lock. The operating system releases the lock when the command has ended, even if it is killed.
+lock. The operating system releases the lock when the command has ended, also after SIGKILL.
 """
 
 import math
@@ -117,7 +117,7 @@ def has_ended(study: Path, folder: Path) -> bool:
 
 
 def note_failure(study: Path, name: str, reason: str) -> None:
-    """Note why a run has failed, so that it is not started again before the study is resumed."""
+    """Record the reason of a failure, so that the run is not started again before the study is resumed."""
     failure_file(study, name).parent.mkdir(exist_ok=True)
     failure_file(study, name).write_text(reason, encoding="utf-8")
 

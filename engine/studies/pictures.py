@@ -4,8 +4,8 @@ For a search: parallel coordinates (Inselberg, The Plane with Parallel Coordinat
 each hyperparameter, the metric against its values. Otherwise: for each metric, a box plot for each setting, or points if
 there are few runs.
 
-A diverged trial would leave no room for the others. So an axis of a metric ends at `FENCE` interquartile ranges below the
-middle half of the values (above it, if lower is better) if this saves half of its length. Worse values are drawn at its end.
+A diverged trial would compress the rest of the axis of a metric. Therefore values that are more than `FENCE` interquartile
+ranges worse than the quartiles are drawn at the end of the axis, if this shortens the axis by more than half.
 """
 
 import math
@@ -39,19 +39,19 @@ from engine.terminal import count_of
 
 # N trials, H height, W width; lengths are in pixels
 
-FOLDER = "study"  # of the event file, in the folder of the study
+FOLDER = "study"  # subfolder of the event file
 WORST, BEST = (198, 219, 239), (8, 48, 107)  # from ColorBrewer's "Blues" (colour-blind safe)
 SMALL = TEXT_SIZE - 1
 MAX_TICKS = 5
 MIN_BOX = 5  # values of a setting with a box; fewer values are only points
-MAX_SETTINGS = 25  # in a picture
+MAX_SETTINGS = 25  # most settings in a picture
 FENCE = 5.0  # interquartile ranges; Tukey (Exploratory Data Analysis, 1977) calls values beyond 3 "far out"
-JITTER = 3  # between trials with equal values
+JITTER = 3  # horizontal offset between trials with equal values
 RADIUS = 3
 LEFT, RIGHT = 14, CARD_WIDTH - 14  # ends of the axes of parallel coordinates and box plots
-AXIS_GAP = 62  # between parallel axes
+AXIS_GAP = 62  # distance between parallel axes
 SETTING_HEIGHT = 40
-LINE_HEIGHT = 17  # of the text below a diagram
+LINE_HEIGHT = 17  # height of a line of text below a diagram
 SLICE_HEIGHT, SLICE_LEFT, SLICE_TOP, SLICE_BOTTOM = 230, 52, 44, 186
 
 

@@ -1,4 +1,4 @@
-"""The plan of a study: which runs of which settings, and its file ``study.yaml``, which repeats the study."""
+"""The plan of a study: its settings and runs. The file ``study.yaml`` stores the options for resuming."""
 
 import re
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ from engine.studies.space import read_spaces, setting, to_text
 MAX_RUNS = 100_000
 MAX_NAME = 40  # characters of the values in the name of a run
 METRICS = ("accuracy", "loss", "f1", "roc_auc", "average_precision", "calibration_error")
-CONFIRMING_SEEDS = 5  # fresh seeds for the best setting of a search, if --seeds is not given
+CONFIRMING_SEEDS = 5  # new seeds for the best setting of a search, if --seeds is not given
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class PlannedRun:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a study runs.
+    """The options and the runs of a study.
 
     Attributes:
         config: The config of the study, with all overrides.
@@ -49,12 +49,12 @@ class Plan:
         num_folds: Number of folds; None without folds.
         vary: The varied keys with their values.
         num_trials: Number of trials of a search; None to run all combinations of the values.
-        prune: Whether a search stops hopeless trials early.
+        prune: Whether a search stops trials early if other trials are better (pruning).
         threads: Number of threads of each run; None for the choice of the run.
         seed_keys: Keys that the config sets to ``${seed}``.
         written: The overrides of the command line, except for the section ``run``. A varied name drops the keys of its
             section in the config, but not these.
-        compared: The metric of which given settings are compared, without its stage.
+        compared: Metric that the report compares, without the stage, such as accuracy.
     """
 
     config: Config
@@ -84,7 +84,7 @@ class Plan:
         return is_lower_better(self.metric) if mode is None else mode == "min"
 
     def settings(self) -> list[dict[str, Any]]:
-        """Return all combinations of the varied values, if they are not for a search to choose."""
+        """Return all combinations of the varied values; an empty list for a search."""
         if self.is_search:
             return []
         values = [space.values for space in self.vary.values() if isinstance(space, Choices)]
@@ -169,23 +169,21 @@ def make_plan(
     )  # fmt: skip
     ranges = [key for key, space in plan.vary.items() if not isinstance(space, Choices)]
     if plan.is_search and not plan.vary:
-        raise ConfigError(COMMAND_LINE, "--trials", "needs something to search", "add --vary KEY=VALUES")
+        raise ConfigError(COMMAND_LINE, "--trials", "needs --vary KEY=VALUES")
     if not (plan.num_seeds or plan.num_folds or plan.vary):
-        raise ConfigError(COMMAND_LINE, "", "nothing to study", "give --seeds, --folds or --vary; see --help")
+        raise ConfigError(COMMAND_LINE, "", "--seeds, --folds or --vary is missing", "see --help")
     if plan.is_search and grid:
-        raise ConfigError(
-            COMMAND_LINE, "--grid", "runs all combinations, and --trials a search", "leave out one of them"
-        )
+        raise ConfigError(COMMAND_LINE, "--grid", "cannot be combined with --trials", "leave out --grid or --trials")
     if plan.is_search and metric is not None:
         raise ConfigError(
             COMMAND_LINE, "--metric", "a search optimizes run.monitor", "set run.monitor=val/loss, for example"
         )
     if plan.is_search and plan.num_folds:
-        problem = "a search uses the validation set"
-        raise ConfigError(COMMAND_LINE, "--folds", problem, "run --folds with the best setting afterwards")
+        hint = "search first, then run --folds with the best values"
+        raise ConfigError(COMMAND_LINE, "--folds", "cannot be combined with --trials", hint)
     if ranges and not plan.is_search:
-        hint = f"add --trials 40 for a search, or write choices: --vary {ranges[0]}=A,B"
-        raise ConfigError(COMMAND_LINE, ranges[0], "a range has no end of combinations", hint)
+        hint = f"add --trials 40, or list the values: --vary {ranges[0]}=A,B"
+        raise ConfigError(COMMAND_LINE, ranges[0], "a range needs a search", hint)
     if len(plan.vary) > 1 and not (grid or plan.is_search):
         problem = f"{len(plan.vary)} keys are varied"
         raise ConfigError(
@@ -196,7 +194,7 @@ def make_plan(
     if plan.num_folds and config.origins.get("data.num_folds") == COMMAND_LINE:
         raise ConfigError(COMMAND_LINE, "data.num_folds", "is set by --folds", "leave out one of them")
     if grid and not plan.vary:
-        raise ConfigError(COMMAND_LINE, "--grid", "needs something to vary", "add --vary KEY=A,B")
+        raise ConfigError(COMMAND_LINE, "--grid", "needs --vary KEY=A,B")
     if (number := plan.num_runs()) > MAX_RUNS:
         raise ConfigError(COMMAND_LINE, "", f"{number:,} runs are too many", f"at most {MAX_RUNS:,}")
     if plan.config["trainer.devices"] not in ("auto", 1) or plan.config["trainer.num_nodes"] > 1:
@@ -206,7 +204,7 @@ def make_plan(
     folds = [f"data.num_folds={plan.num_folds}", "data.fold=0"] if plan.num_folds else []
     check_requirements(load_config(config.path, [*overrides, *folds]))
     if config["trainer.enable_checkpointing"] is False and plan.is_search:
-        problem = "a search compares the best checkpoints"
+        problem = "must be true for a search, because a search compares the best checkpoints"
         raise ConfigError(config.where("trainer.enable_checkpointing"), "trainer.enable_checkpointing", problem)
     return plan
 

@@ -14,7 +14,7 @@ from engine.studies.workers import Worker
 from engine.terminal import count_of, duration, print_line
 
 NUM_BEST = 5  # runs in the table
-REFRESH_SECONDS = 0.5  # of the table
+REFRESH_SECONDS = 0.5  # time between two updates of the table
 
 
 class Progress:
@@ -29,7 +29,7 @@ class Progress:
         self.plan, self.num_workers = plan, num_workers
         self._num_left: Callable[[], int] = plan.num_runs
         self.results: list[tuple[float, RunResult]] = []
-        self._seconds: list[float] = []  # of the runs of this command
+        self._seconds: list[float] = []  # times of the runs of this command
         self._is_live = sys.stdout.isatty()
         self._num_lines, self._drawn = 0, 0.0
 

@@ -25,7 +25,7 @@ from engine.studies.results import Range, RunResult, SettingResult, State, Study
 from engine.studies.statistics import Difference, Summary, Values
 from engine.terminal import count_of
 
-WIDTH = 110  # of a line on the terminal, in characters
+WIDTH = 110  # longest line on the terminal, in characters
 INDENT = "  "
 MIN_WRAPPED = 24  # smallest width of the last column of a table
 MAX_NAME = 21  # longest name of a setting in sentences; settings with longer names are called by their numbers
@@ -140,7 +140,10 @@ class Analysis:
         return self._ratios[key]
 
     def summary(self, setting: SettingResult, metric: str) -> Summary | None:
-        """Return the summary of a metric over the splits or, if there is one split, over the seeds; None without values."""
+        """Return the summary of a metric over the splits or, if there is one split, over the seeds; None without values.
+
+        It has no interval if all values are equal, because an interval without width would claim certainty.
+        """
         values, ratio = self.values(setting, metric), self.test_to_train(None, metric)
         if setting is self.study.confirmation:
             ratio = self.test_to_train(setting, metric)
@@ -148,7 +151,7 @@ class Analysis:
             return None
         found = statistics.summary([*(statistics.mean_of_splits(values) if ratio else values).values()], ratio)
         if found.std is not None and found.std <= statistics.ROUNDING * abs(found.mean):
-            return replace(found, std=0.0, low=None, high=None)  # an interval without width would claim certainty
+            return replace(found, std=0.0, low=None, high=None)
         return found
 
     @cached_property
@@ -167,8 +170,8 @@ class Analysis:
     def differences(self) -> dict[tuple[int, int], Difference | None]:
         """The difference of each pair of settings; None if fewer than two common runs, or splits, have values.
 
-        A pair is compared over the seeds and folds that both settings have. The intervals allow for the number of all pairs,
-        see `statistics.pairwise_differences`.
+        A pair is compared over the seeds and folds that both settings have. The intervals are corrected for the number of
+        pairs, see `statistics.pairwise_differences`.
         """
         if self.study.is_search:
             return {}
@@ -186,11 +189,18 @@ class Analysis:
             for (pair, each), level in zip(found.items(), levels, strict=True)
         }
 
+    @property
+    def repetitions(self) -> str:
+        """Two settings can be compared if they have two of these in common: "folds", "splits" or "seeds"."""
+        if self.study.num_folds:
+            return "folds"
+        return "splits" if self.test_to_train(None, self.metric) else "seeds"
+
     def verdict(self, pair: tuple[int, int]) -> str:
         """Return the sentence about a pair of settings."""
         found = self.differences[pair]
         if found is None:
-            return "unknown, because fewer than 2 common runs are finished"
+            return f"unknown: fewer than 2 {self.repetitions} are finished in both settings"
         unit = ("folds" if self.study.num_folds else "splits") if found.test_to_train else "seeds"
         first, second = (self.names[number] for number in pair)
         return statistics.verdict(found, self.metric, first, second, unit)
@@ -205,7 +215,7 @@ class Analysis:
 
     @cached_property
     def edges(self) -> dict[str, str]:
-        """The hyperparameters whose best value is at an end of their range: "lower" or "upper"."""
+        """The hyperparameters whose best value is close to an end of their range: "lower" or "upper"."""
         if not self.study.is_search or not self.ranked:
             return {}
         places = {
@@ -255,7 +265,7 @@ def _problems(analysis: Analysis) -> Iterator[_Part]:
     study = analysis.study
     places = [(analysis.names[setting.number], run) for setting in study.settings for run in setting.runs]
     if study.confirmation is not None:
-        places += [("fresh seeds", run) for run in study.confirmation.runs]
+        places += [("new seeds", run) for run in study.confirmation.runs]
     reasons: dict[str, list[str]] = {}
     without = []
     for name, run in places:
@@ -268,7 +278,10 @@ def _problems(analysis: Analysis) -> Iterator[_Part]:
     rows = [[str(len(names)), _join(names), reason] for reason, names in reasons.items()]
     yield _Part("Failed runs", (), ["runs", "where", "reason"], rows, MAX_REASONS)
     if without:
-        problem = f"{count_of(len(without), 'finished run')} without a finite {study.metric}, which do not count"
+        words = ("has", "is") if len(without) == 1 else ("have", "are")
+        problem = (
+            f"{count_of(len(without), 'finished run')} {words[0]} no finite {study.metric} and {words[1]} left out"
+        )
         yield _Part("Runs without a result", [f"{problem}: {_join(without)}."])
 
 
@@ -315,18 +328,24 @@ def _conclusion(analysis: Analysis) -> Iterator[str]:
         return
     best = analysis.ranked[0].number
     pairs = {pair: found for pair, found in analysis.differences.items() if best in pair}
+    if not any(analysis.differences.values()):
+        yield f"Settings cannot be compared: no two settings have 2 finished {analysis.repetitions} in common."
+        return
     if not any(pairs.values()):
-        yield "Nothing can be said about differences, because no two settings have 2 finished runs in common."
+        yield (
+            f"{analysis.names[best]} has the best mean, but it cannot be compared: it has fewer than 2 finished "
+            f"{analysis.repetitions} in common with each other setting."
+        )
         return
     visible = [pair for pair, found in pairs.items() if found is not None and found.is_visible]
     worse = [pair for pair in visible if _better(analysis, pair) == best]
     start = f"{analysis.names[best]} has the best mean"
     if not worse:
-        yield f"{start}, but no other setting is visibly worse."
+        yield f"{start}, but it is not significantly better than any other setting."
     elif len(worse) < len(pairs):
-        yield f"{start}. {len(worse)} of the {len(pairs)} other settings {'is' if len(worse) == 1 else 'are'} visibly worse."
+        yield f"{start}. It is significantly better than {len(worse)} of the {len(pairs)} other settings."
     else:
-        yield f"{start}, and {'the other setting is' if len(pairs) == 1 else 'all other settings are'} visibly worse."
+        yield f"{start}, and it is significantly better than {'the' if len(pairs) == 1 else 'every'} other setting."
 
 
 def _better(analysis: Analysis, pair: tuple[int, int]) -> int:
@@ -367,31 +386,38 @@ def _best_trials(analysis: Analysis) -> _Part:
 def _edge_sentences(analysis: Analysis) -> Iterator[str]:
     for key, end in analysis.edges.items():
         space, importance = analysis.study.vary[key], analysis.importances.get(key)
-        start = f"The best {key}, {format_value(analysis.ranked[0].values[key])}, is at the {end} end of its range"
+        value = format_value(analysis.ranked[0].values[key])
+        start = f"The best value of {key}, {value}, is close to the {end} end of its range"
         if importance is not None and not importance.is_visible:
-            yield f"{start}, but no effect of it can be seen."
+            yield f"{start}, but the effect of {key} may be chance."
         elif end == "lower" and isinstance(space, Range) and space.low == 0:
             yield f"{start}."  # 0 is usually the smallest value that is allowed, as for dropout
         else:
-            yield f"{start}: extend it {'upwards' if end == 'upper' else 'downwards'}."
+            yield f"{start}. Try a range with {'larger' if end == 'upper' else 'smaller'} values."
 
 
 def _importance(analysis: Analysis) -> _Part:
     title, num_trials = "Importance of the hyperparameters", len(analysis.ranked)
     if num_trials < MIN_TRIALS:
-        return _Part(title, [f"It is shown from {MIN_TRIALS} finished trials on. {num_trials} are finished."])
+        return _Part(
+            title, [f"The importance needs at least {MIN_TRIALS} finished trials. This search has {num_trials}."]
+        )
     if not analysis.importances:
-        return _Part(title, ["It cannot be computed, because the values or the results of the trials do not vary."])
+        problem = "the values or the results do not vary, or there are too many choices for the number of trials"
+        return _Part(title, [f"The importance cannot be computed: {problem}."])
     rows = [
         [key, f"{100 * found.share:.0f} %", "" if found.is_visible else "may be chance"]
         for key, found in analysis.importances.items()
     ]
-    sentence = f"Share of the differences between {num_trials} finished trials that each hyperparameter explains alone:"
-    return _Part(title, [sentence], ["hyperparameter", "share", ""], rows)
+    sentence = (
+        f"Fraction of the variance of the ranks of {num_trials} finished trials that each hyperparameter alone explains "
+        "(adjusted R^2):"
+    )
+    return _Part(title, [sentence], ["hyperparameter", "fraction", ""], rows)
 
 
 def _confirmation(analysis: Analysis) -> _Part:
-    title, study, metric = "Result on fresh seeds", analysis.study, analysis.metric
+    title, study, metric = "Result with new seeds", analysis.study, analysis.metric
     if not analysis.ranked:
         return _Part(title)
     best = analysis.ranked[0]
@@ -399,26 +425,30 @@ def _confirmation(analysis: Analysis) -> _Part:
     assert value is not None
     is_best = study.confirmation is None or study.confirmation.values == best.values
     start = (
-        f"The best of {count_of(len(analysis.runs), 'trial')} has {metric} {value.mean:#.4g}. This is too optimistic, "
-        "because it is the best of many."
+        f"The best of {count_of(len(analysis.runs), 'trial')} has {metric} {value.mean:#.4g}. This value is biased, "
+        "because it is the best of many trials."
         if len(analysis.runs) > 1
         else f"The only trial has {metric} {value.mean:#.4g}."
     )
     if study.confirmation is None:
-        return _Part(title, [f"{start} The setting has not been trained with fresh seeds yet."])
-    which = "the same setting" if is_best else f"trial {study.confirmation.number}, which was the best before,"
+        return _Part(title, [f"{start} The setting has not been trained with new seeds yet."])
     done = [run for run in study.confirmation.runs if run.state == "finished"]
     found = [
         f"{name} {_mean_and_std(summary)}"
         for name in dict.fromkeys((metric, f"test/{metric.partition('/')[2]}", "test/accuracy"))
         if (summary := analysis.summary(study.confirmation, name)) is not None
     ]
-    seeds = count_of(len(done), "fresh seed")
+    seeds = count_of(len(done), "new seed")
     missing = len(study.confirmation.runs) - len(done)
-    sentences = [f"{start} With {seeds}, {which} has {' and '.join(found)}."] if found else [start]
+    result = (
+        f"With {seeds}, the same setting has {' and '.join(found)}."
+        if is_best
+        else f"An earlier best setting, trial {study.confirmation.number}, has {' and '.join(found)} with {seeds}."
+    )
+    sentences = [f"{start} {result}" if found else start]
     if missing:
         sentences.append(
-            f"{missing} of {count_of(len(study.confirmation.runs), 'run')} with fresh seeds are not finished."
+            f"{missing} of {count_of(len(study.confirmation.runs), 'run')} with new seeds are not finished."
         )
     rows = [
         [name, *_figures(summary), str(len(analysis.values(study.confirmation, name)))]
@@ -434,39 +464,50 @@ def _notes(analysis: Analysis) -> Iterator[str]:
     if study.is_search and setting is None:
         return
     if any(analysis.values(each, metric) for each in ([setting] if setting else study.settings)):
-        correction = "the training sets overlap, so the intervals use the correction of Nadeau and Bengio (2003)"
+        correction = "overlap, so the intervals are corrected (Nadeau and Bengio, 2003)"
         ratio = analysis.test_to_train(setting, metric)
         if ratio and study.num_folds and setting is None:
             yield (
-                "Mean, standard deviation (std) and interval are over the folds. The seeds of a fold are averaged first. "
-                f"In folds, {correction}."
+                "Mean, standard deviation (std) and interval are over the folds. The values of all seeds of a fold are "
+                f"averaged first. The training sets of the folds {correction}."
             )
         elif ratio:
-            yield f"Each seed has its own split of the data (data.split_seed). In such splits, {correction}."
+            yield (
+                "Each seed uses its own split of the data (data.split_seed). The training sets of these splits "
+                f"{correction}."
+            )
         else:
             yield (
                 "Mean, standard deviation (std) and interval are over the seeds, with the same split of the data. They do "
-                "not include the chance in the choice of the data."
+                "not include the variation between different splits of the data."
             )
     if metric.startswith("val/"):
-        fold = " With an official test set, these samples are the fold." if study.num_folds else ""
-        yield f"The samples that {metric} is measured on also chose the epoch, so its values are slightly too good.{fold}"
+        fold = (
+            " If the dataset has an official test set, these samples are the held-out fold." if study.num_folds else ""
+        )
+        yield (
+            f"The best epoch was chosen on the samples that {metric} is measured on, so the values are slightly "
+            f"optimistic.{fold}"
+        )
     pairs = analysis.differences
     if any(pairs.values()):
         yield (
-            "Settings are compared over the seeds and folds that both have finished (paired t test)."
+            "A paired t test compares two settings on the seeds and folds that are finished in both."
             if study.num_folds
-            else "Settings are compared over the seeds that both have finished (paired t test)."
+            else "A paired t test compares two settings on the seeds that are finished in both."
         )
     if len(pairs) > 1 and any(pairs.values()):
-        yield f"The intervals of differences allow for all {len(pairs)} pairs (Holm, 1979), shown here or not."
+        yield (
+            f"The intervals of the differences are corrected for all {len(pairs)} pairs (Holm, 1979), including pairs that "
+            "are not shown."
+        )
 
 
 def _single_run(rows: Sequence[Sequence[str]], count: int) -> Iterator[str]:
     if not rows:
         yield "No run has a result."
     elif all(row[count] == "1" for row in rows):
-        yield "A single run shows nothing about the spread. Train with several seeds."
+        yield "A standard deviation needs at least two runs. Train with several seeds."
 
 
 def _join(places: Sequence[str]) -> str:

@@ -33,5 +33,6 @@ class ReportValidations(Callback):
 
     def _report(self, trainer: Trainer, epoch: int, value: float) -> None:
         if trainer.strategy.broadcast(trainer.is_global_zero and self.report(epoch, value)):
-            print_line(f"pruned after epoch {epoch}: other trials are better")
+            reason = "other trials have better values" if math.isfinite(value) else f"{self.metric} is {value}"
+            print_line(f"pruned after epoch {epoch}: {reason}")
             trainer.should_stop = True

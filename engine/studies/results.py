@@ -1,4 +1,4 @@
-"""What a study has found: its settings and the results of their runs. The report, the pictures and the table read this."""
+"""The results of a study: its settings and their runs. The report, the pictures and the progress table use these classes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -85,12 +85,12 @@ class StudyResult:
 
     Attributes:
         folder: Its folder.
-        settings: Its settings in the order of their numbers. In a search, each has one run, which is not tested.
+        settings: Its settings in the order of their numbers. In a search, each has one run, which does not use the test set.
         vary: The varied keys with their values; empty if no key is varied.
         metric: The metric that the study compares or optimizes, such as "test/accuracy", or "val/accuracy" in a search.
         is_search: Whether a search has chosen the settings; otherwise all settings were given.
         num_folds: Number of folds; None without folds.
-        confirmation: In a search, runs of the best setting with fresh seeds, which are tested; None before that.
+        confirmation: In a search, runs of the best setting with new seeds, which use the test set; None before that.
     """
 
     folder: Path

@@ -1,7 +1,7 @@
 """A search for the best setting with Optuna, whose journal is a file in the folder of the study.
 
-With a single worker, a search that was interrupted continues as if nothing had happened. The values of a trial depend only
-on the seed of the study, the number of the trial, and the results of earlier trials.
+With one worker, an interrupted search gives the same trials as an uninterrupted search. The values of a trial depend only on
+the seed of the study, the number of the trial, and the results of earlier trials.
 """
 
 import hashlib
@@ -114,7 +114,7 @@ class SearchQueue:
 
     def _job(self, trial: Trial, claim: Any) -> Job:
         for key, space in self.plan.vary.items():
-            if key not in trial.params:  # the command may have been killed after it had suggested only some of them
+            if key not in trial.params:  # the command may have been killed before all values were suggested
                 self._seed_sampler(trial.number, key)
                 _suggest(trial, key, space)
         run = self._run(trial.number, self._values(trial.params))

@@ -100,7 +100,8 @@ def _read_range(key: str, text: str, config: Config) -> Range | None:
         raise ConfigError(COMMAND_LINE, key, f"log({match[2]}) needs numbers above 0", "use range(LOW, HIGH)")
     kinds = _kinds(config, key)
     if kinds and not kinds & {int, float}:
-        raise ConfigError(COMMAND_LINE, key, f"{kind}(...) is a range of numbers", f"accepts {_accepts(config, key)}")
+        problem = f"{kind}(...) needs a key with numbers"
+        raise ConfigError(COMMAND_LINE, key, problem, f"{key} accepts {_accepts(config, key)}")
     if float not in kinds and kinds:
         if low != int(low) or high != int(high):
             problem = f"{kind}({match[2]}): the ends must be integers"

@@ -2,8 +2,8 @@
 
 All intervals use Student's t distribution. They assume that the values, or the differences of pairs, are roughly normal.
 
-Runs with different seeds on the same data are independent, and a plain t test is right for them. The training sets of folds,
-or of random splits of the same data, overlap. Their results are correlated, and a plain t test says "better" too often.
+Runs with different seeds on the same data are independent, so a plain t test is valid. The training sets of folds, or of
+random splits of the same data, overlap. Their results are correlated, and a plain t test has too many false positives.
 Nadeau and Bengio, Inference for the Generalization Error, Machine Learning 52, 2003
 (https://doi.org/10.1023/A:1024068626366), replace the variance of the mean, s^2 / J for J splits, by s^2 (1 / J + test size
 / training size). Bouckaert and Frank, PAKDD 2004 (https://doi.org/10.1007/978-3-540-24775-3_3), use the same formula for
@@ -23,7 +23,7 @@ from typing import TypeAlias
 from engine.contracts import ConfigError, is_lower_better
 
 LEVEL = 0.95  # confidence level of an interval
-POWER = 0.8  # probability with which the needed number of runs shows a difference
+POWER = 0.8  # probability that the needed number of runs detects the difference
 SMALLEST_POINTS = 0.005  # half a percentage point: the difference that `verdict` looks for
 SMALLEST_FRACTION = 0.05  # the same for metrics in their own unit, as a fraction of the first mean
 MAX_COUNT = 10_000  # largest number of runs that `needed_count` returns
@@ -40,8 +40,8 @@ class Summary:
     Attributes:
         mean: Their mean.
         std: Their sample standard deviation; None for a single value, or if a value is not finite.
-        low: Lower end of the interval of the mean; None if `std` is None.
-        high: Upper end of the interval; None if `std` is None.
+        low: Lower end of the interval of the mean; None if `std` is None, and in a report if all values are equal.
+        high: Upper end of the interval; None if `low` is None.
         count: Number of values.
     """
 
@@ -193,11 +193,10 @@ def difference(first: Values, second: Values, test_to_train: float = 0.0) -> Dif
 def pairwise_differences(
     settings: Mapping[str, Values], test_to_train: float = 0.0
 ) -> dict[tuple[str, str], Difference]:
-    """Return the difference of every pair of settings, with intervals that allow for the number of pairs.
+    """Return the difference of every pair of settings, with intervals that are corrected for the number of pairs.
 
-    All pairs are compared, not only each setting with the best. The best of k equal settings is best by luck, so its lead
-    over the others is biased upwards, and a test that ignores the choice says "better" too often. All pairs involve no
-    choice.
+    All pairs are compared, not only the pairs with the best setting. The best of k equal settings is best by chance. A test
+    that ignores this selection has too many false positives. Comparing all pairs needs no selection.
 
     The intervals follow Holm, A Simple Sequentially Rejective Multiple Test Procedure, Scandinavian Journal of Statistics 6,
     1979. Of m pairs, the pair with the smallest p value gets an interval of the level 1 - 0.05 / m, the next pair an
@@ -249,11 +248,11 @@ def needed_count(found: Difference, size: float, power: float = POWER) -> int | 
 def verdict(
     found: Difference, metric: str, first: str = "A", second: str = "B", unit: str = "seeds", size: float | None = None
 ) -> str:
-    """Return a sentence: which setting is better and by how much, or how many runs would be needed.
+    """Return a sentence: the better setting and the size of the difference, or the number of runs that is needed.
 
-    A number of runs that is based on the difference that was found would mislead: for a difference that cannot be seen, it
-    always asks for more runs (Hoenig and Heisey, The Abuse of Power, The American Statistician 55, 2001). The size to look
-    for is therefore fixed beforehand.
+    The needed number of runs is computed for a fixed difference (`size`), not for the observed difference. A power analysis
+    with the observed difference is misleading: it asks for more runs whenever the result is not significant (Hoenig and
+    Heisey, The Abuse of Power, The American Statistician 55, 2001).
 
     Args:
         found: The difference.
@@ -270,19 +269,20 @@ def verdict(
         if abs(found.mean) <= ROUNDING * abs(found.first_mean):
             return "no difference: the values are equal"
         amount = _amount([abs(found.mean)], in_points)
-        return f"the difference is always {amount} in favor of {better}, so its interval is unknown"
+        where = "every pair" if found.is_paired else "all runs"
+        return f"{better} is better by {amount} in {where}, so there is no interval"
     if found.is_visible:
         return f"{better} is better by {_amount(sorted(map(abs, found.interval)), in_points)}"
     if size is None:
         size = SMALLEST_POINTS if in_points else SMALLEST_FRACTION * abs(found.first_mean)
-    count, looked_for = needed_count(found, size), _amount([size], in_points)
-    start = f"no difference can be seen with {' and '.join(map(str, found.counts))} {unit}"
+    count, target = needed_count(found, size), f"a difference of {_amount([size], in_points)}"
+    start = f"no significant difference with {' and '.join(map(str, found.counts))} {unit}"
     if count is not None and count <= min(found.counts):
-        return f"{start}; {looked_for} would be seen with a probability of {POWER:.0%}"
+        return f"{start}; {target} would be detected with a probability of at least {100 * POWER:.0f} %"
     if count is None and found.test_to_train:
-        return f"{start}; more data would be needed to see {looked_for}"
-    number = f"more than {MAX_COUNT:,}" if count is None else f"{count:,}"
-    return f"{start}; {number}{'' if found.is_paired else ' each'} would be needed to see {looked_for}"
+        return f"{start}; detecting {target} needs more data"
+    number = f"more than {MAX_COUNT:,}" if count is None else f"about {count:,}"
+    return f"{start}; detecting {target} needs {number} {unit}{'' if found.is_paired else ' in each group'}"
 
 
 def format_interval(found: Difference, metric: str) -> str:
@@ -328,8 +328,8 @@ def _check_values(*groups: Sequence[float]) -> None:
 def _spread(values: Sequence[float], *groups: Sequence[float]) -> float:
     """Return the standard deviation of `values`, or 0 if they only differ by the rounding errors of the values in `groups`.
 
-    Accuracies on a small test set are multiples of a step, so a few differences are often equal. A t test of equal values
-    would be certain of every difference.
+    On a small test set of N samples, the accuracy is a multiple of 1 / N, so all differences are sometimes equal. Their
+    standard deviation is then 0, and a t test would call any difference significant.
     """
     found = stdev(values)
     return 0.0 if found <= ROUNDING * max(abs(value) for group in groups for value in group) else found

@@ -39,7 +39,7 @@ WARM_MODULES = (
     "lightning.pytorch.callbacks", "torch.utils.tensorboard", "engine.runs.run_record", "engine.training.calibration",
     "engine.training.checkpoints", "engine.training.loggers", "callbacks.evaluation", "filelock",
 )  # fmt: skip
-NOTICE = b"\nstopping after the current steps; Ctrl-C again stops at once\n"
+NOTICE = b"\nstopping the runs after their current steps; press Ctrl-C again to stop at once, without saving\n"
 # trains a job and returns the exit code; gets a function that reports the step and the value of a validation, and returns
 # whether to end the run
 Train = Callable[[Job, Callable[[int, float], bool]], int]
@@ -80,7 +80,7 @@ def warm_up(config: Config) -> None:
     from engine.runs.run_record import code_state
 
     Image.init()  # imports the modules of all formats
-    code_state()  # the code in memory is that of the start of the study
+    code_state()  # now, because the runs use the modules that are already in memory
 
 
 def run_jobs(queue: Queue, num_workers: int, train: Train, show: Show) -> int:
@@ -149,7 +149,7 @@ def _start(job: Job, workers: Sequence[Worker], study: Path, train: Train) -> Wo
             for fd in (lifeline, *(worker.lifeline for worker in workers)):
                 os.close(fd)
             threading.Thread(target=_end_with, args=(alive,), daemon=True).start()
-            os.setpgid(0, 0)  # Ctrl-C reaches the command alone, which passes it on once
+            os.setpgid(0, 0)  # only the command receives Ctrl-C, and it sends one signal to each run
             _write_output_to(log_file(study, job.run.name))
             code = train(job, lambda step, value: _ask(theirs, step, value))
         except BaseException:

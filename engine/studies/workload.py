@@ -43,7 +43,10 @@ def fastest_workers(plan: Plan, train: Train) -> tuple[int, int | None]:
 
 
 def _steps_per_second(plan: Plan, num_workers: int, threads: int, train: Train) -> float:
-    """Return the steps per second of training of all runs together; 0 if a run fails, for example without memory."""
+    """Return the total steps per second of training of all runs.
+
+    Return 0 if a run fails, for example if the memory is full.
+    """
     with tempfile.TemporaryDirectory(prefix="study-") as name:
         folder = Path(name)
         write_config(plan, folder)

@@ -12,8 +12,8 @@ from lightning.pytorch import Trainer
 from torch import Tensor
 from torch.distributed.rendezvous import rendezvous
 
-MAX_BATCHES = 16  # between two agreements, because batches may suddenly take longer
-EVERY_SECONDS = 0.1  # between two agreements, because processes wait for each other in each of them
+MAX_BATCHES = 16  # most batches between two agreements, because batches may suddenly take longer
+EVERY_SECONDS = 0.1  # time between two agreements, because processes wait for each other in each of them
 
 
 class ProcessConsensus:
@@ -71,13 +71,13 @@ class ProcessConsensus:
 
 
 def connect_again(trainer: Trainer, restart: int, timeout_minutes: float) -> None:
-    """Connect the processes that torchrun has restarted, before Lightning does.
+    """Create the process group of restarted processes before Lightning creates it.
 
-    torchrun keeps the addresses of the processes that have ended, and gives them to the new processes
-    (https://github.com/pytorch/pytorch/issues/135712). So the new addresses get other keys.
+    After a restart, the store of torchrun still contains the addresses of the ended processes, and the new processes would
+    read them (https://github.com/pytorch/pytorch/issues/135712). A key prefix with the number of restarts avoids this.
 
     Args:
-        trainer: Before its fit.
+        trainer: A trainer whose `fit` has not been called.
         restart: How many times torchrun has restarted the processes; 0 to let Lightning connect them.
         timeout_minutes: How long one process waits for another.
     """

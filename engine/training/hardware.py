@@ -1,4 +1,4 @@
-"""What this machine supports: precision, number of processes and threads, memory, and the speed of matrix products."""
+"""Detection of hardware features: precision, number of processes and threads, memory, and the speed of matrix products."""
 
 import os
 import platform
@@ -23,10 +23,13 @@ TORCH_THREADS = torch.get_num_threads()
 
 
 def precision_for(accelerator: str, wanted: str | int) -> str:
-    """`wanted`, in the form of "64-true". For "auto": bf16-mixed if the device multiplies bf16 natively, else 32-true.
+    """Return the precision in Lightning's long form, such as "64-true".
+
+    "auto" is bf16-mixed if a GPU or a CPU multiplies bf16 natively, and 32-true otherwise, also on TPUs.
 
     Raises:
-        OptionError: if the device does not support it. Lightning would use another precision, or train to NaN.
+        OptionError: if the device does not support `wanted`. With such a precision, Lightning uses another one, or the loss
+            becomes NaN.
     """
     on_tpu = uses_tpu(accelerator)
     on_gpu = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available() and not on_tpu
@@ -47,15 +50,16 @@ def uses_tpu(accelerator: str) -> bool:
 
 
 def choose_devices(accelerator: str, wanted: Any) -> Any:
-    """`wanted`, but a single core of a TPU instead of all.
+    """Return `wanted`; for all cores of a TPU, return 1.
 
-    Lightning starts the processes for several cores from a copy of this process, and gets only the weights back.
+    For several cores, Lightning forks this process and returns only weights and metrics. Callbacks and loggers would lose
+    their state.
     """
     return 1 if uses_tpu(accelerator) and str(wanted) in ("auto", "-1") else wanted
 
 
 def choose_precision(accelerator: str, wanted: str | int) -> str:
-    """As `precision_for`. For "auto", a GPU also computes matrix products in 32 bits with its matrix units (TF32).
+    """Call `precision_for`. For "auto", also allow TF32 for float32 matrix products on CUDA GPUs.
 
     Raises:
         OptionError: as `precision_for`.
@@ -91,8 +95,8 @@ def device_name(device: torch.device) -> str:
 def run_recorded_operations(device: torch.device) -> None:
     """Run the operations that an XLA device has recorded; no other device records operations.
 
-    It is called before the first training step of an epoch and before a validation. Otherwise the operations that are left
-    would become a part of their graphs. XLA would compile these graphs again, and might round differently in a resumed run.
+    It is called before the first training step of an epoch and before a validation. Otherwise pending operations become part
+    of the graph of the step or of the validation. XLA then compiles a new graph, and a resumed run may round differently.
     """
     if device.type == "xla":
         import torch_xla
@@ -135,7 +139,7 @@ def set_threads(wanted: int | None, num_processes: int, earlier: int | None = No
 
 
 def check_processes(accelerator: Accelerator, num_devices: int, world_size: int) -> None:
-    """Check the number of processes, which Lightning does not.
+    """Check the number of processes. Lightning does not check it.
 
     Raises:
         OptionError: if there are more processes than CPU cores that they may use, or several TPU cores, or if a launcher has
@@ -144,7 +148,7 @@ def check_processes(accelerator: Accelerator, num_devices: int, world_size: int)
     if isinstance(accelerator, XLAAccelerator) and world_size > 1:
         raise OptionError(f"devices: {world_size} TPU cores are not supported, only 1")
     if isinstance(accelerator, CPUAccelerator) and not available_cores(num_devices):
-        raise OptionError(f"devices: {num_devices} processes on the CPU")
+        raise OptionError(f"devices: {num_devices} processes need at least {num_devices} CPU cores")
     environ = os.environ
     started = int(environ["WORLD_SIZE"] if "RANK" in environ else environ.get("SLURM_NTASKS", "1"))
     if started > 1 and started != world_size and environ.get("SLURM_JOB_NAME") not in ("bash", "interactive"):

@@ -1,4 +1,4 @@
-"""Training steps and evaluations stay on the device of the model, and never wait for it.
+"""Training steps and evaluations stay on the device of the model, and do not synchronize with it.
 
 The device is torch's `meta`, whose tensors have no values. torch does not mix them with tensors of other devices. It also
 refuses operations that read a value, such as `.item()`. On a GPU, such an operation would wait for all earlier operations.
@@ -38,7 +38,8 @@ def to_meta(inputs: Any) -> Any:
 
 @pytest.mark.parametrize("name", MODELS)
 def test_steps_and_evaluations_stay_on_their_device(name, monkeypatch):
-    monkeypatch.setattr(LitClassifier, "_log_step", lambda *_: None)  # it reads the loss, in a few steps only
+    # `_log_step` reads the loss, but only in a few steps
+    monkeypatch.setattr(LitClassifier, "_log_step", lambda *_: None)
     make, inputs = MODELS[name]
     model = make().to("meta")
     batch = to_meta(inputs), torch.tensor([0, 1, 0, 1], device="meta")

@@ -399,11 +399,14 @@ def test_groups_of_runs_with_different_seeds_are_not_paired(tmp_path, capsys):
     repeated(tmp_path, "mlp", MLP)
     repeated(tmp_path, "cnn", CNN, first_seed=1)
     said = output(capsys, "compare", "mlp", "cnn", "--root", tmp_path)
-    assert "no difference can be seen with 5 and 5 runs; 72 each would be needed to see 0.5 points" in said
+    assert (
+        "no significant difference with 5 and 5 runs; "
+        "detecting a difference of 0.5 points needs about 72 runs in each group" in said
+    )
     assert "not paired: the groups have different seeds or splits" in said
 
 
-SPLITS = "the runs use several splits of the same data, so the intervals allow for overlapping training sets"
+SPLITS = "the runs use several splits of the same data, so the intervals are corrected for overlapping training sets"
 
 
 @pytest.mark.parametrize(
@@ -424,7 +427,7 @@ def test_runs_with_several_splits_of_the_data_have_wider_intervals(tmp_path, cap
     assert ("cnn is better" in said) == is_better
     varies = "{seed}" in data and "a.csv" not in data
     assert (SPLITS in said) == varies
-    assert "with 5 splits; 11 would be needed to see 0.5 points" in said or is_better
+    assert "with 5 splits; detecting a difference of 0.5 points needs about 11 splits" in said or is_better
 
 
 def test_only_finished_runs_of_one_setting_count_once(tmp_path, capsys):
@@ -438,9 +441,9 @@ def test_only_finished_runs_of_one_setting_count_once(tmp_path, capsys):
     lines = output(capsys, "compare", "mlp", "cnn", "--root", tmp_path).splitlines()
     assert lines[1].endswith(BETTER)
     assert lines[-4:] == [
-        "mlp: the runs are not repetitions of one setting, because they also differ in optimizer.lr",
-        "cnn: 2 unfinished runs left out",
-        "cnn: 1 older run with the same seed and split left out",
+        "mlp: the runs also differ in optimizer.lr, so they are not repetitions of the same setting",
+        "cnn: 2 unfinished runs are left out",
+        "cnn: 1 older run with the same seed and split is left out",
         "paired: the groups have the same seeds and splits",
     ]
 
@@ -454,8 +457,8 @@ def test_several_groups_are_compared_in_pairs(tmp_path, capsys):
     assert [line[1] for line in lines] == ["mlp, cnn", "mlp, best", "cnn, best"] * 2
     assert lines[0][3] == "cnn is better by 0.11 to 0.85 points"  # a level of 97.5 %
     assert lines[1][3] == "best is better by 5.06 to 5.90 points"  # a level of 98.3 %
-    assert lines[2][2:] == ["the difference is always 5 points in favor of best, so its interval is unknown"]
-    assert notes.splitlines()[1] == "the intervals allow for the number of pairs: 3 for each metric"
+    assert lines[2][2:] == ["best is better by 5 points in every pair, so there is no interval"]
+    assert notes.splitlines()[1] == "the intervals are corrected for 3 pairs per metric (Holm)"
 
 
 def test_groups_in_json(tmp_path, capsys):
@@ -491,9 +494,9 @@ def test_groups_that_cannot_be_compared(tmp_path, capsys):
     for name in ("a", "b"):
         made(tmp_path, f"other/{name}", samples=1)
     (tmp_path / "other/b/config.yaml").write_text(CONFIG.replace("seed: 0", "seed: 1"))
-    hint = "train again with another seed, for example seed=1"
+    hint = "train with another seed, for example seed=1"
     names = ", ".join(f"mlp/{i}" for i in (4, 3, 2, 1, 0))
-    problem = "a group needs at least 2 finished runs with different seeds or folds, and this has 1"
+    problem = "needs at least 2 finished runs with different seeds or folds, but has 1"
     for argv, expected in (
         (("mlp", "cnn"), f"cnn: {problem}; {hint}"),
         (("mlp", "mlp/1*"), f"mlp/1*: {problem}; {hint}"),

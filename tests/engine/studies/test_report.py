@@ -15,7 +15,9 @@ from tests.engine.studies.made_up import FOLDER, SPACE, draw, make_grid, make_ru
 
 SEEDS = make_grid({0.01: [0.91, 0.92, 0.93, 0.90, 0.94], 0.1: [0.96, 0.97, 0.98, 0.96, 0.98]})
 NAN = float("nan")
-BEST = "The best optimizer.lr"
+BEST = "The best value of optimizer.lr"
+LARGER = "close to the upper end of its range. Try a range with larger values."
+SMALLER = "close to the lower end of its range. Try a range with smaller values."
 
 
 def section(study: StudyResult, title: str) -> list[str]:
@@ -56,7 +58,7 @@ def test_seeds_of_two_settings():
         "  Runs: 10 finished.\n"
         "\n"
         "test/accuracy\n"
-        "  lr=0.1 has the best mean, and the other setting is visibly worse.\n"
+        "  lr=0.1 has the best mean, and it is significantly better than the other setting.\n"
         "  setting  runs  mean   std    95 % interval\n"
         "  lr=0.1   5     0.970  0.010  0.958 to 0.982\n"
         "  lr=0.01  5     0.920  0.016  0.900 to 0.940\n"
@@ -67,8 +69,8 @@ def test_seeds_of_two_settings():
         "\n"
         "How to read this\n"
         "  Mean, standard deviation (std) and interval are over the seeds, with the same split of the data. They do not\n"
-        "  include the chance in the choice of the data.\n"
-        "  Settings are compared over the seeds that both have finished (paired t test).\n"
+        "  include the variation between different splits of the data.\n"
+        "  A paired t test compares two settings on the seeds that are finished in both.\n"
     )
     low, high = stats.ttest_rel([0.96, 0.97, 0.98, 0.96, 0.98], [0.91, 0.92, 0.93, 0.90, 0.94]).confidence_interval()
     assert report(SEEDS).data["differences"][0]["interval"] == pytest.approx([low, high])
@@ -97,9 +99,9 @@ def test_two_settings_with_seeds_and_folds():
     found = report(study)
     assert "  2 settings x 5 seeds x 3 folds: 30 runs, compared by test/accuracy.\n" in found.text
     assert sentences(study, "How to read this") == (
-        "Mean, standard deviation (std) and interval are over the folds. The seeds of a fold are averaged first. In "
-        "folds, the training sets overlap, so the intervals use the correction of Nadeau and Bengio (2003). "
-        "Settings are compared over the seeds and folds that both have finished (paired t test)."
+        "Mean, standard deviation (std) and interval are over the folds. The values of all seeds of a fold are "
+        "averaged first. The training sets of the folds overlap, so the intervals are corrected (Nadeau and Bengio, 2003). "
+        "A paired t test compares two settings on the seeds and folds that are finished in both."
     )
     folds = first.mean(0)
     half = stats.t.ppf(0.975, 2) * folds.std(ddof=1) * np.sqrt(1 / 3 + 1 / 2)  # 1 / (k - 1) for k = 3 folds
@@ -116,10 +118,11 @@ def test_two_settings_with_seeds_and_folds():
 
 def test_folds_of_the_validation_set_chose_the_epoch():
     study = make_grid({0.1: np.array([[0.9, 0.91, 0.95]])}, num_folds=3, metric="val/accuracy")
-    assert section(study, "How to read this")[-2:] == [
-        "The samples that val/accuracy is measured on also chose the epoch, so its values are slightly too good. With",
-        "an official test set, these samples are the fold.",
-    ]
+    assert sentences(study, "How to read this").endswith(
+        "corrected (Nadeau and Bengio, 2003). "
+        "The best epoch was chosen on the samples that val/accuracy is measured on, so the values are slightly optimistic. "
+        "If the dataset has an official test set, these samples are the held-out fold."
+    )
 
 
 def test_seeds_with_their_own_splits_get_wider_intervals(tmp_path):
@@ -134,7 +137,10 @@ def test_seeds_with_their_own_splits_get_wider_intervals(tmp_path):
     half = stats.t.ppf(0.975, 2) * 0.02 * np.sqrt(1 / 3 + 0.2 / 0.8)
     found = report(study).data["settings"][0]["metrics"]["test/accuracy"]
     assert (found["low"], found["high"]) == pytest.approx((0.92 - half, 0.92 + half))
-    assert sentences(study, "How to read this").startswith("Each seed has its own split of the data (data.split_seed).")
+    assert sentences(study, "How to read this").startswith(
+        "Each seed uses its own split of the data (data.split_seed). The training sets of these splits overlap, so the "
+        "intervals are corrected (Nadeau and Bengio, 2003)."
+    )
 
 
 def test_one_setting_shows_all_main_metrics():
@@ -180,8 +186,8 @@ def test_many_pairs_show_the_best_setting_first():
     assert rows[-1] == "13 more rows are in study.md and study.json."
     assert len(report(study).data["differences"]) == 28
     assert report(study).markdown.count("\n| lr=") == 28 + 8
-    assert "The intervals of differences allow for all 28 pairs (Holm, 1979), shown here or not." in section(
-        study, "How to read this"
+    assert sentences(study, "How to read this").endswith(
+        "The intervals of the differences are corrected for all 28 pairs (Holm, 1979), including pairs that are not shown."
     )
 
 
@@ -247,7 +253,7 @@ def test_an_unfinished_study_says_what_is_missing():
         "The study is not complete. The figures below are from the finished runs.",
     ]
     assert section(study, "test/accuracy")[:2] == [
-        "Nothing can be said about differences, because no two settings have 2 finished runs in common.",
+        "Settings cannot be compared: no two settings have 2 finished seeds in common.",
         "setting  runs    mean    std     95 % interval",
     ]
 
@@ -255,23 +261,43 @@ def test_an_unfinished_study_says_what_is_missing():
 def test_nothing_is_claimed_from_single_runs():
     study = make_grid({0.1: [0.9], 0.2: [0.95], 0.3: [0.99]})
     assert section(study, "test/accuracy")[0] == (
-        "Nothing can be said about differences, because no two settings have 2 finished runs in common."
+        "Settings cannot be compared: no two settings have 2 finished seeds in common."
     )
     assert "best" not in report(study).text
     assert "better" not in report(study).text
     single = make_grid({0.1: [0.9]})
     assert section(single, "Result of lr=0.1") == [
-        "A single run shows nothing about the spread. Train with several seeds.",
+        "A standard deviation needs at least two runs. Train with several seeds.",
         "metric         mean    runs",
         "test/accuracy  0.9000  1",
     ]
+
+
+def test_a_best_setting_that_cannot_be_compared():
+    states = ["finished", *["failed"] * 4]
+    study = with_states(make_grid({0.1: [0.99] * 5, 0.2: [0.90, 0.91, 0.92, 0.93, 0.94], 0.3: [0.8] * 5}), *states)
+    assert sentences(study, "test/accuracy").startswith(
+        "lr=0.1 has the best mean, but it cannot be compared: it has fewer than 2 finished seeds in common with each other "
+        "setting. setting"
+    )
+    verdicts = [pair["verdict"] for pair in report(study).data["differences"]]
+    assert verdicts[:2] == ["unknown: fewer than 2 seeds are finished in both settings"] * 2
+    assert verdicts[2].startswith("lr=0.2 is better")
+
+
+def test_seeds_of_a_single_fold_are_not_enough():
+    study = make_grid({0.1: np.full((3, 2), 0.9), 0.2: np.full((3, 2), 0.8)}, num_folds=2)
+    runs = [run for setting in study.settings for run in setting.runs]
+    states = ["failed" if run in study.settings[0].runs and run.fold == 1 else "finished" for run in runs]
+    (pair,) = report(with_states(study, *states)).data["differences"]
+    assert pair["verdict"] == "unknown: fewer than 2 folds are finished in both settings"
 
 
 def test_values_that_are_not_finite_do_not_count():
     study = make_grid({0.1: [0.9, NAN, 0.92], 0.2: [0.8, 0.81, float("inf")]})
     found = report(study)
     assert section(study, "Runs without a result") == [
-        "2 finished runs without a finite test/accuracy, which do not count: lr=0.1, seed 1; lr=0.2, seed 2."
+        "2 finished runs have no finite test/accuracy and are left out: lr=0.1, seed 1; lr=0.2, seed 2."
     ]
     assert [row.split()[1:4] for row in section(study, "test/accuracy")[2:]] == [["2", "of", "3"]] * 2
     assert found.data["settings"][0]["runs"][1]["metrics"]["test/accuracy"] is None
@@ -281,7 +307,7 @@ def test_values_that_are_not_finite_do_not_count():
 def test_equal_values_have_no_interval():
     study = make_grid({0.1: [0.9] * 5, 0.2: [0.9] * 5})
     assert section(study, "test/accuracy") == [
-        "lr=0.1 has the best mean, but no other setting is visibly worse.",
+        "lr=0.1 has the best mean, but it is not significantly better than any other setting.",
         "setting  runs  mean    std",
         "lr=0.1   5     0.9000  0.0000",
         "lr=0.2   5     0.9000  0.0000",
@@ -292,7 +318,8 @@ def test_equal_values_have_no_interval():
 @pytest.mark.parametrize(("metric", "best"), [("test/loss", 0.1), ("test/accuracy", 0.2)])
 def test_the_best_setting_depends_on_the_metric(metric, best):
     study = make_grid({0.1: [0.3, 0.31, 0.32], 0.2: [0.5, 0.51, 0.53]}, metric=metric)
-    assert section(study, metric)[0] == f"lr={best} has the best mean, and the other setting is visibly worse."
+    sentence = f"lr={best} has the best mean, and it is significantly better than the other setting."
+    assert section(study, metric)[0] == sentence
     assert report(study).data["best"] == [0.1, 0.2].index(best)
 
 
@@ -318,7 +345,7 @@ def test_the_best_trials_of_a_search():
 def confirmed(study: StudyResult, number: int, val: list[float], states=("finished",) * 9) -> StudyResult:
     trial = study.settings[number]
     runs = [
-        make_run(f"fresh-{i}", 100 + i, state=state, **({"val__accuracy": v, "test__accuracy": v - 0.01} if v else {}))
+        make_run(f"new-{i}", 100 + i, state=state, **({"val__accuracy": v, "test__accuracy": v - 0.01} if v else {}))
         for i, (v, state) in enumerate(zip(val, states, strict=False))
     ]
     return replace(study, confirmation=replace(trial, runs=runs))
@@ -326,74 +353,80 @@ def confirmed(study: StudyResult, number: int, val: list[float], states=("finish
 
 def test_the_best_trial_is_too_optimistic():
     study = trials([0.001, 0.01, 0.02], [0.95, 0.981, 0.97])
-    title = "Result on fresh seeds"
-    start = "The best of 3 trials has val/accuracy 0.9810. This is too optimistic, because it is the best of many."
-    assert sentences(study, title) == f"{start} The setting has not been trained with fresh seeds yet."
+    title = "Result with new seeds"
+    start = "The best of 3 trials has val/accuracy 0.9810. This value is biased, because it is the best of many trials."
+    assert sentences(study, title) == f"{start} The setting has not been trained with new seeds yet."
     found = sentences(confirmed(study, 1, [0.974, 0.976, 0.978]), title)
     assert found.startswith(
-        f"{start} With 3 fresh seeds, the same setting has val/accuracy 0.9760 ± 0.0020 and test/accuracy 0.9660 ± 0.0020."
+        f"{start} With 3 new seeds, the same setting has val/accuracy 0.9760 ± 0.0020 and test/accuracy 0.9660 ± 0.0020."
     )
     found = sentences(confirmed(study, 2, [0.974, 0.976, 0.978]), title)
-    assert " With 3 fresh seeds, trial 2, which was the best before, has val/accuracy " in found
+    assert " An earlier best setting, trial 2, has val/accuracy 0.9760 ± 0.0020 and test/accuracy " in found
+    assert " with 3 new seeds." in found
 
 
 def test_an_unfinished_confirmation():
     study = trials([0.001, 0.01], [0.95, 0.981])
     states = ["finished", "waiting", "failed"]
-    found = sentences(confirmed(study, 1, [0.97, 0, 0], states), "Result on fresh seeds")
-    assert "With 1 fresh seed, the same setting has val/accuracy 0.9700 and test/accuracy 0.9600." in found
-    assert "2 of 3 runs with fresh seeds are not finished." in found
-    found = sentences(confirmed(study, 1, [0, 0, 0], ["waiting"] * 3), "Result on fresh seeds")
+    found = sentences(confirmed(study, 1, [0.97, 0, 0], states), "Result with new seeds")
+    assert "With 1 new seed, the same setting has val/accuracy 0.9700 and test/accuracy 0.9600." in found
+    assert "2 of 3 runs with new seeds are not finished." in found
+    found = sentences(confirmed(study, 1, [0, 0, 0], ["waiting"] * 3), "Result with new seeds")
     assert "With" not in found
-    assert "3 of 3 runs with fresh seeds are not finished." in found
+    assert "3 of 3 runs with new seeds are not finished." in found
 
 
 @pytest.mark.parametrize(
     ("lr", "space", "sentence"),
     [
-        (0.098, Range(1e-4, 0.1, True), f"{BEST}, 0.098, is at the upper end of its range: extend it upwards."),
-        (0.00013, Range(1e-4, 0.1, True), f"{BEST}, 0.00013, is at the lower end of its range: extend it downwards."),
+        (0.098, Range(1e-4, 0.1, True), f"{BEST}, 0.098, is {LARGER}"),
+        (0.00013, Range(1e-4, 0.1, True), f"{BEST}, 0.00013, is {SMALLER}"),
         (0.001, Range(1e-4, 0.1, True), None),
         (0.07, Range(1e-4, 0.1, True), None),  # within 5 % of the logarithmic range would be 0.0708
         (0.07, Range(1e-4, 0.1), None),
-        (0.096, Range(1e-4, 0.1), f"{BEST}, 0.096, is at the upper end of its range: extend it upwards."),
-        (4, Range(1, 4, is_int=True), f"{BEST}, 4, is at the upper end of its range: extend it upwards."),
+        (0.096, Range(1e-4, 0.1), f"{BEST}, 0.096, is {LARGER}"),
+        (4, Range(1, 4, is_int=True), f"{BEST}, 4, is {LARGER}"),
         (3, Range(1, 4, is_int=True), None),
-        (0.01, Range(0, 0.5), f"{BEST}, 0.01, is at the lower end of its range."),
+        (0.01, Range(0, 0.5), f"{BEST}, 0.01, is close to the lower end of its range."),
         (0.1, Range(0.1, 0.1), None),
         (3, Choices((1, 2, 3)), None),
     ],
 )  # fmt: skip
 def test_the_best_value_at_the_edge_of_its_range(lr, space, sentence):
     study = trials([0.1 if space == Range(0.1, 0.1) else 2, lr], [0.9, 0.95], space)
-    rows = section(study, "Best trials")
-    assert rows[0] == (sentence or "trial  val/accuracy  values")
+    title = "trial  val/accuracy  values"
+    assert sentences(study, "Best trials").startswith(f"{sentence} {title}" if sentence else title)
 
 
 def test_an_edge_without_a_visible_effect_is_not_to_be_extended():
     generator = np.random.default_rng(0)
     lr = np.exp(generator.uniform(np.log(1e-4), np.log(0.08), 20))
     study = trials([*map(float, lr), 0.099], [*map(float, generator.normal(0.9, 0.01, 20)), 0.95])
-    assert section(study, "Best trials")[0] == (
-        "The best optimizer.lr, 0.099, is at the upper end of its range, but no effect of it can be seen."
+    assert sentences(study, "Best trials").startswith(
+        f"{BEST}, 0.099, is close to the upper end of its range, but the effect of optimizer.lr may be chance. trial"
     )
 
 
 def test_importance_needs_ten_finished_trials():
     title = "Importance of the hyperparameters"
     study = trials([0.001 * (i + 1) for i in range(9)], [0.9 + i / 100 for i in range(9)])
-    assert section(study, title) == ["It is shown from 10 finished trials on. 9 are finished."]
+    assert section(study, title) == ["The importance needs at least 10 finished trials. This search has 9."]
     assert report(study).data["importances"] == {}
     study = trials([0.001 * (i + 1) for i in range(10)], [0.9 + i / 100 for i in range(10)])
     assert section(study, title) == [
-        "Share of the differences between 10 finished trials that each hyperparameter explains alone:",
-        "hyperparameter  share",
+        "Fraction of the variance of the ranks of 10 finished trials that each hyperparameter alone explains",
+        "(adjusted R^2):",
+        "hyperparameter  fraction",
         "optimizer.lr    100 %",
     ]
+    problem = (
+        "The importance cannot be computed: the values or the results do not vary, or there are too many choices for the "
+        "number of trials."
+    )
     study = trials([0.001 * (i + 1) for i in range(10)], [0.9] * 10)
-    assert section(study, title) == [
-        "It cannot be computed, because the values or the results of the trials do not vary."
-    ]
+    assert sentences(study, title) == problem
+    many = trials([i % 6 for i in range(10)], [0.9 + i / 100 for i in range(10)], Choices(tuple(range(6))))
+    assert sentences(many, title) == problem
 
 
 @pytest.mark.parametrize("seed", range(5))

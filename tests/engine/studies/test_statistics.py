@@ -109,13 +109,12 @@ def test_values_that_do_not_vary_have_no_interval():
     found = paired_difference(first, second)
     assert found.interval is found.p_value is None
     assert not found.is_visible
-    assert (
-        verdict(found, "test/accuracy")
-        == "the difference is always 3.3 points in favor of B, so its interval is unknown"
-    )
+    assert verdict(found, "test/accuracy") == "B is better by 3.3 points in every pair, so there is no interval"
     assert format_interval(found, "test/accuracy") == ""
     assert verdict(paired_difference(first, first), "test/accuracy") == "no difference: the values are equal"
-    assert unpaired_difference([0.5, 0.5], [0.75, 0.75]).interval is None
+    unpaired = unpaired_difference([0.5, 0.5], [0.75, 0.75])
+    assert unpaired.interval is None
+    assert verdict(unpaired, "test/accuracy") == "B is better by 25 points in all runs, so there is no interval"
 
 
 # Simulations with a known truth
@@ -215,7 +214,7 @@ def test_splits_of_the_same_data_may_never_be_enough():
     assert needed_count(found, 0.005) is None
     assert needed_count(found, 0.05) == 5
     assert verdict(found, "val/f1", unit="folds") == (
-        "no difference can be seen with 5 folds; more data would be needed to see 0.5 points"
+        "no significant difference with 5 folds; detecting a difference of 0.5 points needs more data"
     )
 
 
@@ -242,11 +241,12 @@ def test_levels_of_holm():
         ("train_seconds", [100.0, 105.0, 110.0], [900.0, 935.0, 890.0], "cnn is better by 741 to 866"),
         (
             "test/accuracy", FIRST, [0.92, 0.915, 0.935, 0.91, 0.91],
-            "no difference can be seen with 5 seeds; 21 would be needed to see 0.5 points",
+            "no significant difference with 5 seeds; detecting a difference of 0.5 points needs about 21 seeds",
         ),
         (
             "test/loss", FIRST, [0.92, 0.915, 0.935, 0.91, 0.91],
-            "no difference can be seen with 5 seeds; 0.046 would be seen with a probability of 80%",
+            "no significant difference with 5 seeds; "
+            "a difference of 0.046 would be detected with a probability of at least 80 %",
         ),
     ],
 )  # fmt: skip
@@ -256,10 +256,12 @@ def test_a_verdict_on_pairs(metric, first, second, sentence):
 
 def test_a_verdict_without_pairs():
     found = unpaired_difference(FIRST, UNEQUAL)
-    start = "no difference can be seen with 5 and 7 runs"
-    assert verdict(found, "test/f1", unit="runs") == f"{start}; 1,295 each would be needed to see 0.5 points"
+    start = "no significant difference with 5 and 7 runs"
+    assert verdict(found, "test/f1", unit="runs") == (
+        f"{start}; detecting a difference of 0.5 points needs about 1,295 runs in each group"
+    )
     assert verdict(found, "test/f1", unit="runs", size=1e-6) == (
-        f"{start}; more than 10,000 each would be needed to see 0.0001 points"
+        f"{start}; detecting a difference of 0.0001 points needs more than 10,000 runs in each group"
     )
 
 

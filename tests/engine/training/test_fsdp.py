@@ -2,7 +2,7 @@
 
 torch refuses the first version of FSDP on a CPU ("FSDP needs a non-CPU accelerator device"). So `trainer.strategy=fsdp` is
 tested on a GPU only. The second version, `fully_shard`, works on a CPU. Lightning offers it as `ModelParallelStrategy`.
-A config cannot name that strategy, so these tests give it to the trainer.
+A config cannot select this strategy, so the tests pass it to the trainer.
 """
 
 import signal
@@ -46,8 +46,8 @@ def script(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_sharded_model_trains_as_a_whole_one(script, tmp_path):
-    """Without checkpoints: torch counts a step of Adam more if it reads the state of an optimizer before its first step."""
+def test_a_sharded_model_trains_like_an_unsharded_model(script, tmp_path):
+    # checkpoints are disabled: torch increments Adam's step counter if it reads the optimizer state before the first step
     argv = ["--config", IRIS, *TWO, "trainer.max_epochs=3", "trainer.enable_checkpointing=false", "model.dropout=0"]
     found = []
     for command in ("train.py", script):

@@ -133,14 +133,14 @@ def test_a_run_is_not_resumed_with_fewer_cores_than_threads(tmp_path, machine, m
 def test_a_run_with_another_key_is_another_run(tmp_path, monkeypatch, capsys):
     folder = stopped(tmp_path, monkeypatch, "run.threads=1")
     assert train.main(["--resume", str(folder), "run.threads=2"]) == 2
-    assert "run.threads: is 2 here, and 1 in" in capsys.readouterr().err
+    assert "run.threads: is 2 in this command, but 1 in" in capsys.readouterr().err
     assert train.main(["--resume", str(folder)]) == 0
 
 
 def test_processes_need_cores_that_they_may_use(machine):
     machine.cores = 2
     check_processes(CPUAccelerator(), 2, 2)
-    with pytest.raises(OptionError, match="3 processes on the CPU"):
+    with pytest.raises(OptionError, match="3 processes need at least 3 CPU cores"):
         check_processes(CPUAccelerator(), 3, 3)
 
 
