@@ -115,7 +115,7 @@ def test_a_single_core_of_a_tpu_is_used(arguments, tmp_path, monkeypatch, capsys
     assert code == 0
     assert json.loads((folder / "environment.json").read_text(encoding="utf-8"))["num_devices"] == 1
     assert train.main([*arguments("iris_mlp"), "trainer.devices=8", f"run.root={tmp_path}/more"]) == 2
-    assert "trainer.devices: 8 TPU cores are not supported, only 1" in capsys.readouterr().err
+    assert "error: command line: trainer.devices: " in capsys.readouterr().err
 
 
 def test_a_killed_run_resumes(arguments, tmp_path):
