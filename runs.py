@@ -44,6 +44,7 @@ from engine.runs.run_index import (
     is_number,
     is_own,
     metric_values,
+    read_mapping,
 )
 from engine.runs.tables import print_json, print_table
 from engine.terminal import CommandLineParser, count_of, home_path, prepare_output, print_line
@@ -154,7 +155,9 @@ def list_runs(arguments: argparse.Namespace) -> None:
     elif not find_studies(arguments.root):
         print(f"no runs below {arguments.root}; {FIRST_RUN}")
     if not arguments.json and not arguments.runs and (studies := find_studies(arguments.root)):
-        print_table(["study", "runs", "finished", "began"], [format_study(folder) for folder in studies])
+        print_table(
+            ["study", "runs", "finished", "failed", "best mean", "began"], [format_study(each) for each in studies]
+        )
         print(f"python runs.py --study {studies[0].name} shows the runs of a study")
 
 
@@ -173,7 +176,14 @@ def format_row(run: Run) -> list[str]:
 def format_study(folder: Path) -> list[str]:
     found = find_runs(folder)
     num_finished = sum(run.status == "finished" for run in found)
-    return [folder.name, f"{len(found):,}", f"{num_finished:,}", format_time((folder / STUDY_FILE).stat().st_mtime)]
+    report = read_mapping(folder / "study.json") or {}  # written at the end of the study
+    failed = report.get("states", {}).get("failed", sum(run.status == "failed" for run in found))
+    metric = report.get("metric", "")
+    means = [setting.get("metrics", {}).get(metric, {}).get("mean") for setting in report.get("settings", [])]
+    known = [mean for mean in means if is_number(mean)]
+    best = f"{metric} {(min if is_lower_better(metric) else max)(known):.4f}" if known else ""
+    began = format_time((folder / STUDY_FILE).stat().st_mtime)
+    return [folder.name, f"{len(found):,}", f"{num_finished:,}", f"{failed:,}", best, began]
 
 
 def format_time(seconds: float) -> str:

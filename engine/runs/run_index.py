@@ -73,6 +73,7 @@ def find_runs(root: Path, patterns: Sequence[str] = (), commands: Sequence[str] 
         choices = {*names, *(name.partition("/")[0] for name in names), *commands}
         close = [choice for pattern in patterns for choice in similar_names(pattern, choices)]
         hint = f"did you mean {' or '.join(close[:3])}?" if close else f"python runs.py --root {root} shows all"
+        hint = next(filter(None, (_study_hint(root, pattern) for pattern in patterns)), hint)
         problem = f"matches none of the {len(entries)} runs below {root}"
         raise ConfigError(COMMAND_LINE, " ".join(patterns), problem, hint)
     return sorted(found, key=lambda run: -run.began)
@@ -115,6 +116,7 @@ def find_single_run(root: Path, text: str) -> Run:
         raise ConfigError(COMMAND_LINE, text, f"matches {len(names)} runs", listed(sorted(names)))
     close = similar_names(text, entries)
     hint = f"did you mean {' or '.join(close)}?" if close else "python runs.py shows all"
+    hint = _study_hint(root, text) or hint
     raise ConfigError(COMMAND_LINE, text or "''", f"matches no run below {root}", hint)
 
 
@@ -123,6 +125,12 @@ def is_group(root: Path, text: str) -> bool:
     text = _name_below(root, text)
     names = [name for _, name, _ in _entries(root)]
     return text not in names and ("*" in text or sum(name.startswith(f"{text}/") for name in names) > 1)
+
+
+def _study_hint(root: Path, text: str) -> str:
+    """Return a hint if `text` begins with the name of a study; otherwise an empty string."""
+    name = text.partition("/")[0]
+    return f"{name} is a study: add --study {name}" if name and (root / name / STUDY_FILE).is_file() else ""
 
 
 def read_run(folder: Path, name: str, began: float) -> Run:

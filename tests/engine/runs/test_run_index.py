@@ -864,3 +864,23 @@ def test_ten_thousand_runs(tmp_path, record_property):
     assert f"... and {COUNT - 30:,} earlier runs" in done.stdout
     record_property("happened", f"{min(taken):.1f} s")
     assert min(taken) < SECONDS
+
+
+def test_studies_are_listed_and_named(tmp_path, capsys):
+    study = tmp_path / "lr-search"
+    study.mkdir()
+    (study / "study.yaml").touch()
+    report = {
+        "metric": "test/accuracy",
+        "states": {"failed": 2},
+        "settings": [{"metrics": {"test/accuracy": {"mean": 0.5}}}],
+    }
+    (study / "study.json").write_text(json.dumps(report), encoding="utf-8")
+    assert runs.main(["--root", str(tmp_path)]) == 0
+    assert re.search(r"lr-search +0 +0 +2 +test/accuracy 0.5000", capsys.readouterr().out)
+    for argv in (["list", "lr-search"], ["compare", "lr-search", "lr-search/x"]):
+        assert runs.main(["--root", str(tmp_path), *argv]) == 2
+        assert "lr-search is a study: add --study lr-search" in capsys.readouterr().err
+    assert runs.main(["--root", str(tmp_path), "--study", "lr-serch"]) == 2
+    assert "did you mean lr-search?" in capsys.readouterr().err
+    assert runs.main(["--root", str(tmp_path), "--study", "lr-search"]) == 0
