@@ -145,8 +145,8 @@ def check_processes(accelerator: Accelerator, num_devices: int, world_size: int)
         OptionError: if there are more processes than CPU cores that they may use, or several TPU cores, or if a launcher has
             started another number of processes.
     """
-    if isinstance(accelerator, XLAAccelerator) and world_size > 1:
-        raise OptionError(f"devices: {world_size} TPU cores are not supported, only 1")
+    if isinstance(accelerator, XLAAccelerator) and num_devices > 1:
+        raise OptionError(f"devices: {num_devices} TPU cores are not supported, only 1")
     if isinstance(accelerator, CPUAccelerator) and not available_cores(num_devices):
         raise OptionError(f"devices: {num_devices} processes need at least {num_devices} CPU cores")
     environ = os.environ
