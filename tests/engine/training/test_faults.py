@@ -1078,7 +1078,8 @@ with run_folder(load_config("configs/iris_mlp.yaml", sys.argv[1:])):
 def test_auto_takes_the_newest_unfinished_run_of_this_config(stopped, tmp_path, capsys):
     runs = tmp_path / "runs"
     assert train.main([*SHORT, f"run.root={runs}", "optimizer.lr=0.5", "--resume", "auto"]) == 2
-    assert f"in the newest unfinished run, {stopped}, optimizer.lr is 0.003, and 0.5 here" in capsys.readouterr().err
+    said = f"optimizer.lr is 0.003 in the newest unfinished run {stopped}, but 0.5 in this command"
+    assert said in capsys.readouterr().err
     assert train.main([*SHORT, f"run.root={runs}", "run.name=other", "--resume", "auto"]) == 2
     assert "has no unfinished run other" in capsys.readouterr().err
     assert train.main([*SHORT, f"run.root={runs}", "trainer.enable_progress_bar=false", "--resume", "auto"]) == 0
