@@ -92,7 +92,9 @@ def test_two_nodes(rendezvous, one_node, one_process, tmp_path, start):
     printed = [agent.communicate(timeout=240) for agent in agents]
     assert [agent.returncode for agent in agents] == [0, 0], printed
     assert sorted(output.count("run folder:") for output, _ in printed) == [0, 1]
-    assert sorted(bool(output) for output, _ in printed) == [False, True]
+    # the library Gloo of torch 2.9 prints a line in every process
+    lines = [[line for line in output.splitlines() if not line.startswith("[Gloo]")] for output, _ in printed]
+    assert sorted(map(bool, lines)) == [False, True]
     folder = tmp_path / "iris_mlp/x"
     assert files_of(folder) == files_of(one_node)
     assert [place for place in differences(one_node, folder) if not any(name in place for name in PLACES)] == []
