@@ -74,7 +74,7 @@ class Browser:
         return answer["result"].get("value")
 
     def wait(self, *texts: str) -> str:
-        """Wait until the page shows all `texts`, and return everything that it shows.
+        """Wait until the page shows all `texts`, as often as they are given, and return everything that it shows.
 
         Raises:
             AssertionError: if a text is still missing after `TIMEOUT_SECONDS`.
@@ -82,7 +82,7 @@ class Browser:
         end = time.monotonic() + TIMEOUT_SECONDS
         while True:
             visible = self.evaluate(VISIBLE_TEXT) or ""
-            missing = [text for text in texts if text not in visible]
+            missing = [text for text in {*texts} if visible.count(text) < texts.count(text)]
             if not missing:
                 return visible
             assert time.monotonic() < end, f"missing: {missing}; the page shows:\n{visible[:4000]}"

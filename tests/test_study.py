@@ -229,7 +229,9 @@ def test_a_killed_run_and_a_killed_command(tmp_path):
     first.wait()
     second.communicate(timeout=200)
     assert second.returncode == 0
-    run_study(tmp_path / "two", "--resume", str(folder))  # the second command may have ended before the first was killed
+    run_study(
+        tmp_path / "two", "--resume", str(folder)
+    )  # the second command may have ended before the first was killed
     assert states(folder) == dict.fromkeys([f"seed-{i}" for i in range(6)], "finished")
     for name in states(whole):
         assert differences(whole / f"iris_mlp/{name}", folder / f"iris_mlp/{name}") == []
