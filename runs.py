@@ -142,7 +142,7 @@ def add_status(command: argparse.ArgumentParser, default: str) -> None:
 
 
 def list_runs(arguments: argparse.Namespace) -> None:
-    found = chosen_runs(arguments, arguments.status or STATUSES)
+    found, studies = chosen_runs(arguments, arguments.status or STATUSES), find_studies(arguments.root)
     if arguments.json:
         print_json([run.to_dict() for run in found])
     elif found:
@@ -152,9 +152,9 @@ def list_runs(arguments: argparse.Namespace) -> None:
             print(f"... and {len(found) - len(shown):,} earlier runs; --last 0 shows all")
     elif find_runs(arguments.root):
         print(f"no runs with status {' or '.join(arguments.status)}")
-    elif not find_studies(arguments.root):
+    elif not studies:
         print(f"no runs below {arguments.root}; {FIRST_RUN}")
-    if not arguments.json and not arguments.runs and (studies := find_studies(arguments.root)):
+    if not arguments.json and not arguments.runs and studies:
         print_table(
             ["study", "runs", "finished", "failed", "best mean", "began"], [format_study(each) for each in studies]
         )

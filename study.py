@@ -173,12 +173,12 @@ def run_study(plan: Plan, folder: Path, num_workers: int, train: "Train") -> Stu
 
 def show_result(study: StudyResult) -> int:
     """Write and print the report. Returns the exit code: 1 if no run is finished."""
-    from engine.runs.run_folder import write_json
+    from engine.runs.run_folder import write_json, write_text
     from engine.studies.pictures import write_tensorboard
     from engine.studies.report import report
 
     found = report(study)
-    (study.folder / "study.md").write_text(found.markdown, encoding="utf-8")
+    write_text(study.folder / "study.md", found.markdown)
     write_json(study.folder / "study.json", found.data)
     write_tensorboard(study, study.folder)
     print_line(f"\n{found.text}")

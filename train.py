@@ -81,10 +81,8 @@ def train(config: Config, folder: Path, signals: Signals, callbacks: Sequence["C
         datamodule.trainer = trainer  # whose processes share the memory of this machine
         model = make_model(config, datamodule.spec)
         initialize(model, datamodule, folder if trainer.is_global_zero else None)
-        if (
-            getattr(datamodule, "held_out", None) == "val"
-        ):  # folds choose a setting, for which the test set is too early
-            trainer.limit_test_batches = 0
+        if getattr(datamodule, "held_out", None) == "val":
+            trainer.limit_test_batches = 0  # folds choose a setting, which comes before the test
         signals.children = lambda: getattr(trainer.strategy.launcher, "procs", ())
         connect_again(trainer, restart_count(), config["run.timeout_minutes"])
         trainer.fit(model, datamodule, ckpt_path=checkpoint, weights_only=True)

@@ -1,8 +1,10 @@
 """Runs of several processes, in processes of their own."""
 
+import json
 import os
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 
@@ -40,3 +42,11 @@ def started_run(*command: str, **more: str) -> subprocess.Popen:
         if line.startswith(("epoch", "resuming in")):
             return process
     return pytest.fail(process.communicate()[1])
+
+
+def results_of(module: str, *argv: str, timeout: float) -> list[dict[str, Any]]:
+    """Run ``python -m MODULE``, and return the lines of JSON that it prints."""
+    done = subprocess.run(
+        [sys.executable, "-m", module, *argv], cwd=PROJECT, stdout=subprocess.PIPE, text=True, timeout=timeout
+    )
+    return [json.loads(line) for line in done.stdout.splitlines()]

@@ -1,6 +1,5 @@
 """`study.py`: mistakes on the command line, and whole studies."""
 
-import json
 import os
 import signal
 import subprocess
@@ -16,7 +15,7 @@ from engine.config.signatures import PROJECT
 from engine.contracts import ConfigError
 from engine.runs.run_index import find_runs
 from tests.exactness import differences
-from tests.processes import environment, run
+from tests.processes import environment, results_of, run
 from tests.runs import IRIS, WITHOUT_PICTURES
 
 SEARCH = ["--config", IRIS, "--vary", "optimizer.lr=log(1e-4, 1e-1)", "--trials", "3"]
@@ -229,9 +228,8 @@ def test_a_killed_run_and_a_killed_command(tmp_path):
     first.wait()
     second.communicate(timeout=200)
     assert second.returncode == 0
-    run_study(
-        tmp_path / "two", "--resume", str(folder)
-    )  # the second command may have ended before the first was killed
+    # the second command may have ended before the first was killed
+    run_study(tmp_path / "two", "--resume", str(folder))
     assert states(folder) == dict.fromkeys([f"seed-{i}" for i in range(6)], "finished")
     for name in states(whole):
         assert differences(whole / f"iris_mlp/{name}", folder / f"iris_mlp/{name}") == []
@@ -240,10 +238,6 @@ def test_a_killed_run_and_a_killed_command(tmp_path):
 @pytest.mark.slow
 @pytest.mark.faults("SIGKILL during a search with pruning", "the resumed search has the same trials and results")
 def test_a_killed_search_goes_on(tmp_path, record_property):
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.study_kills", "2", "0", str(tmp_path)],
-        cwd=PROJECT, stdout=subprocess.PIPE, text=True, timeout=500,
-    )  # fmt: skip
-    found = [json.loads(line) for line in done.stdout.splitlines()]
+    found = results_of("tests.study_kills", "2", "0", str(tmp_path), timeout=500)
     record_property("happened", f"{sum(len(each['killed']) for each in found)} kills")
     assert [each["different"] for each in found] == [[], []]

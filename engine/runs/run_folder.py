@@ -132,10 +132,11 @@ def experiment_folder(config: Config) -> Path:
 
 def write_json(path: Path, content: Any) -> None:
     """Write JSON so that `path` always has either the old or the complete new content."""
-    _write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
-def _write_text(path: Path, text: str) -> None:
+def write_text(path: Path, text: str) -> None:
+    """Write a text so that `path` always has either the old or the complete new content."""
     temporary = path.with_suffix(".part")
     try:
         with temporary.open("w", encoding="utf-8") as file:
@@ -190,9 +191,9 @@ def _create_folder(config: Config, folder: Path) -> "FileLock | None":
         try:
             lock = lock_run(folder)  # before the config, because other processes take a folder with a config for a run
             # without the name, so that the run can be repeated
-            _write_text(folder / "config.yaml", config.to_yaml(name=None))
+            write_text(folder / "config.yaml", config.to_yaml(name=None))
             if (command := torchrun_id()) is not None:
-                _write_text(folder / TORCHRUN_FILE, command)
+                write_text(folder / TORCHRUN_FILE, command)
         except BaseException:  # also after a signal
             shutil.rmtree(folder, ignore_errors=True)
             raise

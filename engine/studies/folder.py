@@ -1,11 +1,11 @@
 """The folder of a study: its plan, its config, and the results of its runs."""
 
-import os
 import shutil
 from datetime import UTC, datetime
 from pathlib import Path
 
 from engine.contracts import COMMAND_LINE, ConfigError
+from engine.runs.run_folder import write_text
 from engine.runs.run_index import STUDY_FILE
 from engine.studies.plan import Plan
 from engine.terminal import shell_word
@@ -31,9 +31,7 @@ def create_study(plan: Plan, name: str | None, root: Path) -> Path:
         folder.mkdir(parents=True)
         try:
             write_config(plan, folder)
-            part = folder / f"{STUDY_FILE}.part"
-            part.write_text(plan.to_yaml(), encoding="utf-8")
-            os.replace(part, folder / STUDY_FILE)  # the last file, because it makes the folder a study
+            write_text(folder / STUDY_FILE, plan.to_yaml())  # the last file, because it makes the folder a study
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             raise
@@ -48,4 +46,4 @@ def create_study(plan: Plan, name: str | None, root: Path) -> Path:
 def write_config(plan: Plan, folder: Path) -> None:
     """Write the config of a study with all values, so that a changed file or default does not change a resumed study."""
     content = plan.config.to_yaml(name=None, root=str(folder))
-    (folder / f"{plan.config.path.stem}.yaml").write_text(content, encoding="utf-8")
+    write_text(folder / f"{plan.config.path.stem}.yaml", content)

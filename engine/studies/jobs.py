@@ -4,9 +4,7 @@ Several commands, also on other machines, may work on a study. They share its fo
 lock. The operating system releases the lock when the command has ended, also after SIGKILL.
 """
 
-import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -174,27 +172,26 @@ def compared_metric(plan: Plan, settings: Sequence[SettingResult]) -> str:
     return f"test/{plan.compared}" if f"test/{plan.compared}" in names or not names else f"val/{plan.compared}"
 
 
-def value_of(result: RunResult, metric: str) -> float | None:
-    """Return a metric of a finished run; None if it is missing or not finite."""
-    value = result.metrics.get(metric)
-    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
-
-
-@contextmanager
-def study_lock(folder: Path) -> Iterator[None]:
-    """Let one command at a time choose a job, or note its result."""
+def lock_of(folder: Path, name: str) -> "FileLock":
+    """Return a lock of a study, which the operating system releases when the command ends."""
     from filelock import FileLock
 
     (folder / LOCKS).mkdir(exist_ok=True)
-    with FileLock(folder / LOCKS / "study.lock", fallback_to_soft=False):
-        yield
+    return FileLock(
+        folder / LOCKS / f"{name}.lock", fallback_to_soft=False
+    )  # a soft lock would outlive a killed process
+
+
+def study_lock(folder: Path) -> "FileLock":
+    """Return the lock with which one command at a time chooses a job, or notes its result."""
+    return lock_of(folder, "study")
 
 
 def try_claim(folder: Path, name: str) -> "FileLock | None":
-    """Claim a run for this command. Returns None if another command, or a process that it has left, holds the claim."""
-    from filelock import FileLock, Timeout
+    """Claim a run for this command. Returns None if another command holds the claim."""
+    from filelock import Timeout
 
-    claim = FileLock(folder / LOCKS / f"{name}.lock", fallback_to_soft=False)
+    claim = lock_of(folder, name)
     try:
         claim.acquire(blocking=False)
     except Timeout:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 from engine.contracts import is_lower_better
 from engine.runs.run_index import read_mapping
-from engine.studies.jobs import Queue, value_of
+from engine.studies.jobs import Queue
 from engine.studies.plan import Plan
 from engine.studies.results import RunResult
 from engine.studies.workers import Worker
@@ -67,7 +67,7 @@ class Progress:
 
     def _line(self, result: RunResult, seconds: float) -> str:
         name = metric_of(self.plan, result)
-        value = value_of(result, name)
+        value = result.value(name)
         if value is not None:
             self.results.append((value, result))
             text = f"{name} {value:.4f}"

@@ -16,7 +16,6 @@ from typing import Any
 
 from engine.contracts import ConfigError, escape, is_lower_better
 from engine.runs.comparison import read_config
-from engine.runs.run_index import is_number
 from engine.runs.tables import GAP
 from engine.studies import statistics
 from engine.studies.groups import overlap_ratio, split_of
@@ -127,8 +126,11 @@ class Analysis:
 
     def values(self, setting: SettingResult, metric: str) -> Values:
         """Return the finite values of a metric in the finished runs of a setting."""
-        finished = [run for run in setting.runs if run.state == "finished" and _is_finite(run.metrics.get(metric))]
-        return {(split_of(self._configs[run.folder]), run.seed): float(run.metrics[metric]) for run in finished}
+        return {
+            (split_of(self._configs[run.folder]), run.seed): value
+            for run in setting.runs
+            if run.state == "finished" and (value := run.value(metric)) is not None
+        }
 
     def test_to_train(self, setting: SettingResult | None, metric: str) -> float:
         """Return the ratio that `statistics` needs for several splits; None means all settings."""
@@ -277,7 +279,7 @@ def _problems(analysis: Analysis) -> Iterator[_Part]:
         where = name if name.startswith("trial ") else f"{name}, seed {run.seed}{fold}"
         if run.state == "failed":
             reasons.setdefault(" ".join(run.reason.split()) or "unknown", []).append(where)
-        elif run.state == "finished" and not _is_finite(run.metrics.get(study.metric)):
+        elif run.state == "finished" and run.value(study.metric) is None:
             without.append(where)
     rows = [[str(len(names)), _join(names), reason] for reason, names in reasons.items()]
     yield _Part("Failed runs", (), ["runs", "where", "reason"], rows, MAX_REASONS)
@@ -563,10 +565,6 @@ def _read_split(run: RunResult, num_folds: int | None) -> dict[str, Any]:
         return read_config(run.folder / "config.yaml")
     except ConfigError:
         return {"data": {"num_folds": num_folds, "fold": run.fold}}
-
-
-def _is_finite(value: Any) -> bool:
-    return is_number(value) and math.isfinite(value)
 
 
 def _text_lines(part: _Part) -> Iterator[str]:

@@ -1,9 +1,12 @@
 """The results of a study: its settings and their runs. The report, the pictures and the progress table use these classes."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
+
+from engine.runs.run_index import is_number
 
 # "waiting": not started. "stopped": it was interrupted or killed, and can be resumed. "pruned": ended early by the search.
 State = Literal["waiting", "running", "stopped", "finished", "pruned", "failed"]
@@ -57,6 +60,11 @@ class RunResult:
     state: State
     metrics: dict[str, Any] = field(default_factory=dict)
     reason: str = ""
+
+    def value(self, metric: str) -> float | None:
+        """Return a metric; None if it is missing or not finite."""
+        value: Any = self.metrics.get(metric)
+        return float(value) if is_number(value) and math.isfinite(value) else None
 
 
 @dataclass(frozen=True)

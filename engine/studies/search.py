@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-from filelock import FileLock
 from optuna.pruners import NopPruner, PercentilePruner
 from optuna.samplers import TPESampler
 from optuna.storages import JournalStorage
@@ -20,7 +19,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from engine.studies.jobs import LOCKS, Job, read_result, run_folder_of, study_lock, try_claim, value_of
+from engine.studies.jobs import Job, lock_of, read_result, run_folder_of, study_lock, try_claim
 from engine.studies.plan import Plan, PlannedRun
 from engine.studies.results import Choices, RunResult, SettingResult, Space, State
 
@@ -44,7 +43,9 @@ class SearchQueue:
         self.plan, self.folder = plan, folder
         self._is_shared = False  # whether other trials are running; a new trial then avoids values near theirs
         optuna.logging.set_verbosity(logging.WARNING)
-        self.storage = JournalStorage(JournalFileBackend(str(folder / JOURNAL), _JournalLock(folder)))  # type: ignore[arg-type]
+        # Optuna's own locks are files, which a killed process leaves behind
+        backend = JournalFileBackend(str(folder / JOURNAL), lock_of(folder, "journal"))  # type: ignore[arg-type]
+        self.storage = JournalStorage(backend)
         pruner = PercentilePruner(PERCENTILE, FULL_TRIALS, FIRST_EPOCH) if plan.prune else NopPruner()
         direction = StudyDirection.MINIMIZE if plan.is_minimized else StudyDirection.MAXIMIZE
         self.study = optuna.create_study(
@@ -83,7 +84,7 @@ class SearchQueue:
 
     def finish(self, job: Job) -> RunResult:
         result, trial = read_result(self.plan, self.folder, job.run), job.trial
-        value = value_of(result, self.plan.metric)
+        value = result.value(self.plan.metric)
         with study_lock(self.folder):  # so that no other command claims the trial in between
             if result.state == "finished" and PRUNED_AT in trial.user_attrs:
                 self.study.tell(trial, state=TrialState.PRUNED, skip_if_finished=True)
@@ -143,21 +144,6 @@ class SearchQueue:
         states: dict[TrialState, State] = {TrialState.PRUNED: "pruned", TrialState.FAIL: "failed"}
         state = states.get(frozen.state, result.state)
         return RunResult(result.name, result.folder, result.seed, result.fold, state, result.metrics, result.reason)
-
-
-class _JournalLock:
-    """A lock that the operating system releases. Optuna's own locks are files, which a killed process leaves behind."""
-
-    def __init__(self, folder: Path) -> None:
-        (folder / LOCKS).mkdir(exist_ok=True)
-        self._lock = FileLock(folder / LOCKS / "journal.lock", fallback_to_soft=False)
-
-    def acquire(self) -> bool:
-        self._lock.acquire()
-        return True
-
-    def release(self) -> None:
-        self._lock.release()
 
 
 def _suggest(trial: Trial, key: str, space: Space) -> None:

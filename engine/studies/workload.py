@@ -18,7 +18,7 @@ PROBE = (
 
 def chooses_threads(plan: Plan) -> bool:
     """Return whether the study chooses the number of threads of its runs, because the user has not."""
-    return plan.config["run.threads"] is None and not ARE_THREADS_SET and plan.config["trainer.devices"] in ("auto", 1)
+    return plan.config["run.threads"] is None and not ARE_THREADS_SET
 
 
 def is_measured(plan: Plan) -> bool:

@@ -181,7 +181,7 @@ def test_a_new_run_is_locked_before_it_can_be_listed(tmp_path, monkeypatch):
         states.append((is_running(path.parent), find_runs(tmp_path)))
         path.write_text(text, encoding="utf-8")
 
-    monkeypatch.setattr(run_folder_module, "_write_text", write)
+    monkeypatch.setattr(run_folder_module, "write_text", write)
     with suppress(UserError), run_folder(load_config(IRIS, [f"run.root={tmp_path}"])) as folder:
         assert states == [(True, [])]
         assert [found.status for found in find_runs(tmp_path)] == ["running"]
@@ -322,7 +322,7 @@ def test_a_full_disk_in_the_thread_of_tensorboard_is_one_line(number, tmp_path, 
     assert "error: cannot write events" in printed
 
 
-@pytest.mark.parametrize("moment", ["lock_run", "_write_text"])
+@pytest.mark.parametrize("moment", ["lock_run", "write_text"])
 def test_a_signal_while_a_folder_is_created_leaves_no_folder(moment, tmp_path, monkeypatch):
     def interrupt(*_):
         raise KeyboardInterrupt

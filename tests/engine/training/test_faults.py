@@ -36,6 +36,7 @@ from lit_models.classifier import LitClassifier
 from lit_models.mlp import LitMLP
 from tests import kills
 from tests.exactness import differences, different, signalled, start
+from tests.processes import results_of
 from tests.runs import IRIS, WITHOUT_PICTURES, curve
 
 SHORT = ["--config", IRIS, "trainer.max_epochs=5", "model.dropout=0.1", *WITHOUT_PICTURES]
@@ -94,11 +95,7 @@ def wait_for(process: subprocess.Popen, beginning: str) -> None:
     "SIGKILL at 25 random and 13 chosen moments", "files, metrics and curves of the resumed run are bitwise identical"
 )
 def test_kills_at_random_moments(tmp_path, record_property):
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.kills", "25", "0", str(tmp_path)],
-        cwd=PROJECT, stdout=subprocess.PIPE, text=True, timeout=400,
-    )  # fmt: skip
-    trials = [json.loads(line) for line in done.stdout.splitlines()]
+    trials = results_of("tests.kills", "25", "0", str(tmp_path), timeout=400)
     equal = [trial for trial in trials if trial["different"] == [] and trial["codes"][-1] == 0]
     num_kills = sum(trial["codes"].count(-9) for trial in trials)
     record_property("happened", f"{num_kills} kills in {len(trials)} runs, {len(equal)} equal ends")
@@ -112,11 +109,7 @@ def test_kills_at_random_moments(tmp_path, record_property):
 )
 @pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true", "64-true"])
 def test_kills_in_other_precisions(precision, tmp_path, record_property):
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.kills", "3", "1", str(tmp_path), precision],
-        cwd=PROJECT, stdout=subprocess.PIPE, text=True, timeout=400,
-    )  # fmt: skip
-    trials = [json.loads(line) for line in done.stdout.splitlines()]
+    trials = results_of("tests.kills", "3", "1", str(tmp_path), precision, timeout=400)
     equal = [trial for trial in trials if trial["different"] == [] and trial["codes"][-1] == 0]
     record_property("happened", f"{precision}: {len(equal)} equal ends in {len(trials)} runs")
     assert [trial for trial in trials if trial not in equal] == []

@@ -53,22 +53,23 @@ def start():
             agent.communicate()
 
 
+def trained(root: Path, option: str) -> Path:
+    """The folder of a run on one node."""
+    done = run(*NODES, option, f"run.root={root}")
+    assert done.returncode == 0, done.stderr
+    return root / "iris_mlp/x"
+
+
 @pytest.fixture(scope="module")
 def one_node(tmp_path_factory) -> Path:
     """A run of two processes on one node."""
-    root = tmp_path_factory.mktemp("one_node")
-    done = run(*NODES, "trainer.devices=2", f"run.root={root}")
-    assert done.returncode == 0, done.stderr
-    return root / "iris_mlp/x"
+    return trained(tmp_path_factory.mktemp("one_node"), "trainer.devices=2")
 
 
 @pytest.fixture(scope="module")
 def one_process(tmp_path_factory) -> Path:
     """A run of one process with the same number of samples per step."""
-    root = tmp_path_factory.mktemp("one_process")
-    done = run(*NODES, "data.batch_size=32", f"run.root={root}")
-    assert done.returncode == 0, done.stderr
-    return root / "iris_mlp/x"
+    return trained(tmp_path_factory.mktemp("one_process"), "data.batch_size=32")
 
 
 def files_of(folder: Path) -> list[str]:
