@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING
 from engine.config.config import load_config
 from engine.contracts import COMMAND_LINE, ConfigError
 from engine.inference.command import run_command
+from engine.inference.trained_run import with_found_runs
 from engine.studies.folder import create_study
 from engine.studies.jobs import PlannedQueue, compared_metric, forget_failures, setting_result
 from engine.studies.plan import METRICS, Plan, dropped_keys, make_plan, read_plan
@@ -207,7 +208,7 @@ def plan_of(arguments: argparse.Namespace) -> Plan:
         raise ConfigError(COMMAND_LINE, "--config", "is missing", hint)
     vary, single = split_values(arguments.vary or [])
     overrides = [*arguments.overrides, *single]
-    config = load_config(arguments.config, overrides)
+    config = with_found_runs(load_config(arguments.config, overrides))
     return make_plan(
         config, overrides, vary, arguments.grid, num_seeds=arguments.seeds,
         num_folds=arguments.folds, num_trials=arguments.trials, prune=not arguments.no_pruning, metric=arguments.metric,

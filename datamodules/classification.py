@@ -6,7 +6,7 @@ DataLoaders.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
@@ -33,6 +33,7 @@ from engine.terminal import print_line
 
 rank_zero_print = rank_zero_only(print_line)
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
+MAX_TEACHER_LOGITS = 2**27  # numbers that are kept, which are 512 MB
 
 
 class ClassificationDataModule(LightningDataModule):
@@ -234,6 +235,31 @@ class ClassificationDataModule(LightningDataModule):
 
     def test_dataloader(self) -> Any:
         return self._batches("test", self.eval_batch_size, shuffle=False)
+
+    def teacher_logits(self, teacher: Callable[[Any], Tensor]) -> Tensor | None:
+        """Return the logits (N, K) of a teacher for all training samples, on the device of the training.
+
+        Return None if the samples are augmented, or if there are more than `MAX_TEACHER_LOGITS` logits. The training step
+        then calls the teacher with each batch.
+
+        Args:
+            teacher: Function that maps inputs (B, ...) to logits (B, K).
+        """
+        is_own = type(self).augment is not ClassificationDataModule.augment
+        is_augmented = is_own and getattr(self, "augment_images", True)
+        if not self.is_loaded or is_augmented or self.num_samples("train") * self.spec.num_classes > MAX_TEACHER_LOGITS:
+            return None
+        rank_zero_print(f"computing the logits of the teacher for {self.num_samples('train'):,} training samples")
+        batches = self._batches("train", self.eval_batch_size, shuffle=False)
+        # each process computes all logits: the order of the training samples differs in each epoch
+        order = batches.batch_sampler = self.order(batches.inputs, self.eval_batch_size, False, 0, 1)
+        logits: Tensor | None = None
+        for indices, (inputs, *_) in zip(order, batches, strict=True):
+            found = teacher(inputs)
+            if logits is None:
+                logits = found.new_empty(len(batches.labels), *found.shape[1:])
+            logits[indices] = found
+        return logits
 
     @property
     def is_loaded(self) -> bool:

@@ -264,6 +264,10 @@ class Text(ClassificationDataModule):
         self.tokenizer.model_max_length = self.max_length
         self.tokenizer.save_pretrained(folder / "tokenizer")
 
+    def has_tokenizer_of(self, folder: Path) -> bool:
+        """Return whether the run in a folder has the same token ids as this data."""
+        return pretrained_tokenizer(str(folder / "tokenizer"), None).get_vocab() == self.tokenizer.get_vocab()
+
     def tokens(self, ids: Tensor) -> list[str]:
         """Return the tokens of a row of ids (T,) as text."""
         return [str(self.tokenizer.convert_ids_to_tokens(token)) for token in ids.tolist()]

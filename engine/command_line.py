@@ -9,6 +9,7 @@ from engine.config.errors import closest
 from engine.config.explain import explain, help_text
 from engine.config.yaml_reader import read_override
 from engine.contracts import COMMAND_LINE, ConfigError
+from engine.inference.trained_run import with_found_runs
 from engine.runs.resume import check_unfinished, find_restarted, find_run, is_finished
 from engine.terminal import CommandLineParser, StoreOnce, home_path, print_line
 
@@ -64,6 +65,8 @@ def parse(argv: list[str], description: str) -> Config | None:
     elif config and arguments.print_config:
         print_line(config.to_yaml().rstrip("\n"))
     elif config:
+        if arguments.resume is None:
+            config = with_found_runs(config)
         if arguments.resume is None and not arguments.check:
             config = find_restarted(config)
             if config.resumed_folder is not None and is_finished(config.resumed_folder):
@@ -71,5 +74,7 @@ def parse(argv: list[str], description: str) -> Config | None:
                 return None
         check_unfinished(config)
         check_requirements(config)
-        return replace(load_config(config.path, [*overrides, *CHECK]), is_check=True) if arguments.check else config
+        if arguments.check:
+            return replace(with_found_runs(load_config(config.path, [*overrides, *CHECK])), is_check=True)
+        return config
     return None

@@ -16,6 +16,7 @@ COMMAND_LINE = "command line"  # replaces file and line in messages
 Modality = Literal["features", "image", "tokens"]
 Split = Literal["train", "val", "test"]
 Batch: TypeAlias = "tuple[Any, Tensor]"  # inputs: a tensor or a dict of tensors; labels (B,) of 0..K-1
+TrainingBatch: TypeAlias = "Batch | tuple[Any, Tensor, Tensor]"  # the third part: logits (B, K) of a teacher
 Labelled: TypeAlias = "tuple[Any, Tensor]"  # a whole split; inputs: Rows (N, ...) or a TokenTable; labels (N,)
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from engine.contracts import Batch, OptionError
+from engine.contracts import OptionError, TrainingBatch
 from lit_models.classifier import LitClassifier
 from lit_models.parts import encoder
 from lit_models.parts.feature_embeddings import FeatureEmbeddings
@@ -245,7 +245,7 @@ class LitBERT(LitClassifier):
         ids = inputs["input_ids"]
         return embed(ids), embed(torch.full_like(ids, self.hparams["pad_id"])), logits
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+    def training_step(self, batch: TrainingBatch, batch_idx: int) -> Tensor:
         loss = super().training_step(batch, batch_idx)
         if self.train_padding is not None:
             ids, mask = batch[0]["input_ids"], batch[0].get("attention_mask")

@@ -17,10 +17,11 @@ from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
-from engine.contracts import Batch, OptionError
+from engine.contracts import Batch, OptionError, TrainingBatch
 from engine.training.checkpoint_file import plain_values_only, verify
 from engine.training.loggers import log_everywhere
 from lit_models import optimizers, schedules
+from lit_models.parts.distillation import Teacher, distillation_loss
 from lit_models.parts.metrics import CalibrationError, TrainingMeans, WeightedMean, evaluation_metrics
 
 # N samples, B batch, C channels, D features, F inputs of the last linear layer, M members of an ensemble, K classes
@@ -46,6 +47,10 @@ class LitClassifier(LightningModule):
         class_weights: One weight per class in the training loss; balanced for weights that are inversely proportional to the
             number of training samples; null for equal weights.
         l1_penalty: Factor of the sum of absolute weights (without biases and normalization scales) in the training loss.
+        teacher: Run whose trained model teaches this model: CONFIG/NAME, its folder or a checkpoint; null for no teacher.
+        teacher_weight: Weight of the divergence from the teacher in the training loss. The cross-entropy has the rest of 1.
+        teacher_temperature: Divides the logits of teacher and student in the divergence. A higher temperature gives more
+            weight to unlikely classes.
         compile: Run the network with torch.compile. Checkpoints are not affected.
         optimizer: {"name": ..., **options} of a function in `lit_models.optimizers`; None for Adam.
         schedule: {"name": ..., **options} of a function in `lit_models.schedules`; None for a constant learning rate.
@@ -65,6 +70,9 @@ class LitClassifier(LightningModule):
         label_smoothing: Annotated[float, ">= 0, < 1"] = 0.0,
         class_weights: Annotated[Sequence[float], ">= 0"] | Literal["balanced"] | None = None,
         l1_penalty: Annotated[float, ">= 0"] = 0.0,
+        teacher: str | None = None,
+        teacher_weight: Annotated[float, ">= 0, <= 1"] = 0.9,
+        teacher_temperature: Annotated[float, "> 0"] = 4.0,
         compile: bool = False,
         optimizer: Mapping[str, Any] | None = None,
         schedule: Mapping[str, Any] | None = None,
@@ -91,6 +99,7 @@ class LitClassifier(LightningModule):
         self.val_loss, self.val_metrics = WeightedMean(), evaluation_metrics(num_classes)
         self.test_loss, self.test_metrics = WeightedMean(), evaluation_metrics(num_classes)
         self.test_uncalibrated = CalibrationError()
+        self.teacher: Teacher | None = None  # loaded by `setup`, because only training needs it
 
     @property
     def class_names(self) -> list[str]:
@@ -127,6 +136,21 @@ class LitClassifier(LightningModule):
     def setup(self, stage: str) -> None:
         if self.hparams["compile"]:
             self.network.compile()  # in place, because a wrapper would rename the keys of the state; a second call is free
+        if stage == "fit" and self.hparams["teacher"] is not None:
+            self.teacher = Teacher(self.hparams["teacher"])
+            self.teacher.check_data(self.hparams, self.trainer.datamodule)  # type: ignore[attr-defined]
+
+    def on_fit_start(self) -> None:
+        if self.teacher is not None:
+            self.teacher.model.to(self.device, self.input_mean.dtype)
+            compute_logits = getattr(self.trainer.datamodule, "teacher_logits", None)  # type: ignore[attr-defined]
+            if compute_logits is not None:
+                with self.trainer.precision_plugin.forward_context():
+                    self.teacher.logits = compute_logits(self.teacher)
+
+    def on_train_epoch_start(self) -> None:
+        if self.teacher is not None and self.teacher.logits is not None:
+            self.trainer.train_dataloader.teacher_logits = self.teacher.logits  # type: ignore[union-attr]
 
     def set_normalization(self, mean: Tensor, std: Tensor) -> None:
         """Set the mean and standard deviation of the inputs, per feature (D,) or per channel (C, 1, 1)."""
@@ -204,15 +228,19 @@ class LitClassifier(LightningModule):
             hook.remove()
         return layer_inputs[-1].flatten(1) if layer_inputs else None
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        inputs, labels = batch
+    def training_step(self, batch: TrainingBatch, batch_idx: int) -> Tensor:
+        inputs, labels, *kept = batch
         if self.num_members == 1:
-            logits = self._logits(inputs, labels)
-            loss = self.loss(logits, labels)
+            members = logits = self._logits(inputs, labels)
         else:
             members = _at_least_float32(self.network(self.normalized(inputs)))  # (B, M, K)
-            loss = self.loss(members.flatten(0, 1), labels.repeat_interleave(self.num_members))
-            logits = mean_of_members(members)
+            logits, members = mean_of_members(members), members.flatten(0, 1)  # (B, K), (B M, K)
+        loss = self.loss(members, labels.repeat_interleave(self.num_members))
+        if self.teacher is not None:
+            taught = kept[0] if kept else self.teacher(inputs)  # (B, K)
+            taught = taught.repeat_interleave(self.num_members, 0)
+            divergence = distillation_loss(members, taught, self.hparams["teacher_temperature"])
+            loss = torch.lerp(loss, divergence, self.hparams["teacher_weight"])
         if self.hparams["l1_penalty"] > 0:
             loss = loss + self.hparams["l1_penalty"] * self._absolute_weights()
         self.train_means.update(loss.detach(), logits.detach(), labels)

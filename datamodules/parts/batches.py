@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
-from engine.contracts import map_tensors
+from engine.contracts import TrainingBatch, map_tensors
 
 # N samples, B batch
 
@@ -120,6 +120,9 @@ class TensorBatches:
         labels: (N,) of int64, on the device.
         order: Indices of the samples of each batch.
         augment: Function that returns an augmented batch of the same shape; None for no augmentation.
+
+    Attributes:
+        teacher_logits: (N, K), on the device. They become the third part of each batch; None for batches of two parts.
     """
 
     def __init__(
@@ -130,6 +133,7 @@ class TensorBatches:
         augment: Callable[[Tensor, AugmentContext], Tensor] | None = None,
     ) -> None:
         self.inputs, self.labels, self.augment = inputs, labels, augment
+        self.teacher_logits: Tensor | None = None
         self.batch_sampler = order  # Lightning calls `set_epoch` on this attribute
         self._num_yielded, self._first = 0, 0  # batches of this epoch so far, first batch of the next iteration
 
@@ -144,11 +148,11 @@ class TensorBatches:
         """Let the next iteration continue after the batches of `state_dict`."""
         self._first = state_dict["num_batches"]
 
-    def __iter__(self) -> Iterator[tuple[Any, Tensor]]:
+    def __iter__(self) -> Iterator[TrainingBatch]:
         self._num_yielded, self._first = self._first, 0
         return self._batches(self._num_yielded)
 
-    def _batches(self, first: int) -> Iterator[tuple[Any, Tensor]]:
+    def _batches(self, first: int) -> Iterator[TrainingBatch]:
         order, device = self.batch_sampler, self.labels.device
         is_on_device = isinstance(self.inputs, Tensor) and self.inputs.device == device
         generator = Generator(device)
@@ -165,7 +169,8 @@ class TensorBatches:
                 context = AugmentContext(generator, order.seed, order.epoch, device_indices)  # type: ignore[arg-type]
                 inputs = self.augment(inputs, context)
             self._num_yielded = i + 1
-            yield inputs, self.labels[device_indices]
+            batch = inputs, self.labels[device_indices]
+            yield batch if self.teacher_logits is None else (*batch, self.teacher_logits[device_indices])
 
 
 def gather_ahead(inputs: Any, batches: Sequence[Tensor | slice], device: torch.device) -> Iterator[Any]:

@@ -2,13 +2,15 @@
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from engine.config.config import Config, load_config
 from engine.contracts import COMMAND_LINE, ConfigError
 from engine.runs.run_index import find_single_run
 from engine.terminal import print_line
+
+RUN_KEYS = ("model.teacher",)  # keys of a config that name another run
 
 
 @dataclass(frozen=True)
@@ -52,3 +54,21 @@ def find_trained_run(text: str, root: Path = Path("runs"), overrides: Sequence[s
     if run.status != "finished":
         print_line(f"note: the run is {run.status}; this is its {checkpoint.stem} checkpoint so far")
     return TrainedRun(run.folder, load_config(run.folder / "config.yaml", list(overrides)), checkpoint)
+
+
+def with_found_runs(config: Config) -> Config:
+    """Replace the names of other runs in a config by their folders, so that the config means the same run later.
+
+    Raises:
+        ConfigError: if there is no such run, or if it has no checkpoint.
+    """
+    values = dict(config.values)
+    for key in RUN_KEYS:
+        section, name = key.split(".")
+        if (text := config[section].get(name)) is not None and not text.endswith(".ckpt"):
+            try:
+                run = find_trained_run(text, Path(config["run.root"]).expanduser())
+            except ConfigError as error:
+                raise config.error(key, str(error).removeprefix(f"{COMMAND_LINE}: ")) from None
+            values[section] = {**values[section], name: str(run.folder)}
+    return replace(config, values=values)

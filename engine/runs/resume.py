@@ -11,6 +11,7 @@ from typing import Any
 
 from engine.config.config import Config, load_config
 from engine.contracts import COMMAND_LINE, ConfigError
+from engine.inference.trained_run import with_found_runs
 from engine.runs.run_folder import TORCHRUN_FILE, experiment_folder, restart_count, torchrun_id
 from engine.terminal import shell_word
 
@@ -52,6 +53,8 @@ def find_run(text: str, path: Path | None, overrides: list[str]) -> Config:
     if is_checkpoint and not given.is_file():
         raise ConfigError(COMMAND_LINE, "--resume", f"there is no file {given}")
     config = load_config(path or folder / "config.yaml", overrides)
+    if path is not None:
+        config = with_found_runs(config)
     if changed := first_difference(load_config(folder / "config.yaml"), config):
         key, old, new = changed
         hint = "for a changed experiment, start a new run without --resume"
@@ -108,7 +111,7 @@ def _find_newest(path: Path | None, overrides: list[str]) -> Config:
     if path is None:
         hint = f"python train.py --config FILE --resume auto, or --resume {EXAMPLE}"
         raise ConfigError(COMMAND_LINE, "--resume", f"{AUTO} needs a config", hint)
-    config = load_config(path, overrides)
+    config = with_found_runs(load_config(path, overrides))
     root, name = experiment_folder(config), config["run.name"]
     folders = [file.parent for file in root.glob("*/config.yaml") if name in (None, "", file.parent.name)]
     folders = [folder for folder in folders if (folder / "config.yaml").is_file() and not is_finished(folder)]

@@ -38,7 +38,7 @@ MUST_MATCH = {
     "precision": "this device computes in another precision; use the earlier device, or start a new run",
 }
 # Facts whose changes are recorded when a run is resumed, because results may differ slightly.
-MAY_DIFFER = ("code", "git_commit", "git_dirty", "python", "packages", "device", "pretrained")
+MAY_DIFFER = ("code", "git_commit", "git_dirty", "python", "packages", "device", "pretrained", "teacher")
 TITLE_WIDTH = 13  # of the first column of the summaries
 
 
@@ -191,6 +191,7 @@ class RunRecord(Callback):
             "threads": torch.get_num_threads(),
             "data_sha256": getattr(trainer.datamodule, "fingerprint", ""),  # type: ignore[attr-defined]
             "pretrained": getattr(trainer.lightning_module, "pretrained_identity", None),
+            "teacher": getattr(getattr(trainer.lightning_module, "teacher", None), "identity", None),
             "seed": self.hyperparameters["seed"],
         }
 
