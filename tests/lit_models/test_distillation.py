@@ -44,8 +44,9 @@ def test_the_divergence_is_that_of_hinton():
 def test_the_training_loss_is_a_weighted_mean(teacher, tmp_path, weight, num_members):
     data = Iris()
     data.setup()
-    options = {"teacher": str(teacher), "teacher_weight": weight, "teacher_temperature": 2.0, "num_members": num_members}
-    model = LitMLP((4,), 3, class_names=data.spec.class_names, hidden_sizes=[5], **options)
+    options = {"teacher": str(teacher), "teacher_weight": weight, "teacher_temperature": 2.0}
+    names = data.spec.class_names
+    model = LitMLP((4,), 3, class_names=names, hidden_sizes=[5], num_members=num_members, **options)
     model.set_normalization(data.mean, data.std)
     model.hparams["optimizer"] = {"name": "sgd", "lr": 1e-12}
     fit = trainer(tmp_path, max_epochs=1, limit_train_batches=1)
@@ -165,7 +166,9 @@ def test_the_tokenizer_of_a_teacher_is_compared(tmp_path):
     for i, data in enumerate((first, other)):
         write_texts(tmp_path / f"{i}.tsv", 60)
         if data is other:
-            (tmp_path / "1.tsv").write_text((tmp_path / "1.tsv").read_text().replace("a", "z"))
+            (tmp_path / "1.tsv").write_text(
+                (tmp_path / "0.tsv").read_text().replace("e", "z").replace("labzl", "label")
+            )
         data.setup()
     first.save(tmp_path)
     assert first.has_tokenizer_of(tmp_path)
