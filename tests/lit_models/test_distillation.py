@@ -162,13 +162,13 @@ def test_the_data_of_a_teacher_is_checked(teacher):
 
 
 def test_the_tokenizer_of_a_teacher_is_compared(tmp_path):
-    first, other = (Text(train=str(tmp_path / f"{i}.tsv"), cache=str(tmp_path / "cache")) for i in range(2))
-    for i, data in enumerate((first, other)):
-        write_texts(tmp_path / f"{i}.tsv", 60)
-        if data is other:
-            (tmp_path / "1.tsv").write_text(
-                (tmp_path / "0.tsv").read_text().replace("e", "z").replace("labzl", "label")
-            )
+    write_texts(tmp_path / "first.tsv", 60)
+    header, *lines = (tmp_path / "first.tsv").read_text(encoding="utf-8").splitlines(keepends=True)
+    (tmp_path / "other.tsv").write_text(header + "".join(lines).replace("e", "z"), encoding="utf-8")
+    first, other = (
+        Text(train=str(tmp_path / name), cache=str(tmp_path / "cache")) for name in ("first.tsv", "other.tsv")
+    )
+    for data in (first, other):
         data.setup()
     first.save(tmp_path)
     assert first.has_tokenizer_of(tmp_path)
