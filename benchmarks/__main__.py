@@ -17,6 +17,7 @@
     serve       requests to serve.py in batches, compared with one client without batching; needs the extra [serve]
                 (2 minutes)
     ddp         two processes, compared with a bare loop with DistributedDataParallel (5 minutes)
+    teacher     training steps with a teacher, compared with the step and the forward pass of the teacher (2 minutes)
 
 The results are medians of ratios, with their ranges. On a shared machine, ratios are more reliable than seconds. They are
 printed, and saved with versions and number of threads in a file for this hardware in benchmarks/results. The minutes are for
@@ -45,6 +46,7 @@ NAMES = (
     "large",
     "serve",
     "ddp",
+    "teacher",
 )
 
 

@@ -137,7 +137,7 @@ class LitClassifier(LightningModule):
         if self.hparams["compile"]:
             self.network.compile()  # in place, because a wrapper would rename the keys of the state; a second call is free
         if stage == "fit" and self.hparams["teacher"] is not None:
-            self.teacher = Teacher(self.hparams["teacher"])
+            self.teacher = Teacher.load(self.hparams["teacher"])
             self.teacher.check_data(self.hparams, self.trainer.datamodule)  # type: ignore[attr-defined]
 
     def on_fit_start(self) -> None:

@@ -6,6 +6,7 @@ sample than its label.
 
 import hashlib
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -34,23 +35,33 @@ class Teacher:
     It is not an `nn.Module`, so a checkpoint of the student does not contain it.
 
     Args:
-        name: Folder of the run, or a checkpoint in it.
+        model: The model.
+        folder: Folder of its run; None if it has none.
+        identity: SHA-256 of its checkpoint; None if it has none.
 
     Attributes:
         logits: (N, K) for all training samples, if they are not augmented.
-
-    Raises:
-        UserError: if there is no such run, or if its checkpoint is damaged.
     """
 
-    def __init__(self, name: str) -> None:
-        run = find_trained_run(name)
-        self.name, self.folder = name, run.folder
-        with run.checkpoint.open("rb") as file:
-            self.identity = hashlib.file_digest(file, "sha256").hexdigest()
-        self.model: LightningModule = component_class(run.config, "model").load_from_checkpoint(run.checkpoint, "cpu")
-        self.model.eval().requires_grad_(False)
+    def __init__(self, model: "LightningModule", folder: Path | None = None, identity: str | None = None) -> None:
+        self.model, self.folder, self.identity = model.eval().requires_grad_(False), folder, identity
         self.logits: Tensor | None = None
+
+    @classmethod
+    def load(cls, name: str) -> "Teacher":
+        """Load the model of a run.
+
+        Args:
+            name: Folder of the run, or a checkpoint in it.
+
+        Raises:
+            UserError: if there is no such run, or if its checkpoint is damaged.
+        """
+        run = find_trained_run(name)
+        with run.checkpoint.open("rb") as file:
+            identity = hashlib.file_digest(file, "sha256").hexdigest()
+        model = component_class(run.config, "model").load_from_checkpoint(run.checkpoint, "cpu")
+        return cls(model, run.folder, identity)
 
     @torch.no_grad()
     def __call__(self, inputs: Any) -> Tensor:
@@ -67,15 +78,15 @@ class Teacher:
         for argument, title in DATA_ARGUMENTS.items():
             ours, theirs = (_as_list(values.get(argument)) for values in (student, self.model.hparams))
             if ours != theirs:
-                problem = f"{self.name} was trained with {title} {_short(theirs)}, and the data has {_short(ours)}"
+                problem = f"{self.folder} was trained with {title} {_short(theirs)}, and the data has {_short(ours)}"
                 raise OptionError(f"model.teacher: {problem}; choose a run with the same data")
         if (student.get("max_length") or 0) > (most := self.model.hparams.get("max_length") or 0):
             raise OptionError(
-                f"model.teacher: {self.name} takes at most {most} tokens; set data.max_length={most} or choose another run"
+                f"model.teacher: {self.folder} takes at most {most} tokens; set data.max_length={most} or choose another run"
             )
         has_tokenizer_of = getattr(datamodule, "has_tokenizer_of", None)
-        if has_tokenizer_of is not None and not has_tokenizer_of(self.folder):
-            problem = f"{self.name} has another tokenizer than the data"
+        if has_tokenizer_of is not None and self.folder is not None and not has_tokenizer_of(self.folder):
+            problem = f"{self.folder} has another tokenizer than the data"
             raise OptionError(f"model.teacher: {problem}; set data.tokenizer={self.folder / 'tokenizer'}")
 
 

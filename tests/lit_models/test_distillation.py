@@ -62,7 +62,7 @@ def test_the_training_loss_is_a_weighted_mean(teacher, tmp_path, weight, num_mem
 
 def test_logits_are_kept_if_the_data_is_not_augmented(teacher, tmp_path):
     """Each sample gets the logits of its own row, also in a shuffled epoch."""
-    data, model = Iris(), Teacher(str(teacher))
+    data, model = Iris(), Teacher.load(str(teacher))
     calls = []
     data.setup()
     kept = data.teacher_logits(lambda inputs: calls.append(len(inputs)) or model(inputs))
@@ -151,7 +151,7 @@ def test_wrong_teachers(teacher, small_data, tmp_path, capsys):
 
 
 def test_the_data_of_a_teacher_is_checked(teacher):
-    model = Teacher(str(teacher))
+    model = Teacher.load(str(teacher))
     same = dict(model.model.hparams)
     model.check_data({**same, "input_shape": (4,)}, None)
     for changes in ({"num_classes": 2}, {"class_names": ["x", "y", "z"]}, {"columns": {"a": []}}, {"vocab_size": 9}):

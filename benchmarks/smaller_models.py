@@ -1,0 +1,247 @@
+"""Makes models smaller in several ways, and compares their accuracy, size and speed: the tables of docs/smaller_models.md.
+
+    python -m benchmarks.smaller_models mnist cifar10 sst2 --data DIR --model BERT_FOLDER
+
+Each way is a study of several seeds, which is resumed after an interruption. The models of the first seed are exported as
+ONNX and int8, and the speeds of all files of a data set are measured in turn. DIR has the layout of `data.root`, plus a
+folder `sst2` with train.tsv and dev.tsv. The results are written to DATASET.json and DATASET.png in the folder `--root`.
+"""
+
+import argparse
+import json
+import math
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from engine.config.signatures import PROJECT
+from engine.contracts import first_rows, map_tensors
+from engine.drawing import BLUE, GREY, PALE, VERMILION, Canvas
+from engine.inference import export, quantization
+from engine.inference.trained_run import TrainedRun, find_trained_run
+from engine.runs.run_index import STUDY_FILE
+from engine.runs.tables import print_table
+from engine.studies import statistics
+
+WIDTH, HEIGHT, LEFT, TOP, BOTTOM = 620, 360, 60, 24, 310  # of the picture, in pixels
+
+
+@dataclass(frozen=True)
+class Way:
+    """A way to make a model.
+
+    Attributes:
+        title: Its name in the table.
+        config: Name of the config.
+        num_seeds: Number of seeds.
+        options: Overrides. ``{teacher}`` is the folder of the first run of the first way.
+    """
+
+    title: str
+    config: str
+    num_seeds: int
+    options: tuple[str, ...] = ()
+
+
+AWARE = "callbacks.quantization={}"
+HALF = ("model.start_from={teacher}", "callbacks.pruning.amount=0.5")
+TAUGHT = "model.teacher={teacher}"
+MLP = ("model.hidden_sizes=[256]", "data.augment_images=true")
+CNN = ("model.widths=[32, 64, 128]",)
+BERT = (
+    "model.pretrained=null", "model.num_layers=3", "model.hidden_size=256", "model.num_heads=4", "data.tokenizer={bert}",
+    "optimizer.lr=0.0005", "trainer.max_epochs=4",
+)  # fmt: skip
+WAYS: dict[str, list[Way]] = {
+    "mnist": [
+        Way("teacher: mnist_cnn", "mnist_cnn", 3),
+        Way("student: an MLP", "mnist_mlp", 5, MLP),
+        Way("student, twice as many epochs", "mnist_mlp", 5, (*MLP, "trainer.max_epochs=20")),
+        Way("student, distilled", "mnist_mlp", 5, (*MLP, TAUGHT)),
+        Way("teacher, half pruned", "mnist_cnn", 3, HALF),
+        Way("teacher, quantization-aware", "mnist_cnn", 3, (AWARE,)),
+        Way("pruned, distilled and aware", "mnist_cnn", 3, (*HALF, TAUGHT, AWARE)),
+    ],
+    "cifar10": [
+        Way("teacher: cifar10_cnn", "cifar10_cnn", 3),
+        Way("student: half the widths", "cifar10_cnn", 3, CNN),
+        Way("student, distilled", "cifar10_cnn", 3, (*CNN, TAUGHT)),
+        Way("teacher, half pruned", "cifar10_cnn", 3, HALF),
+        Way("teacher, quantization-aware", "cifar10_cnn", 3, (AWARE,)),
+        Way("pruned, distilled and aware", "cifar10_cnn", 3, (*HALF, TAUGHT, AWARE)),
+    ],
+    "sst2": [
+        Way("teacher: sst2_bert", "sst2_bert", 3, ("model.pretrained={bert}", "optimizer.lr=0.0002")),
+        Way("student: 3 layers from scratch", "sst2_bert", 3, BERT),
+        Way("student, distilled", "sst2_bert", 3, (*BERT, TAUGHT)),
+        Way("teacher, half pruned", "sst2_bert", 3, ("model.pretrained={bert}", "optimizer.lr=0.0002", *HALF)),
+        Way("teacher, quantization-aware", "sst2_bert", 3, ("model.pretrained={bert}", "optimizer.lr=0.0002", AWARE)),
+    ],
+}
+
+
+def main() -> None:
+    summary, _, rest = (__doc__ or "").partition("\n\n")
+    parser = argparse.ArgumentParser(
+        "python -m benchmarks.smaller_models", description=summary, epilog=rest,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("names", nargs="+", choices=WAYS, metavar="DATASET", help="mnist, cifar10 or sst2")
+    parser.add_argument("--data", type=Path, default=Path("data"), help="folder of the data sets (default: data)")
+    parser.add_argument("--model", help="folder of a pretrained BERT, for sst2")
+    parser.add_argument("--root", type=Path, default=Path("runs/smaller_models"), help="folder of the studies")
+    parser.add_argument("--only", nargs="+", type=int, metavar="ROW", help="train only these rows, counted from 0")
+    options = parser.parse_args()
+    for name in options.names:
+        root, folders, teacher = options.root / name, [], ""
+        for i, way in enumerate(WAYS[name]):
+            if options.only is None or i in options.only:
+                train(way, root, i, options.data, teacher, options.model)
+            runs = sorted(path.parent for path in (root / f"{i}").glob("*/*/metrics.json"))
+            teacher = teacher or (str(runs[0]) if runs else "")
+            folders.append(runs)
+        rows = compare(WAYS[name], folders)
+        (root / f"{name}.json").write_text(json.dumps(rows, indent=1), encoding="utf-8")
+        draw(rows).image.save(root / f"{name}.png")
+        show(rows)
+
+
+def train(way: Way, root: Path, number: int, data: Path, teacher: str, bert: str | None) -> None:
+    """Train all seeds of a way."""
+    folder = root / str(number)
+    overrides = [option.replace("{teacher}", teacher).replace("{bert}", str(bert)) for option in way.options]
+    if way.config == "sst2_bert":
+        files = [f"data.train={data}/sst2/train.tsv", f"data.test={data}/sst2/dev.tsv", "data.dataset=null"]
+        overrides = [*files, *overrides]
+    else:
+        overrides.append(f"data.root={data}")
+    command = ["--config", f"configs/{way.config}.yaml", *overrides, f"run.root={root}", "--seeds", str(way.num_seeds)]
+    command = ["--resume", str(folder)] if (folder / STUDY_FILE).is_file() else [*command, "--name", str(number)]
+    subprocess.run([sys.executable, "study.py", *command, "--workers", "1"], cwd=PROJECT, check=True)
+
+
+def compare(ways: Sequence[Way], folders: Sequence[Sequence[Path]]) -> list[dict[str, Any]]:
+    """Return a row for each way with runs: the accuracies of all runs, and size and speed of the first."""
+    rows: list[dict[str, Any]] = []
+    files: list[tuple[Any, Path, Path]] = []
+    batches: Any = None
+    for way, runs in zip(ways, folders, strict=True):
+        accuracies: dict[str, list[float]] = {"PyTorch": [], "int8": []}
+        for i, run in enumerate(runs):
+            model, fp32, int8, datamodule = exported(find_trained_run(str(run)))
+            batches = datamodule.test_dataloader()
+            for name, function in (("PyTorch", model), ("int8", export.read(int8, model))):
+                accuracies[name].append(accuracy(function, batches))
+            if i == 0:
+                files.append((model, fp32, int8))
+                inputs = export.first_inputs(batches)
+                sizes = {"fp32": fp32.stat().st_size, "int8": int8.stat().st_size}
+                rows.append({"way": way.title, "multiply_adds": multiply_adds(model, inputs), "bytes": sizes})
+        if runs:
+            rows[-1]["accuracies"] = accuracies
+    functions = [function for model, *paths in files for function in (model, *(export.read(p, model) for p in paths))]
+    speeds = quantization.rows_per_second(functions, batches)
+    for i, row in enumerate(rows):
+        row["rows_per_second"] = dict(zip(("PyTorch", "fp32", "int8"), speeds[3 * i : 3 * i + 3], strict=True))
+    return rows
+
+
+def exported(run: TrainedRun) -> tuple[Any, Path, Path, Any]:
+    """Return the model of a run, its ONNX file, its int8 file, and its data. Existing files are used again."""
+    model, datamodule = export.load_model(run), export.load_data(run)
+    fp32, int8 = run.folder / "model.onnx", run.folder / "model.int8.onnx"
+    if not int8.exists():
+        export.write(model, export.first_inputs(datamodule.test_dataloader()), fp32, {})
+        quantization.quantize(fp32, int8, quantization.training_batches(datamodule, run.config["seed"]))
+    return model, fp32, int8, datamodule
+
+
+@torch.no_grad()
+def accuracy(function: Any, batches: Any) -> float:
+    """Return the accuracy of a function from inputs to logits."""
+    correct = total = 0
+    for inputs, labels in batches:
+        correct += int((function(export.deployed_inputs(inputs)).argmax(1) == labels).sum())
+        total += len(labels)
+    return correct / total
+
+
+def multiply_adds(model: Any, inputs: Any) -> float:
+    """Return the multiply-adds of a row, averaged over a batch."""
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(map_tensors(lambda values: values, first_rows(inputs, 100)))
+    rows = first_rows(inputs, 100)
+    return counter.get_total_flops() / 2 / len(rows["input_ids"] if isinstance(rows, Mapping) else rows)
+
+
+def interval(values: Sequence[float]) -> str:
+    """Return the mean and its 95 % interval as text."""
+    found = statistics.summary(values)
+    if found.low is None or found.high is None:
+        return f"{found.mean:.2%}"
+    return f"{found.mean:.2%} ({found.low:.2%} to {found.high:.2%})"
+
+
+def show(rows: Sequence[dict[str, Any]]) -> None:
+    """Print a table."""
+    titles = ["model", "million multiply-adds", "MB, fp32 and int8", "rows per second: PyTorch", "ONNX", "int8"]
+    cells = [
+        [
+            row["way"],
+            f"{row['multiply_adds'] / 1e6:.2f}",
+            " and ".join(f"{size / 1e6:.2f}" for size in row["bytes"].values()),
+            *(f"{speed:,.0f}" for speed in row["rows_per_second"].values()),
+            *(interval(values) for values in row["accuracies"].values()),
+        ]
+        for row in rows
+    ]  # fmt: skip
+    print_table([*titles, "accuracy", "accuracy of int8"], cells)
+
+
+def draw(rows: Sequence[dict[str, Any]]) -> Canvas:
+    """Return a picture of accuracy against speed, for fp32 (blue) and int8 (red)."""
+    canvas = Canvas(WIDTH, HEIGHT)
+    points = [
+        (row["rows_per_second"][speed], sum(values) / len(values), row["way"], colour)
+        for row in rows
+        for speed, kind, colour in (("fp32", "PyTorch", BLUE), ("int8", "int8", VERMILION))
+        for values in [row["accuracies"][kind]]
+    ]
+    speeds, heights = [math.log10(point[0]) for point in points], [point[1] for point in points]
+    low, high = min(speeds) - 0.1, max(speeds) + 0.5
+    bottom, top = min(heights) - 0.002, max(heights) + 0.002
+
+    def place(speed: float, accuracy: float) -> tuple[float, float]:
+        x = LEFT + (math.log10(speed) - low) / (high - low) * (WIDTH - LEFT - 20)
+        return x, BOTTOM - (accuracy - bottom) / (top - bottom) * (BOTTOM - TOP)
+
+    for i in range(5):
+        height = bottom + (top - bottom) * i / 4
+        y = place(10**low, height)[1]
+        canvas.pen.line([(LEFT, y), (WIDTH - 20, y)], PALE)
+        canvas.write(LEFT - 6, y, f"{height:.1%}", GREY, anchor="rm")
+    for exponent in range(math.floor(low), math.ceil(high) + 1):
+        for step in (1, 2, 5):
+            if low <= math.log10(step * 10**exponent) <= high:
+                x = place(step * 10**exponent, bottom)[0]
+                canvas.pen.line([(x, TOP), (x, BOTTOM)], PALE)
+                canvas.write(x, BOTTOM + 6, f"{step * 10**exponent:,.0f}", GREY, anchor="ma")
+    canvas.write(
+        (LEFT + WIDTH) / 2, HEIGHT - 8, "rows per second with ONNX Runtime: fp32 (blue), int8 (red)", anchor="md"
+    )
+    canvas.write(LEFT, 4, "test accuracy")
+    for speed, mean, title, colour in points:
+        x, y = place(speed, mean)
+        canvas.pen.ellipse([x - 4, y - 4, x + 4, y + 4], colour)
+        canvas.write(x + 8, y, title, colour, size=10, anchor="lm", halo=1)
+    return canvas
+
+
+if __name__ == "__main__":
+    main()
