@@ -27,8 +27,8 @@ JOURNAL = "journal.log"
 PRUNED_AT = "pruned_at"  # attribute of a trial: the step after which it was pruned
 # a trial is pruned if its best value so far is not in this best part of the values of finished trials at the same epoch
 PERCENTILE = 33.0
-FULL_TRIALS = 4  # trials at the start that are not pruned
-FIRST_EPOCH = 2  # after which a trial can be pruned
+FULL_TRIALS = 3  # trials at the start that are not pruned
+FIRST_EPOCH = 1  # after which a trial can be pruned
 
 
 class SearchQueue:
