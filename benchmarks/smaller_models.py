@@ -52,7 +52,6 @@ class Way:
 AWARE = "callbacks.quantization={}"
 HALF = ("model.start_from={teacher}", "callbacks.pruning.amount=0.5")
 TAUGHT = "model.teacher={teacher}"
-MLP = ("model.hidden_sizes=[256]", "data.augment_images=true")
 CNN = ("model.widths=[32, 64, 128]",)
 BERT = (
     "model.pretrained=null", "model.num_layers=3", "model.hidden_size=256", "model.num_heads=4", "data.tokenizer={bert}",
@@ -61,9 +60,9 @@ BERT = (
 WAYS: dict[str, list[Way]] = {
     "mnist": [
         Way("teacher: mnist_cnn", "mnist_cnn", 3),
-        Way("student: an MLP", "mnist_mlp", 5, MLP),
-        Way("student, twice as many epochs", "mnist_mlp", 5, (*MLP, "trainer.max_epochs=20")),
-        Way("student, distilled", "mnist_mlp", 5, (*MLP, TAUGHT)),
+        Way("student: mnist_mlp", "mnist_mlp", 5),
+        Way("student, twice as many epochs", "mnist_mlp", 5, ("trainer.max_epochs=20",)),
+        Way("student, distilled", "mnist_mlp", 5, (TAUGHT, "model.teacher_weight=1")),
         Way("teacher, half pruned", "mnist_cnn", 3, HALF),
         Way("teacher, quantization-aware", "mnist_cnn", 3, (AWARE,)),
         Way("pruned, distilled and aware", "mnist_cnn", 3, (*HALF, TAUGHT, AWARE)),
@@ -123,7 +122,7 @@ def train(way: Way, root: Path, number: int, data: Path, teacher: str, bert: str
         overrides.append(f"data.root={data}")
     command = ["--config", f"configs/{way.config}.yaml", *overrides, f"run.root={root}", "--seeds", str(way.num_seeds)]
     command = ["--resume", str(folder)] if (folder / STUDY_FILE).is_file() else [*command, "--name", str(number)]
-    subprocess.run([sys.executable, "study.py", *command, "--workers", "1"], cwd=PROJECT, check=True)
+    subprocess.run([sys.executable, "study.py", *command], cwd=PROJECT, check=True)
 
 
 def compare(ways: Sequence[Way], folders: Sequence[Sequence[Path]]) -> list[dict[str, Any]]:

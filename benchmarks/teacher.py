@@ -28,7 +28,7 @@ class AttachTeacher(Callback):
 def run(options: Namespace) -> list[Comparison]:
     overrides = [
         f"trainer.limit_train_batches={STEPS}", "trainer.limit_val_batches=0", "trainer.enable_checkpointing=false",
-        "trainer.max_epochs=1", f"data.root={options.data}", "data.augment_images=true", "trainer.precision=null",
+        "trainer.max_epochs=1", f"data.root={options.data}", "data.augment_images=true", "trainer.precision=auto",
     ]  # fmt: skip
     student = Experiment("configs/mnist_mlp.yaml", overrides)
     teacher = Teacher(Experiment("configs/mnist_cnn.yaml", [f"data.root={options.data}"]).make_model())

@@ -72,7 +72,7 @@ class LitClassifier(LightningModule):
         l1_penalty: Annotated[float, ">= 0"] = 0.0,
         teacher: str | None = None,
         teacher_weight: Annotated[float, ">= 0, <= 1"] = 0.9,
-        teacher_temperature: Annotated[float, "> 0"] = 4.0,
+        teacher_temperature: Annotated[float, "> 0"] = 2.0,
         compile: bool = False,
         optimizer: Mapping[str, Any] | None = None,
         schedule: Mapping[str, Any] | None = None,
