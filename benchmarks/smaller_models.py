@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.accuracy import data_options
 from engine.config.signatures import PROJECT
 from engine.contracts import first_rows, map_tensors
 from engine.drawing import BLUE, GREY, PALE, VERMILION, Canvas
@@ -76,11 +77,11 @@ WAYS: dict[str, list[Way]] = {
         Way("pruned, distilled and aware", "cifar10_cnn", 3, (*HALF, TAUGHT, AWARE)),
     ],
     "sst2": [
-        Way("teacher: sst2_bert", "sst2_bert", 3, ("model.pretrained={bert}", "optimizer.lr=0.0002")),
+        Way("teacher: sst2_bert", "sst2_bert", 3, ("optimizer.lr=0.0002",)),
         Way("student: 3 layers from scratch", "sst2_bert", 3, BERT),
         Way("student, distilled", "sst2_bert", 3, (*BERT, TAUGHT)),
-        Way("teacher, half pruned", "sst2_bert", 3, ("model.pretrained={bert}", "optimizer.lr=0.0002", *HALF)),
-        Way("teacher, quantization-aware", "sst2_bert", 3, ("model.pretrained={bert}", "optimizer.lr=0.0002", AWARE)),
+        Way("teacher, half pruned", "sst2_bert", 3, ("optimizer.lr=0.0002", *HALF)),
+        Way("teacher, quantization-aware", "sst2_bert", 3, ("optimizer.lr=0.0002", AWARE)),
     ],
 }
 
@@ -114,12 +115,9 @@ def main() -> None:
 def train(way: Way, root: Path, number: int, data: Path, teacher: str, bert: str | None) -> None:
     """Train all seeds of a way."""
     folder = root / str(number)
-    overrides = [option.replace("{teacher}", teacher).replace("{bert}", str(bert)) for option in way.options]
-    if way.config == "sst2_bert":
-        files = [f"data.train={data}/sst2/train.tsv", f"data.test={data}/sst2/dev.tsv", "data.dataset=null"]
-        overrides = [*files, *overrides]
-    else:
-        overrides.append(f"data.root={data}")
+    if (overrides := data_options(way.config, data, bert)) is None:
+        raise SystemExit(f"{way.config}: no data in {data}, or no --model")
+    overrides += [option.replace("{teacher}", teacher).replace("{bert}", str(bert)) for option in way.options]
     command = ["--config", f"configs/{way.config}.yaml", *overrides, f"run.root={root}", "--seeds", str(way.num_seeds)]
     command = ["--resume", str(folder)] if (folder / STUDY_FILE).is_file() else [*command, "--name", str(number)]
     subprocess.run([sys.executable, "study.py", *command], cwd=PROJECT, check=True)

@@ -8,6 +8,7 @@ import pytest
 
 from benchmarks import (
     __main__,
+    accuracy,
     bert,
     busy,
     checkpoint,
@@ -22,12 +23,15 @@ from benchmarks import (
     mnist,
     pictures,
     serve,
+    smaller_models,
     start,
     step,
     table,
+    teacher,
 )
 from benchmarks.measure import BenchmarkError, Comparison
-from tests.files import minilm
+from engine.config.signatures import PROJECT
+from tests.files import minilm, shipped_configs
 
 SAME_SPEED = Comparison("work", "them", [1.0, 2.0, 4.0], [2.0, 2.0, 2.0], at_most=1.5)
 
@@ -77,6 +81,33 @@ def test_checkpoints_are_measured(small_data, monkeypatch):
 
 
 @pytest.mark.slow
+def test_steps_with_a_teacher_are_measured(small_data, monkeypatch):
+    monkeypatch.setattr(teacher, "STEPS", 3)
+    monkeypatch.setattr(teacher, "WARM_UP", 1)
+    row = teacher.run(Namespace(data=str(small_data), pairs=1, gpu=False))[0]
+    assert row.ours[0] > 0
+    assert row.theirs[0] > 0
+
+
+@pytest.mark.slow
+def test_smaller_models_are_compared(tmp_path, monkeypatch, capsys):
+    ways = [
+        smaller_models.Way("teacher", "iris_mlp", 2, ("trainer.max_epochs=5",)),
+        smaller_models.Way("student", "iris_mlp", 2, ("model.hidden_sizes=[8]", "model.teacher={teacher}")),
+    ]
+    monkeypatch.setattr(smaller_models, "WAYS", {"iris": ways})
+    monkeypatch.setattr("sys.argv", ["benchmarks.smaller_models", "iris", "--root", str(tmp_path)])
+    for _ in range(2):  # the second time, the studies are finished
+        smaller_models.main()
+        first, second = json.loads((tmp_path / "iris/iris.json").read_text(encoding="utf-8"))
+        assert first["multiply_adds"] == 4 * 64 + 64 * 64 + 64 * 3
+        assert second["multiply_adds"] == 4 * 8 + 8 * 3
+        assert {name: len(values) for name, values in second["accuracies"].items()} == {"PyTorch": 2, "int8": 2}
+        assert (tmp_path / "iris/iris.png").stat().st_size > 1000
+        assert "million multiply-adds" in capsys.readouterr().out
+
+
+@pytest.mark.slow
 def test_pictures_are_measured(small_data):
     comparisons = pictures.run(Namespace(data=str(small_data), pairs=1, gpu=False))
     names = {comparison.work.strip() for comparison in comparisons}
@@ -109,6 +140,13 @@ def test_the_time_to_an_accuracy_is_measured(small_data, monkeypatch):
     row = cifar94.run(Namespace(data=str(small_data), pairs=1, target=0.0, gpu=False))[0]
     assert (len(row.ours), len(row.theirs)) == (1, 1)
     assert row.note.count("after 1 epochs") == 2
+
+
+def test_every_config_has_an_accuracy_to_repeat():
+    rows = accuracy.ROW.findall((PROJECT / "docs/speed.md").read_text(encoding="utf-8"))
+    assert {name for name, *_ in rows} == {path.stem for path in shipped_configs()}
+    assert accuracy.data_options("iris_bert", PROJECT, None) == []
+    assert accuracy.data_options("sst2_bert", PROJECT / "nothing", "bert") is None
 
 
 def test_a_benchmark_that_fails_does_not_stop_the_others(monkeypatch, capsys):

@@ -102,9 +102,9 @@ def find_study(root: Path, name: str) -> Path:
 
 def find_single_run(root: Path, text: str) -> Run:
     """Return the run with the folder or the name `text`, or the only run whose name contains `text`."""
-    text = _name_below(root, text)
+    path, text = Path(text), _name_below(root, text)
     entries = {name: (folder, began) for folder, name, began in _entries(root)}
-    if (path := Path(text)).joinpath("config.yaml").is_file():
+    if path.joinpath("config.yaml").is_file():  # also a run of a study below `root`
         config, name = path.resolve().parts[-2:]
         return read_run(path, f"{config}/{name}", _creation_time(name, path.joinpath("config.yaml").stat().st_mtime))
     names = [name for name in entries if name == text or name.endswith(f"/{text}")]

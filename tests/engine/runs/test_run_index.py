@@ -884,3 +884,12 @@ def test_studies_are_listed_and_named(tmp_path, capsys):
     assert runs.main(["--root", str(tmp_path), "--study", "lr-serch"]) == 2
     assert "did you mean lr-search?" in capsys.readouterr().err
     assert runs.main(["--root", str(tmp_path), "--study", "lr-search"]) == 0
+
+
+def test_the_folder_of_a_run_of_a_study_is_found(tmp_path):
+    """The run lies below the root of all runs, but deeper than other runs."""
+    folder = tmp_path / "runs/study/mlp/seed-0"
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text("seed: 0\n", encoding="utf-8")
+    found = run_index.find_single_run(tmp_path / "runs", str(folder))
+    assert (found.name, found.folder) == ("mlp/seed-0", folder)
