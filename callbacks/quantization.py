@@ -53,11 +53,13 @@ class Quantization(Callback):
         key = "callbacks.quantization"
         if trainer.max_epochs is None or trainer.max_epochs < 0:
             raise OptionError(f"{key}: the last epochs are not known; set trainer.max_epochs")
-        if type(trainer.strategy) not in (SingleDeviceStrategy, DDPStrategy):
-            name = type(trainer.strategy).__name__
-            raise OptionError(f"{key}: is not possible with {name}; set trainer.strategy=ddp or auto")
-        if trainer.strategy.root_device.type not in ("cpu", "cuda"):
-            raise OptionError(f"{key}: is possible on CPUs and on NVIDIA and AMD GPUs only")
+        strategy = trainer.strategy
+        if type(strategy) not in (SingleDeviceStrategy, DDPStrategy) or strategy.root_device.type not in (
+            "cpu",
+            "cuda",
+        ):
+            problem = f"is not possible with {type(strategy).__name__} on the device {strategy.root_device.type}"
+            raise OptionError(f"{key}: {problem}; it needs a CPU or CUDA, and trainer.strategy=ddp for several devices")
         self._first = max(0, trainer.max_epochs - self.epochs)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -102,7 +104,7 @@ class QuantizedWeight(nn.Module):
     def weight(self) -> Tensor:
         weight = cast(Tensor, super().__getattr__("weight"))
         scale = (weight.detach().flatten(1).abs().amax(1).float() / 127).clamp(min=SMALLEST)
-        return torch.fake_quantize_per_channel_affine(weight, scale, torch.zeros_like(scale).int(), 0, -127, 127)
+        return torch.fake_quantize_per_channel_affine(weight, scale, torch.zeros_like(scale), 0, -127, 127)
 
     def forward(self, inputs: Tensor) -> Any:
         return super().forward(fake_quantize(inputs))

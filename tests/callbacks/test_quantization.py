@@ -3,11 +3,13 @@
 import json
 import signal
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
 import pytest
 import torch
+from lightning.pytorch.strategies import ModelParallelStrategy, SingleDeviceStrategy
 from torch import nn
 
 import evaluate
@@ -15,6 +17,7 @@ import export
 import train
 from callbacks import quantization
 from callbacks.quantization import Quantization, QuantizedWeight, fake_quantize
+from engine.contracts import OptionError
 from engine.inference import export as formats
 from engine.inference.quantization import quantize
 from lit_models.cnn import LitCNN
@@ -228,6 +231,14 @@ def test_mistakes_are_one_line(option, message, tmp_path, capsys):
     argv = [*IRIS_QAT, "trainer.max_steps=4", option, f"run.root={tmp_path}"]
     assert train.main(argv) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("kind", "device"), [(SingleDeviceStrategy, "xla"), (ModelParallelStrategy, "cpu")])
+def test_other_devices_and_sharded_models_are_refused(kind, device, monkeypatch):
+    monkeypatch.setattr(kind, "root_device", torch.device(device))
+    trainer = SimpleNamespace(max_epochs=3, strategy=kind.__new__(kind))
+    with pytest.raises(OptionError, match=f"is not possible with {kind.__name__} on the device {device}; it needs"):
+        Quantization().on_fit_start(trainer, None)
 
 
 def test_a_training_that_ends_earlier_says_so(tmp_path, capsys):
