@@ -174,6 +174,10 @@ class Checkpoints(Callback):
             self.best, self.best_loss = value, loss
             self._save(trainer, "best", position)
 
+    def forget_best(self) -> None:
+        """Let the next validation write `best.ckpt`, even if an earlier one was better."""
+        self.best, self.best_loss = None, math.inf
+
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._save(trainer, "last", self._current_position(trainer) | {"should_stop": True})
 

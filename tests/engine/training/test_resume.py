@@ -103,6 +103,8 @@ MORE_VARIANTS = [
     ("iris", [DOUBLE, "trainer.accumulate_grad_batches=2", "callbacks.early_stopping={monitor: val/loss}"], [(1, 2)]),
     ("iris", [EMA, "trainer.accumulate_grad_batches=2", "trainer.val_check_interval=1"], [(1, 2)]),
     ("cnn", ["trainer.precision=bf16-true"], [(1, 3)]),
+    ("cnn", ["callbacks.quantization={epochs: 2}", "trainer.precision=bf16-mixed"], [(1, 0), (1, 0, True), (2, 3)]),
+    ("text_bert", ["callbacks.quantization={epochs: 2}", EMA], [(1, 0), (2, 3)]),
     ("cnn", [DOUBLE], [(1, 3)]),
     ("text_bert", [DOUBLE, EMA], [(1, 3)]),
     ("cnn", ["trainer.max_epochs=null", "trainer.max_steps=20"], [(2, 1)]),
