@@ -165,9 +165,10 @@ def run_study(plan: Plan, folder: Path, num_workers: int, train: "Train") -> Stu
             return None
     planned = [setting_result(plan, folder, i, values) for i, values in enumerate(settings)]
     confirmation = planned[0] if plan.is_search and planned else None
+    metric = compared_metric(plan, planned)
     return StudyResult(
-        folder, trials if plan.is_search else planned, plan.vary, compared_metric(plan, planned), plan.is_search,
-        plan.num_folds, confirmation,
+        folder, trials if plan.is_search else planned, plan.vary, metric, plan.is_search, plan.num_folds, confirmation,
+        plan.mode_of(metric),
     )  # fmt: skip
 
 

@@ -13,7 +13,7 @@ from engine.config.cross_checks import check_requirements
 from engine.config.yaml_reader import plain, read_yaml, write_yaml
 from engine.contracts import COMMAND_LINE, ConfigError, UserError, is_lower_better
 from engine.runs.run_index import STUDY_FILE
-from engine.studies.results import Choices, Space
+from engine.studies.results import Choices, Mode, Space
 from engine.studies.space import read_spaces, setting, to_text
 
 MAX_RUNS = 100_000
@@ -77,11 +77,10 @@ class Plan:
         """The metric that a search optimizes: the monitor of the best checkpoint."""
         return str(self.config["run.monitor"])
 
-    @property
-    def is_minimized(self) -> bool:
-        """Whether the lowest value of `metric` is best."""
-        mode = self.config["run.mode"]
-        return is_lower_better(self.metric) if mode is None else mode == "min"
+    def mode_of(self, metric: str) -> Mode:
+        """Return "min" if lower values of a metric are better, otherwise "max". `run.mode` is for `run.monitor` alone."""
+        mode: Mode | None = self.config["run.mode"] if metric == self.metric else None
+        return mode or ("min" if is_lower_better(metric) else "max")
 
     def settings(self) -> list[dict[str, Any]]:
         """Return all combinations of the varied values; an empty list for a search."""
