@@ -179,11 +179,11 @@ def format_study(folder: Path) -> list[str]:
     report = read_mapping(folder / "study.json") or {}  # written at the end of the study
     failed = report.get("states", {}).get("failed", sum(run.status == "failed" for run in found))
     metric = report.get("metric", "")
-    means = [setting.get("metrics", {}).get(metric, {}).get("mean") for setting in report.get("settings", [])]
-    known = [mean for mean in means if is_number(mean)]
-    best = f"{metric} {(min if is_lower_better(metric) else max)(known):.4f}" if known else ""
+    best = [setting for setting in report.get("settings", []) if setting.get("number") == report.get("best")]
+    means = [setting.get("metrics", {}).get(metric, {}).get("mean") for setting in best]
+    mean = f"{metric} {means[0]:.4f}" if means and is_number(means[0]) else ""
     began = format_time((folder / STUDY_FILE).stat().st_mtime)
-    return [folder.name, f"{len(found):,}", f"{num_finished:,}", f"{failed:,}", best, began]
+    return [folder.name, f"{len(found):,}", f"{num_finished:,}", f"{failed:,}", mean, began]
 
 
 def format_time(seconds: float) -> str:

@@ -18,7 +18,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,17 +27,24 @@ from engine.config.config import load_config
 from engine.contracts import COMMAND_LINE, ConfigError
 from engine.inference.command import run_command
 from engine.inference.trained_run import with_found_runs
-from engine.studies.folder import create_study
-from engine.studies.jobs import PlannedQueue, compared_metric, forget_failures, setting_result
+from engine.studies.folder import change_study, create_study
+from engine.studies.jobs import (
+    PlannedQueue,
+    check_metric,
+    compared_metric,
+    forget_failures,
+    read_result,
+    setting_result,
+)
 from engine.studies.plan import METRICS, Plan, dropped_keys, make_plan, read_plan
-from engine.studies.results import StudyResult
+from engine.studies.results import RunResult, StudyResult
 from engine.studies.space import split_values
 from engine.terminal import CommandLineParser, StoreOnce, count_of, home_path, print_line, quiet_lightning, shell_word
 from engine.training.exits import Stopped
 
 if TYPE_CHECKING:
     from engine.studies.jobs import Job
-    from engine.studies.workers import Train
+    from engine.studies.workers import Train, Worker
 
 
 def main(argv: list[str]) -> int:
@@ -55,7 +62,10 @@ def main(argv: list[str]) -> int:
         raise ConfigError(COMMAND_LINE, "--slurm", "there is no command sbatch", hint)
     if earlier is not None:
         check_earlier(arguments)
-    plan = plan_of(arguments) if earlier is None else read_plan(earlier)
+    if earlier is None:
+        plan = plan_of(arguments)
+    else:
+        plan = read_plan(earlier) if folder is None else change_study(folder, arguments.metric)
     root = Path(plan.config["run.root"]) if arguments.repeat is None else earlier.parent
     if arguments.slurm is not None:
         is_new, folder = folder is None, folder or create_study(plan, arguments.name, root)
@@ -162,13 +172,23 @@ def run_study(plan: Plan, folder: Path, num_workers: int, train: "Train") -> Stu
             settings = [] if best is None else [best]
         runs = [run for i, values in enumerate(settings) for run in plan.runs(values, plan.name_of(i, values))]
         queue = PlannedQueue(plan, folder, runs)
-        if run_jobs(queue, num_workers, train, progress.begin(queue).show):
+        for run in runs:
+            check_metric(plan, folder, read_result(plan, folder, run))  # of an earlier command
+        progress.begin(queue)
+
+        def show(workers: "Sequence[Worker]", ended: RunResult | None, seconds: float) -> None:
+            progress.show(workers, ended, seconds)
+            if ended is not None:
+                check_metric(plan, folder, ended)
+
+        if run_jobs(queue, num_workers, train, show):
             return None
     planned = [setting_result(plan, folder, i, values) for i, values in enumerate(settings)]
     confirmation = planned[0] if plan.is_search and planned else None
+    metric = compared_metric(plan, planned)
     return StudyResult(
-        folder, trials if plan.is_search else planned, plan.vary, compared_metric(plan, planned), plan.is_search,
-        plan.num_folds, confirmation,
+        folder, trials if plan.is_search else planned, plan.vary, metric, plan.is_search, plan.num_folds, confirmation,
+        plan.mode_of(metric),
     )  # fmt: skip
 
 
@@ -193,8 +213,8 @@ def check_earlier(arguments: argparse.Namespace) -> None:
     """Raise a `ConfigError` if `--resume` or `--repeat` is combined with an option that the study stores."""
     if arguments.resume is not None and arguments.repeat is not None:
         raise ConfigError(COMMAND_LINE, "--repeat", "cannot be combined with --resume", "leave out one of them")
-    options = ["config", "seeds", "folds", "trials", "vary", "metric", "overrides", "grid", "no_pruning"]
-    for option in [*options, *(["name"] if arguments.resume is not None else [])]:
+    options = ["config", "seeds", "folds", "trials", "vary", "overrides", "grid", "no_pruning"]
+    for option in [*options, "metric" if arguments.resume is None else "name"]:
         if getattr(arguments, option):
             name = "KEY=VALUE" if option == "overrides" else f"--{option.replace('_', '-')}"
             problem = f"cannot be used, because {arguments.resume or arguments.repeat} stores this option"

@@ -241,3 +241,23 @@ def test_a_killed_search_goes_on(tmp_path, record_property):
     found = results_of("tests.study_kills", "2", "0", str(tmp_path), timeout=500)
     record_property("happened", f"{sum(len(each['killed']) for each in found)} kills")
     assert [each["different"] for each in found] == [[], []]
+
+
+@pytest.mark.slow
+def test_a_metric_that_the_runs_lack_ends_the_study(tmp_path):
+    argv = ["--config", IRIS, "--seeds", "4", *LONG, "--metric", "roc_auc", "--workers", "2", "trainer.max_epochs=20"]
+    folder, printed = run_study(tmp_path, *argv, code=2)
+    error = next(line for line in printed.splitlines() if line.startswith("error: "))
+    assert "has no roc_auc, which the study compares, but accuracy, loss, f1, calibration_error; " in error
+    assert f"study.py --resume {folder} --metric accuracy continues with another metric" in error
+    found = states(folder)
+    assert "finished" in found.values()
+    assert len(found) <= 3
+    _, printed = run_study(tmp_path, "--resume", str(folder), code=2)
+    assert "has no roc_auc" in printed
+    assert states(folder) == found  # no other run was started
+    _, printed = run_study(tmp_path, "--resume", str(folder), "--metric", "f1")
+    assert "compared by test/f1" in printed
+    assert states(folder) == dict.fromkeys([f"seed-{i}" for i in range(4)], "finished")
+    kept = [(folder / f"logs/{name}.log").read_text(encoding="utf-8").count("epoch  1 ") for name in found]
+    assert kept == [1] * len(found)  # the stopped run was resumed

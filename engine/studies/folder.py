@@ -1,5 +1,6 @@
 """The folder of a study: its plan, its config, and the results of its runs."""
 
+import os
 import shutil
 from datetime import UTC, datetime
 from pathlib import Path
@@ -7,7 +8,8 @@ from pathlib import Path
 from engine.contracts import COMMAND_LINE, ConfigError
 from engine.runs.run_folder import write_text
 from engine.runs.run_index import STUDY_FILE
-from engine.studies.plan import Plan
+from engine.studies.jobs import study_lock
+from engine.studies.plan import Plan, read_plan
 from engine.terminal import shell_word
 
 
@@ -41,6 +43,24 @@ def create_study(plan: Plan, name: str | None, root: Path) -> Path:
     except OSError as error:
         raise plan.config.error("run.root", f"cannot write to {folder} ({error.strerror})") from None
     return folder
+
+
+def change_study(folder: Path, metric: str | None) -> Plan:
+    """Change the options of a study, also for the other commands that work on it. Returns the new plan.
+
+    Raises:
+        ConfigError: if the folder is not that of a study, or the study cannot have the options.
+    """
+    plan = read_plan(folder)
+    if metric is None:
+        return plan
+    path = folder / STUDY_FILE
+    with study_lock(folder):
+        plan = read_plan(folder).changed(metric)
+        status = path.stat()
+        write_text(path, plan.to_yaml())
+        os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))  # the time at which the study began
+    return plan
 
 
 def write_config(plan: Plan, folder: Path) -> None:

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from itertools import combinations
 from typing import Any
 
-from engine.contracts import COMMAND_LINE, ConfigError, listed
+from engine.contracts import COMMAND_LINE, ConfigError, is_lower_better, listed
 from engine.runs.comparison import compare_configs, read_config
 from engine.runs.run_index import Run, metric_names
 from engine.studies import statistics
@@ -144,7 +144,7 @@ def split_of(config: Mapping[str, Any]) -> Hashable:
 def pair_rows(comparison: MetricComparison) -> Iterator[list[str]]:
     """Yield metric, names, interval of the difference and verdict of each pair of groups."""
     for (first, second), found in comparison.differences.items():
-        interval = "" if found is None else statistics.format_interval(found, comparison.metric)
+        interval = "" if found is None else statistics.format_interval(found, is_lower_better(comparison.metric))
         yield [comparison.metric, f"{first}, {second}", interval, _verdict(comparison.metric, first, second, found)]
 
 
@@ -200,7 +200,7 @@ def _verdict(metric: str, first: str, second: str, found: Difference | None) -> 
     if found is None:
         return "unknown, because a value is not finite"
     unit = "splits" if found.test_to_train else "seeds" if found.is_paired else "runs"
-    return statistics.verdict(found, metric, first, second, unit)
+    return statistics.verdict(found, is_lower_better(metric), first, second, unit)
 
 
 def _held_out_ratio(data: Mapping[str, Any], metric: str) -> float:

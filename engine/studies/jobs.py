@@ -9,10 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from engine.contracts import UserError, listed
 from engine.runs.resume import is_finished
 from engine.runs.run_index import read_mapping, read_run
-from engine.studies.plan import Plan, PlannedRun
+from engine.studies.plan import METRICS, Plan, PlannedRun
 from engine.studies.results import RunResult, SettingResult, State
+from engine.terminal import shell_word
 from engine.training.exits import DIVERGED
 
 if TYPE_CHECKING:
@@ -170,6 +172,18 @@ def compared_metric(plan: Plan, settings: Sequence[SettingResult]) -> str:
         return plan.metric
     names = {name for setting in settings for run in setting.runs for name in run.metrics}
     return f"test/{plan.compared}" if f"test/{plan.compared}" in names or not names else f"val/{plan.compared}"
+
+
+def check_metric(plan: Plan, folder: Path, result: RunResult) -> None:
+    """Raise a `UserError` if a finished run has other metrics, but not the one that the study compares.
+
+    The other runs would lack the metric, too: the ROC AUC, for example, is computed for two classes only.
+    """
+    found = [name for name in METRICS if {f"test/{name}", f"val/{name}"} & result.metrics.keys()]
+    if plan.is_search or result.state != "finished" or not found or plan.compared in found:
+        return
+    hint = f"python study.py --resume {shell_word(folder)} --metric {found[0]} continues with another metric"
+    raise UserError(f"{result.name} has no {plan.compared}, which the study compares, but {listed(found)}; {hint}")
 
 
 def lock_of(folder: Path, name: str) -> "FileLock":

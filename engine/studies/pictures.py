@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 
-from engine.contracts import is_lower_better
 from engine.drawing import (
     BLACK,
     BLUE,
@@ -88,7 +87,7 @@ def draw_parallel_coordinates(analysis: Analysis) -> np.ndarray:
     study, metric = analysis.study, analysis.metric
     metrics = _metrics(analysis)
     axes = {key: _Axis(space, LEFT, RIGHT) for key, space in study.vary.items()}
-    last = _metric_axis(list(metrics.values()), metric, LEFT, RIGHT)
+    last = _metric_axis(list(metrics.values()), study.is_minimized, LEFT, RIGHT)
     tops = [40 + AXIS_GAP * i for i in range(len(axes) + 1)]
     canvas = Canvas(CARD_WIDTH, tops[-1] + 50 + LINE_HEIGHT * bool(_count_outside(metrics.values(), last)))
     ranked = [trial for trial in analysis.ranked[::-1] if trial.number in metrics]  # the best trial is drawn last
@@ -119,7 +118,7 @@ def draw_slice(analysis: Analysis, key: str) -> np.ndarray:
     """Draw the metric against a hyperparameter (H, W, 3). Marks at the bottom are trials without a result."""
     study, metrics = analysis.study, _metrics(analysis)
     across = _Axis(study.vary[key], SLICE_LEFT + 12, CARD_WIDTH - 22)
-    up = _metric_axis(list(metrics.values()), analysis.metric, SLICE_BOTTOM - 8, SLICE_TOP + 8)
+    up = _metric_axis(list(metrics.values()), study.is_minimized, SLICE_BOTTOM - 8, SLICE_TOP + 8)
     canvas = Canvas(CARD_WIDTH, SLICE_HEIGHT + LINE_HEIGHT * bool(_count_outside(metrics.values(), up)))
     found = analysis.importances.get(key)
     share = (
@@ -161,7 +160,7 @@ def draw_settings(analysis: Analysis, metric: str) -> np.ndarray:
     values = [np.array([*analysis.values(setting, metric).values()]) for setting in drawn]
     names = replace_undrawable([setting.label for setting in drawn])
     numbers = np.concatenate(values).tolist()
-    axis = _metric_axis(numbers, metric, LEFT, RIGHT)
+    axis = _metric_axis(numbers, analysis.study.is_lower_better(metric), LEFT, RIGHT)
     top, bottom = 26, 26 + SETTING_HEIGHT * len(drawn)
     canvas = Canvas(CARD_WIDTH, bottom + 46 + LINE_HEIGHT * bool(_count_outside(numbers, axis)))
     title = metric if len(drawn) == len(settings) else f"{metric}: the best {len(drawn)} of {len(settings)} settings"
@@ -249,14 +248,14 @@ def log_ticks(space: Range) -> list[float]:
     return inside[:: -(-len(inside) // MAX_TICKS)] if inside else [space.low]
 
 
-def metric_range(values: Sequence[float], metric: str) -> Range:
+def metric_range(values: Sequence[float], is_minimized: bool) -> Range:
     """Return the range that an axis shows, with a margin.
 
     Values that are much worse than the others are outside, if they would take more than half of the axis.
     """
     low, quarter, most, high = map(float, np.quantile(values, [0, 0.25, 0.75, 1]))
     reach = FENCE * (most - quarter)
-    if is_lower_better(metric):
+    if is_minimized:
         high = most + reach if 0 < most + reach - low < (high - low) / 2 else high
     else:
         low = quarter - reach if 0 < high - quarter + reach < (high - low) / 2 else low
@@ -264,8 +263,8 @@ def metric_range(values: Sequence[float], metric: str) -> Range:
     return Range(low - margin, high + margin)
 
 
-def _metric_axis(values: Sequence[float], metric: str, start: float, end: float) -> _Axis:
-    return _Axis(metric_range(values, metric), start, end)
+def _metric_axis(values: Sequence[float], is_minimized: bool, start: float, end: float) -> _Axis:
+    return _Axis(metric_range(values, is_minimized), start, end)
 
 
 def _metrics(analysis: Analysis) -> dict[int, float]:

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
@@ -13,7 +13,7 @@ from engine.config.cross_checks import check_requirements
 from engine.config.yaml_reader import plain, read_yaml, write_yaml
 from engine.contracts import COMMAND_LINE, ConfigError, UserError, is_lower_better
 from engine.runs.run_index import STUDY_FILE
-from engine.studies.results import Choices, Space
+from engine.studies.results import Choices, Mode, Space
 from engine.studies.space import read_spaces, setting, to_text
 
 MAX_RUNS = 100_000
@@ -77,11 +77,10 @@ class Plan:
         """The metric that a search optimizes: the monitor of the best checkpoint."""
         return str(self.config["run.monitor"])
 
-    @property
-    def is_minimized(self) -> bool:
-        """Whether the lowest value of `metric` is best."""
-        mode = self.config["run.mode"]
-        return is_lower_better(self.metric) if mode is None else mode == "min"
+    def mode_of(self, metric: str) -> Mode:
+        """Return "min" if lower values of a metric are better, otherwise "max". `run.mode` is for `run.monitor` alone."""
+        mode: Mode | None = self.config["run.mode"] if metric == self.metric else None
+        return mode or ("min" if is_lower_better(metric) else "max")
 
     def settings(self) -> list[dict[str, Any]]:
         """Return all combinations of the varied values; an empty list for a search."""
@@ -135,6 +134,18 @@ class Plan:
     def _num_seeds(self) -> int:
         return self.num_seeds or (CONFIRMING_SEEDS if self.is_search else 1)
 
+    def changed(self, metric: str | None) -> "Plan":
+        """Return the plan with another metric for the report.
+
+        Raises:
+            ConfigError: if the study cannot have the options.
+        """
+        if self.is_search and metric is not None:
+            raise ConfigError(
+                COMMAND_LINE, "--metric", "a search optimizes run.monitor", "set run.monitor=val/loss, for example"
+            )
+        return replace(self, compared=metric or self.compared)
+
     def to_yaml(self) -> str:
         """Return the options of the study, as `read_plan` reads them."""
         options = {
@@ -164,8 +175,7 @@ def make_plan(
     seed_keys = tuple(key for key in config.parameters if key != "seed" and config[key] != other[key])
     written = tuple(override for override in overrides if not override.startswith("run."))
     plan = Plan(
-        config, vary=read_spaces(vary, config, overrides), seed_keys=seed_keys, compared=metric or METRICS[0],
-        written=written, **options,
+        config, vary=read_spaces(vary, config, overrides), seed_keys=seed_keys, written=written, **options,
     )  # fmt: skip
     ranges = [key for key, space in plan.vary.items() if not isinstance(space, Choices)]
     if plan.is_search and not plan.vary:
@@ -174,10 +184,8 @@ def make_plan(
         raise ConfigError(COMMAND_LINE, "", "--seeds, --folds or --vary is missing", "see --help")
     if plan.is_search and grid:
         raise ConfigError(COMMAND_LINE, "--grid", "cannot be combined with --trials", "leave out --grid or --trials")
-    if plan.is_search and metric is not None:
-        raise ConfigError(
-            COMMAND_LINE, "--metric", "a search optimizes run.monitor", "set run.monitor=val/loss, for example"
-        )
+    if metric is not None:
+        plan = plan.changed(metric)
     if plan.is_search and plan.num_folds:
         hint = "search first, then run --folds with the best values"
         raise ConfigError(COMMAND_LINE, "--folds", "cannot be combined with --trials", hint)

@@ -5,7 +5,6 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 
-from engine.contracts import is_lower_better
 from engine.runs.run_index import read_mapping
 from engine.studies.jobs import Queue
 from engine.studies.plan import Plan
@@ -88,7 +87,7 @@ class Progress:
     def _table(self, workers: Sequence[Worker]) -> list[str]:
         lines = [f"best of {count_of(len(self.results), 'run')}:"] if self.results else []
         name = metric_of(self.plan, self.results[0][1]) if self.results else ""
-        best = sorted(self.results, key=lambda pair: pair[0] if is_lower_better(name) else -pair[0])
+        best = sorted(self.results, key=lambda pair: pair[0], reverse=self.plan.mode_of(name) == "max")
         lines += [f"  {result.name:<18}  {name} {value:.4f}" for value, result in best[:NUM_BEST]]
         for worker in workers:
             folder = worker.job.folder

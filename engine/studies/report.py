@@ -14,7 +14,7 @@ from functools import cached_property
 from itertools import combinations
 from typing import Any
 
-from engine.contracts import ConfigError, escape, is_lower_better
+from engine.contracts import ConfigError, escape
 from engine.runs.comparison import read_config
 from engine.runs.tables import GAP
 from engine.studies import statistics
@@ -168,7 +168,7 @@ class Analysis:
             for setting in self.study.settings
             if (found := self.summary(setting, self.metric)) is not None
         }
-        sign = 1 if is_lower_better(self.metric) else -1
+        sign = 1 if self.study.is_minimized else -1
         known = [setting for setting in self.study.settings if setting.number in means]
         return sorted(known, key=lambda setting: sign * means[setting.number])
 
@@ -209,7 +209,7 @@ class Analysis:
             return f"unknown: fewer than 2 {self.repetitions} are finished in both settings"
         unit = ("folds" if self.study.num_folds else "splits") if found.test_to_train else "seeds"
         first, second = (self.names[number] for number in pair)
-        return statistics.verdict(found, self.metric, first, second, unit)
+        return statistics.verdict(found, self.study.is_minimized, first, second, unit)
 
     @cached_property
     def importances(self) -> dict[str, Importance]:
@@ -252,7 +252,7 @@ def _parts(analysis: Analysis) -> Iterator[_Part]:
 def _overview(analysis: Analysis) -> _Part:
     study, runs = analysis.study, analysis.runs
     if study.is_search:
-        goal = "lowest" if is_lower_better(study.metric) else "highest"
+        goal = "lowest" if study.is_minimized else "highest"
         start = f"A search for the {goal} {study.metric}: {count_of(len(runs), 'trial')}."
     else:
         seeds = count_of(len({run.seed for run in runs}), "seed")
@@ -356,7 +356,7 @@ def _conclusion(analysis: Analysis) -> Iterator[str]:
 
 def _better(analysis: Analysis, pair: tuple[int, int]) -> int:
     found = analysis.differences[pair]
-    return pair[(found is not None and found.mean > 0) != is_lower_better(analysis.metric)]
+    return pair[(found is not None and found.mean > 0) != analysis.study.is_minimized]
 
 
 def _differences(analysis: Analysis) -> _Part:
@@ -372,7 +372,7 @@ def _differences(analysis: Analysis) -> _Part:
     rows = []
     for pair in sorted(analysis.differences, key=order):
         found = analysis.differences[pair]
-        interval = "" if found is None else statistics.format_interval(found, analysis.metric)
+        interval = "" if found is None else statistics.format_interval(found, analysis.study.is_minimized)
         names = [analysis.names[number] for number in pair]
         rows.append([", ".join(names), interval, analysis.verdict(pair)])
     titles = ["first, second", "second minus first", "verdict"]

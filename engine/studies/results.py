@@ -6,10 +6,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
+from engine.contracts import is_lower_better
 from engine.runs.run_index import is_number
 
 # "waiting": not started. "stopped": it was interrupted or killed, and can be resumed. "pruned": ended early by the search.
 State = Literal["waiting", "running", "stopped", "finished", "pruned", "failed"]
+Mode = Literal["min", "max"]
 
 
 @dataclass(frozen=True)
@@ -99,6 +101,7 @@ class StudyResult:
         is_search: Whether a search has chosen the settings; otherwise all settings were given.
         num_folds: Number of folds; None without folds.
         confirmation: In a search, runs of the best setting with new seeds, which use the test set; None before that.
+        mode: "min" if lower values of `metric` are better, "max" if higher values are; None if its name tells it.
     """
 
     folder: Path
@@ -108,3 +111,13 @@ class StudyResult:
     is_search: bool
     num_folds: int | None
     confirmation: SettingResult | None = None
+    mode: Mode | None = None
+
+    @property
+    def is_minimized(self) -> bool:
+        """Whether lower values of `metric` are better."""
+        return self.is_lower_better(self.metric)
+
+    def is_lower_better(self, metric: str) -> bool:
+        """Return whether lower values of a metric are better."""
+        return is_lower_better(metric) if self.mode is None or metric != self.metric else self.mode == "min"

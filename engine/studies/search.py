@@ -47,10 +47,11 @@ class SearchQueue:
         backend = JournalFileBackend(str(folder / JOURNAL), lock_of(folder, "journal"))  # type: ignore[arg-type]
         self.storage = JournalStorage(backend)
         pruner = PercentilePruner(PERCENTILE, FULL_TRIALS, FIRST_EPOCH) if plan.prune else NopPruner()
-        direction = StudyDirection.MINIMIZE if plan.is_minimized else StudyDirection.MAXIMIZE
+        directions = {"min": StudyDirection.MINIMIZE, "max": StudyDirection.MAXIMIZE}
         self.study = optuna.create_study(
-            storage=self.storage, study_name="study", direction=direction, pruner=pruner, load_if_exists=True
-        )
+            storage=self.storage, study_name="study", direction=directions[plan.mode_of(plan.metric)], pruner=pruner,
+            load_if_exists=True,
+        )  # fmt: skip
         self.study_id = self.storage.get_study_id_from_name("study")
 
     def claim(self) -> Job | None:

@@ -20,7 +20,7 @@ from itertools import combinations
 from statistics import fmean, stdev
 from typing import TypeAlias
 
-from engine.contracts import ConfigError, is_lower_better
+from engine.contracts import ConfigError
 
 LEVEL = 0.95  # confidence level of an interval
 POWER = 0.8  # probability that the needed number of runs detects the difference
@@ -246,8 +246,9 @@ def needed_count(found: Difference, size: float, power: float = POWER) -> int | 
 
 
 def verdict(
-    found: Difference, metric: str, first: str = "A", second: str = "B", unit: str = "seeds", size: float | None = None
-) -> str:
+    found: Difference, is_minimized: bool, first: str = "A", second: str = "B", unit: str = "seeds",
+    size: float | None = None,
+) -> str:  # fmt: skip
     """Return a sentence: the better setting and the size of the difference, or the number of runs that is needed.
 
     The needed number of runs is computed for a fixed difference (`size`), not for the observed difference. A power analysis
@@ -256,15 +257,15 @@ def verdict(
 
     Args:
         found: The difference.
-        metric: Its name, which tells whether lower values are better.
+        is_minimized: Whether lower values of the metric are better.
         first: Name of the first setting.
         second: Name of the second setting.
         unit: What was counted: seeds, folds, splits or runs.
         size: Smallest difference that matters, in the unit of the metric; None for half a percentage point, or 5 % of the
             first mean if the metric has its own unit.
     """
-    in_points = uses_points(metric, found)
-    better = second if (found.mean > 0) != is_lower_better(metric) else first
+    in_points = uses_points(found, is_minimized)
+    better = second if (found.mean > 0) != is_minimized else first
     if found.interval is None:
         if abs(found.mean) <= ROUNDING * abs(found.first_mean):
             return "no difference: the values are equal"
@@ -285,15 +286,15 @@ def verdict(
     return f"{start}; detecting {target} needs {number} {unit}{'' if found.is_paired else ' in each group'}"
 
 
-def format_interval(found: Difference, metric: str) -> str:
+def format_interval(found: Difference, is_minimized: bool) -> str:
     """Return the interval of a difference as text, such as ``-0.12 to +0.91 points``; empty if it is unknown."""
-    return "" if found.interval is None else _amount(found.interval, uses_points(metric, found), "+")
+    return "" if found.interval is None else _amount(found.interval, uses_points(found, is_minimized), "+")
 
 
-def uses_points(metric: str, found: Difference) -> bool:
+def uses_points(found: Difference, is_minimized: bool) -> bool:
     """Return whether differences are given in percentage points: for metrics from 0 to 1 whose higher values are better."""
     means = found.first_mean, found.first_mean + found.mean
-    return not is_lower_better(metric) and all(0 <= mean <= 1 for mean in means)
+    return not is_minimized and all(0 <= mean <= 1 for mean in means)
 
 
 def check_scipy() -> None:

@@ -91,13 +91,14 @@ def run_jobs(queue: Queue, num_workers: int, train: Train, show: Show) -> int:
         num_workers: Number of runs at the same time.
         train: Trains a job in a new process, see `Train`.
         show: Called after a change with the running processes, and with the result of a run that has ended and its seconds.
+            It raises a UserError to end the study.
 
     Returns:
         The number of runs that other commands still run.
 
     Raises:
         Stopped: after SIGINT or SIGTERM, when all runs have ended.
-        UserError: if the first runs are refused for the same reason.
+        UserError: if the first runs are refused for the same reason, or `show` raises it. The other runs save a checkpoint.
     """
     workers: list[Worker] = []
     kills: Counter[str] = Counter()
@@ -129,6 +130,14 @@ def run_jobs(queue: Queue, num_workers: int, train: Train, show: Show) -> int:
                         show(workers, ended[-1], time.monotonic() - worker.started)
                         _check_first(ended, queue.folder)
                 show(workers, None, 0.0)
+        except UserError:
+            signals.stop_runs()
+            for worker in workers[:]:
+                while _answer(worker, queue):
+                    pass
+                workers.remove(worker)
+                _end(worker, queue.folder, 0)
+            raise
         finally:
             for worker in workers:
                 os.close(worker.lifeline)
@@ -249,9 +258,13 @@ class _Signals:
         if not is_second and signum == signal.SIGINT:
             with suppress(OSError):
                 os.write(2, NOTICE)
+        self.stop_runs(at_once=is_second and signum == signal.SIGINT)
+
+    def stop_runs(self, at_once: bool = False) -> None:
+        """Let all runs save a checkpoint and end, or kill them."""
         for worker in self.workers:
             with suppress(ProcessLookupError):
-                if is_second and signum == signal.SIGINT:
+                if at_once:
                     os.killpg(worker.pid, signal.SIGKILL)  # with the processes that load its data
                 else:
                     os.kill(worker.pid, signal.SIGTERM)

@@ -165,12 +165,12 @@ def test_a_large_grid_shows_the_best_settings():
 def test_a_diverged_trial_leaves_room_for_the_others():
     space = Range(0.0, 1.0)
     usual = [0.95, 0.96, 0.97, 0.98, 0.955, 0.965]
-    found = metric_range([*usual, 0.1], "val/accuracy")
+    found = metric_range([*usual, 0.1], is_minimized=False)
     assert 0.8 < found.low < 0.95
     assert found.high == pytest.approx(0.98, abs=0.01)
-    found = metric_range([*(1 - value for value in usual), 1e6], "val/loss")
+    found = metric_range([*(1 - value for value in usual), 1e6], is_minimized=True)
     assert found.high < 0.3
-    found = metric_range(usual, "val/accuracy")
+    found = metric_range(usual, is_minimized=False)
     assert (found.low, found.high) == pytest.approx((0.95, 0.98), abs=0.003)
     with_outlier = trials([i / 7 for i in range(7)], [*usual, 0.1], space)
     without = trials([i / 6 for i in range(6)], usual, space)
@@ -223,3 +223,15 @@ def test_tensorboard_has_the_report_and_the_pictures_once(tmp_path):
     assert all(len(events.Images(tag)) == 1 for tag in events.Tags()["images"])
     (text,) = events.Tensors("study/text_summary")
     assert text.tensor_proto.string_val[0].decode().startswith("# Study 20260101-120000\n")
+
+
+@pytest.mark.parametrize(("mode", "is_outside"), [("min", True), ("max", False), (None, False)])
+def test_run_mode_decides_which_trials_are_much_worse(mode, is_outside):
+    """The value 100 is drawn at the end of the axis only if lower values are better."""
+    values = [0.95, 0.96, 0.97, 0.98, 0.955, 0.965]
+    usual, outlier = (
+        replace(trials([i / 7 for i in range(len(found))], found, Range(0.0, 1.0), "val/own"), mode=mode)
+        for found in (values, [*values, 100])
+    )
+    for tag, picture in draw_pictures(outlier).items():
+        assert (picture.shape[0] > draw_pictures(usual)[tag].shape[0]) == is_outside

@@ -493,3 +493,26 @@ def test_a_study_without_settings():
         "A search for the highest val/accuracy: 0 trials.",
         "Trials: none.",
     ]
+
+
+# an own metric, whose name does not tell whether lower values are better
+
+
+def test_run_mode_decides_which_setting_is_better():
+    study = make_grid({0.1: [0.3, 0.31, 0.32], 0.2: [0.5, 0.51, 0.53]}, metric="val/own")
+    for mode, best in (("min", 0.1), ("max", 0.2), (None, 0.2)):
+        found = replace(study, mode=mode)
+        sentence = f"lr={best} has the best mean, and it is significantly better than the other setting."
+        assert section(found, "val/own")[0] == sentence
+        assert report(found).data["best"] == [0.1, 0.2].index(best)
+        (row,) = section(found, "Differences of val/own")[1:]
+        assert f"lr={best} is better by " in row
+        assert ("points" in row) == (mode != "min")
+
+
+def test_run_mode_decides_which_trial_is_best():
+    study = trials([0.001, 0.01], [0.95, 0.981])
+    for mode, best, goal in (("min", 0, "lowest"), ("max", 1, "highest")):
+        found = replace(study, mode=mode)
+        assert section(found, "Study 20260101-120000")[0] == f"A search for the {goal} val/accuracy: 2 trials."
+        assert report(found).data["best"] == best

@@ -11,7 +11,7 @@ import pytest
 from scipy import stats
 
 from engine.config.signatures import PROJECT
-from engine.contracts import ConfigError
+from engine.contracts import ConfigError, is_lower_better
 from engine.studies import statistics
 from engine.studies.statistics import (
     Difference,
@@ -109,12 +109,12 @@ def test_values_that_do_not_vary_have_no_interval():
     found = paired_difference(first, second)
     assert found.interval is found.p_value is None
     assert not found.is_visible
-    assert verdict(found, "test/accuracy") == "B is better by 3.3 points in every pair, so there is no interval"
-    assert format_interval(found, "test/accuracy") == ""
-    assert verdict(paired_difference(first, first), "test/accuracy") == "no difference: the values are equal"
+    assert verdict(found, is_minimized=False) == "B is better by 3.3 points in every pair, so there is no interval"
+    assert format_interval(found, is_minimized=False) == ""
+    assert verdict(paired_difference(first, first), is_minimized=False) == "no difference: the values are equal"
     unpaired = unpaired_difference([0.5, 0.5], [0.75, 0.75])
     assert unpaired.interval is None
-    assert verdict(unpaired, "test/accuracy") == "B is better by 25 points in all runs, so there is no interval"
+    assert verdict(unpaired, is_minimized=False) == "B is better by 25 points in all runs, so there is no interval"
 
 
 # Simulations with a known truth
@@ -140,7 +140,7 @@ def test_equal_settings_are_called_different_in_5_percent_of_studies():
     random, num_studies = np.random.default_rng(0), 4000
     values = random.normal(0.9, 0.01, (num_studies, 5, 2)) + random.normal(0, 0.02, (num_studies, 5, 1))
     found = [paired_difference(both[:, 0].tolist(), both[:, 1].tolist()) for both in values]
-    rate = np.mean([" better " in verdict(each, "test/accuracy") for each in found])
+    rate = np.mean([" better " in verdict(each, is_minimized=False) for each in found])
     assert 0.05 - (at_most(0.05, num_studies) - 0.05) < rate < at_most(0.05, num_studies)
 
 
@@ -213,7 +213,7 @@ def test_splits_of_the_same_data_may_never_be_enough():
     found = Difference(0.0, 0.9, 0.02, 0.01, 4, (5,), test_to_train=1 / 4)
     assert needed_count(found, 0.005) is None
     assert needed_count(found, 0.05) == 5
-    assert verdict(found, "val/f1", unit="folds") == (
+    assert verdict(found, is_minimized=False, unit="folds") == (
         "no significant difference with 5 folds; detecting a difference of 0.5 points needs more data"
     )
 
@@ -251,24 +251,24 @@ def test_levels_of_holm():
     ],
 )  # fmt: skip
 def test_a_verdict_on_pairs(metric, first, second, sentence):
-    assert verdict(paired_difference(first, second), metric, "cnn", "mlp") == sentence
+    assert verdict(paired_difference(first, second), is_lower_better(metric), "cnn", "mlp") == sentence
 
 
 def test_a_verdict_without_pairs():
     found = unpaired_difference(FIRST, UNEQUAL)
     start = "no significant difference with 5 and 7 runs"
-    assert verdict(found, "test/f1", unit="runs") == (
+    assert verdict(found, is_minimized=False, unit="runs") == (
         f"{start}; detecting a difference of 0.5 points needs about 1,295 runs in each group"
     )
-    assert verdict(found, "test/f1", unit="runs", size=1e-6) == (
+    assert verdict(found, is_minimized=False, unit="runs", size=1e-6) == (
         f"{start}; detecting a difference of 0.0001 points needs more than 10,000 runs in each group"
     )
 
 
 def test_an_end_near_0_is_not_rounded_to_0():
     found = Difference(0.02501, 0.5, 0.1, 0.025 / stats.t.ppf(0.975, 4), 4, (5,))
-    assert verdict(found, "val/f1") == "B is better by 0.0010 to 5.0010 points"
-    assert format_interval(found, "val/f1") == "+0.0010 to +5.0010 points"
+    assert verdict(found, is_minimized=False) == "B is better by 0.0010 to 5.0010 points"
+    assert format_interval(found, is_minimized=False) == "+0.0010 to +5.0010 points"
 
 
 def test_scipy_is_named_with_its_extra_if_it_is_missing(monkeypatch):
