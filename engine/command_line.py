@@ -9,6 +9,7 @@ from engine.config.errors import closest
 from engine.config.explain import explain, help_text
 from engine.config.yaml_reader import read_override
 from engine.contracts import COMMAND_LINE, ConfigError
+from engine.inference.trained_run import find_start
 from engine.runs.resume import check_unfinished, find_restarted, find_run, is_finished
 from engine.terminal import CommandLineParser, StoreOnce, home_path, print_line
 
@@ -71,5 +72,7 @@ def parse(argv: list[str], description: str) -> Config | None:
                 return None
         check_unfinished(config)
         check_requirements(config)
+        if config.resumed_folder is None:
+            find_start(config)
         return replace(load_config(config.path, [*overrides, *CHECK]), is_check=True) if arguments.check else config
     return None

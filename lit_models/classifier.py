@@ -47,12 +47,18 @@ class LitClassifier(LightningModule):
             number of training samples; null for equal weights.
         l1_penalty: Factor of the sum of absolute weights (without biases and normalization scales) in the training loss.
         compile: Run the network with torch.compile. Checkpoints are not affected.
+        start_from: Run whose best weights, with their normalization, are the initial weights: its folder, a checkpoint in
+            it, or CONFIG/NAME. `train.py` loads them; a checkpoint of this model does not need that run.
         optimizer: {"name": ..., **options} of a function in `lit_models.optimizers`; None for Adam.
         schedule: {"name": ..., **options} of a function in `lit_models.schedules`; None for a constant learning rate.
     """
 
     choosable: ClassVar[bool] = False  # a config cannot name the base class
     accepts: ClassVar[tuple[str, ...]] = ()
+    # options that do not change the trained function; a run with `start_from` may change them
+    training_options: ClassVar[tuple[str, ...]] = (
+        "label_smoothing", "class_weights", "l1_penalty", "compile", "start_from", "optimizer", "schedule",
+    )  # fmt: skip
     num_members: int = 1  # M; a network with several members returns logits (B, M, K)
     network: nn.Module
 
@@ -66,6 +72,7 @@ class LitClassifier(LightningModule):
         class_weights: Annotated[Sequence[float], ">= 0"] | Literal["balanced"] | None = None,
         l1_penalty: Annotated[float, ">= 0"] = 0.0,
         compile: bool = False,
+        start_from: str | None = None,
         optimizer: Mapping[str, Any] | None = None,
         schedule: Mapping[str, Any] | None = None,
     ) -> None:

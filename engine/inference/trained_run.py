@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from engine.config.config import Config, load_config
+from engine.config.errors import as_written
 from engine.contracts import COMMAND_LINE, ConfigError
 from engine.runs.run_index import find_single_run
 from engine.terminal import print_line
@@ -52,3 +53,23 @@ def find_trained_run(text: str, root: Path = Path("runs"), overrides: Sequence[s
     if run.status != "finished":
         print_line(f"note: the run is {run.status}; this is its {checkpoint.stem} checkpoint so far")
     return TrainedRun(run.folder, load_config(run.folder / "config.yaml", list(overrides)), checkpoint)
+
+
+def find_start(config: Config) -> TrainedRun | None:
+    """Return the run whose weights are the initial weights of a new run (`model.start_from`); None if there is none.
+
+    Raises:
+        ConfigError: if there is no such run, or if it has another model.
+    """
+    key = "model.start_from"
+    if (text := config["model"].get("start_from")) is None:
+        return None
+    try:
+        run = find_trained_run(text, Path(config["run.root"]))
+    except ConfigError as error:
+        problem, _, hint = str(error).removeprefix(f"{COMMAND_LINE}: ").partition("; ")
+        raise config.error(key, problem, hint) from None
+    if run.config["model.name"] != (name := config["model.name"]):
+        problem = f"{run.folder} has the model {run.config['model.name']}, not {as_written(name)}"
+        raise config.error(key, problem, f"set model.name={run.config['model.name']}, with its options")
+    return run
