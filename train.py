@@ -18,6 +18,7 @@ from engine.command_line import parse
 from engine.config import schema
 from engine.config.config import Config
 from engine.contracts import DataError, DataSpec, UserError, is_lower_better
+from engine.inference.trained_run import find_trained_run
 from engine.runs.run_folder import rank, restart_count, run_folder
 from engine.terminal import duration, prepare_output, print_line, quiet_lightning
 from engine.training.checkpoint_file import newest
@@ -62,6 +63,7 @@ def train(config: Config, folder: Path, signals: Signals, callbacks: Sequence["C
 
     from engine.runs.run_record import RunRecord
     from engine.training.consensus import connect_again
+    from engine.training.initial_weights import load_initial_weights
 
     quiet_lightning()
     record = RunRecord(
@@ -81,6 +83,10 @@ def train(config: Config, folder: Path, signals: Signals, callbacks: Sequence["C
         datamodule.trainer = trainer  # whose processes share the memory of this machine
         model = make_model(config, datamodule.spec)
         initialize(model, datamodule, folder if trainer.is_global_zero else None)
+        if checkpoint is None and (start := config["model"].get("start_from")) is not None:
+            load_initial_weights(model, find_trained_run(start), datamodule)
+            if trainer.is_global_zero:
+                print_line(f"starting from {start}")
         if getattr(datamodule, "held_out", None) == "val":
             trainer.limit_test_batches = 0  # folds choose a setting, which comes before the test
         signals.children = lambda: getattr(trainer.strategy.launcher, "procs", ())

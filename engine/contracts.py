@@ -5,7 +5,7 @@ This module imports neither torch nor Lightning, so that errors in a config are 
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 if TYPE_CHECKING:
     from torch import Tensor, device, nn
@@ -168,6 +168,7 @@ class Classifier(Protocol):
     """The interface of a classifier that callbacks and checks use. `LitClassifier` implements it."""
 
     network: "nn.Module"
+    training_options: ClassVar[tuple[str, ...]]  # options that do not change the trained function
 
     @property
     def hparams(self) -> Any: ...
@@ -187,6 +188,8 @@ class Classifier(Protocol):
 
     def attribution_inputs(self, inputs: Any) -> "tuple[Tensor, Tensor, Callable[[Tensor], Tensor]]":
         """Return a sample (1, ...), a baseline of the same shape, and a function from (B, ...) to logits (B, K)."""
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> Any: ...
 
     def __call__(self, inputs: Any) -> "Tensor":
         """Return logits (B, K)."""

@@ -148,6 +148,10 @@ class LitBERT(LitClassifier):
     """
 
     accepts = ("tokens", "image", "features")
+    training_options = (
+        *LitClassifier.training_options, "dropout", "pretrained", "revision", "freeze_embeddings", "freeze_layers",
+        "layer_decay", "gradient_checkpointing",
+    )  # fmt: skip
     requires: ClassVar[dict[str, str]] = {"transformers": "bert"}
 
     def __init__(

@@ -20,6 +20,7 @@ from torchmetrics import MetricCollection
 from engine.contracts import Batch, OptionError, TrainingBatch
 from engine.training.checkpoint_file import plain_values_only, verify
 from engine.training.loggers import log_everywhere
+from engine.training.same_data import check_same_data
 from lit_models import optimizers, schedules
 from lit_models.parts.distillation import Teacher, distillation_loss
 from lit_models.parts.metrics import CalibrationError, TrainingMeans, WeightedMean, evaluation_metrics
@@ -52,12 +53,19 @@ class LitClassifier(LightningModule):
         teacher_temperature: Divides the logits of teacher and student in the divergence. A higher temperature gives more
             weight to unlikely classes.
         compile: Run the network with torch.compile. Checkpoints are not affected.
+        start_from: Run whose weights, with their normalization, are the initial weights: CONFIG/NAME, its folder or a
+            checkpoint; null for random weights. `train.py` loads them.
         optimizer: {"name": ..., **options} of a function in `lit_models.optimizers`; None for Adam.
         schedule: {"name": ..., **options} of a function in `lit_models.schedules`; None for a constant learning rate.
     """
 
     choosable: ClassVar[bool] = False  # a config cannot name the base class
     accepts: ClassVar[tuple[str, ...]] = ()
+    # options that do not change the trained function; a run with `start_from` may change them
+    training_options: ClassVar[tuple[str, ...]] = (
+        "label_smoothing", "class_weights", "l1_penalty", "teacher", "teacher_weight", "teacher_temperature", "compile",
+        "start_from", "optimizer", "schedule",
+    )  # fmt: skip
     num_members: int = 1  # M; a network with several members returns logits (B, M, K)
     network: nn.Module
 
@@ -74,6 +82,7 @@ class LitClassifier(LightningModule):
         teacher_weight: Annotated[float, ">= 0, <= 1"] = 0.9,
         teacher_temperature: Annotated[float, "> 0"] = 2.0,
         compile: bool = False,
+        start_from: str | None = None,
         optimizer: Mapping[str, Any] | None = None,
         schedule: Mapping[str, Any] | None = None,
     ) -> None:
@@ -138,7 +147,8 @@ class LitClassifier(LightningModule):
             self.network.compile()  # in place, because a wrapper would rename the keys of the state; a second call is free
         if stage == "fit" and self.hparams["teacher"] is not None:
             self.teacher = Teacher.load(self.hparams["teacher"])
-            self.teacher.check_data(self.hparams, self.trainer.datamodule)  # type: ignore[attr-defined]
+            theirs, datamodule = self.teacher.model.hparams, self.trainer.datamodule  # type: ignore[attr-defined]
+            check_same_data("model.teacher", self.teacher.folder, theirs, self.hparams, datamodule)
 
     def on_fit_start(self) -> None:
         if self.teacher is not None:

@@ -185,6 +185,7 @@ class LitCNN(LitClassifier):
     """
 
     accepts = ("image",)
+    training_options = (*LitClassifier.training_options, "dropout", "dirac", "norm_momentum", "norm_scale")
 
     def __init__(
         self,

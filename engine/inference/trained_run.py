@@ -6,11 +6,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from engine.config.config import Config, load_config
+from engine.config.errors import as_written
 from engine.contracts import COMMAND_LINE, ConfigError
 from engine.runs.run_index import find_single_run
 from engine.terminal import print_line
 
-RUN_KEYS = ("model.teacher",)  # keys of a config that name another run
+RUN_KEYS = ("model.teacher", "model.start_from")  # keys of a config that name another run
 
 
 @dataclass(frozen=True)
@@ -65,10 +66,15 @@ def with_found_runs(config: Config) -> Config:
     values = dict(config.values)
     for key in RUN_KEYS:
         section, name = key.split(".")
-        if (text := config[section].get(name)) is not None and not text.endswith(".ckpt"):
+        if (text := config[section].get(name)) is not None:
             try:
-                run = find_trained_run(text, Path(config["run.root"]).expanduser())
+                run = find_trained_run(text, Path(config["run.root"]))
             except ConfigError as error:
                 raise config.error(key, str(error).removeprefix(f"{COMMAND_LINE}: ")) from None
-            values[section] = {**values[section], name: str(run.folder)}
+            model, theirs = config["model.name"], run.config["model.name"]
+            if name == "start_from" and model != theirs:
+                problem = f"{run.folder} has the model {theirs}, not {as_written(model)}"
+                raise config.error(key, problem, f"set model.name={theirs}, with its options")
+            found = run.checkpoint if text.endswith(".ckpt") else run.folder
+            values[section] = {**values[section], name: str(found)}
     return replace(config, values=values)

@@ -14,6 +14,7 @@ from datamodules.mnist import MNIST
 from datamodules.text import Text
 from engine.contracts import OptionError
 from engine.training import checkpoint_file
+from engine.training.same_data import check_same_data
 from lit_models.mlp import LitMLP
 from lit_models.parts.distillation import Teacher, distillation_loss
 from tests.contracts import trainer
@@ -147,18 +148,17 @@ def test_wrong_teachers(teacher, small_data, tmp_path, capsys):
         f"error: command line: model.teacher: nothing: matches no run below {tmp_path}; python runs.py shows all\n"
     )
     argv = ["--config", "configs/mnist_mlp.yaml", f"data.root={small_data}", f"model.teacher={teacher}", root]
-    assert "was trained with inputs of the shape [4], and the data has [1, 28, 28]; choose" in refusal(capsys, *argv)
+    assert "model.teacher: the classes are setosa, versicolor, virginica in " in refusal(capsys, *argv)
 
 
 def test_the_data_of_a_teacher_is_checked(teacher):
-    model = Teacher.load(str(teacher))
-    same = dict(model.model.hparams)
-    model.check_data({**same, "input_shape": (4,)}, None)
+    same = dict(Teacher.load(str(teacher)).model.hparams)
+    check_same_data("model.teacher", teacher, same, {**same, "input_shape": (4,)})
     for changes in ({"num_classes": 2}, {"class_names": ["x", "y", "z"]}, {"columns": {"a": []}}, {"vocab_size": 9}):
-        with pytest.raises(OptionError, match=r"^model\.teacher: .* choose a run with the same data"):
-            model.check_data({**same, **changes}, None)
-    with pytest.raises(OptionError, match="takes at most 0 tokens"):
-        model.check_data({**same, "max_length": 8}, None)
+        with pytest.raises(OptionError, match=r"^model\.teacher: .* this run"):
+            check_same_data("model.teacher", teacher, same, {**same, **changes})
+    with pytest.raises(OptionError, match="takes at most None tokens"):
+        check_same_data("model.teacher", teacher, same, {**same, "max_length": 8})
 
 
 def test_the_tokenizer_of_a_teacher_is_compared(tmp_path):

@@ -1,0 +1,40 @@
+"""Starts the training from the weights of another run: ``model.start_from``.
+
+All options that determine the function of the network must agree with those of the other run, even if its weights would fit.
+"""
+
+from typing import Any
+
+import torch
+
+from engine.config.errors import as_written
+from engine.contracts import Classifier, OptionError
+from engine.inference.trained_run import TrainedRun
+from engine.training import checkpoint_file
+from engine.training.same_data import DATA_OPTIONS, check_same_data, plain
+
+
+def load_initial_weights(model: Classifier, run: TrainedRun, datamodule: Any) -> None:
+    """Load the weights and the normalization of the best checkpoint of a run. The model is not calibrated afterwards.
+
+    Args:
+        model: A new model, on the CPU.
+        run: The other run.
+        datamodule: The data of this run.
+
+    Raises:
+        OptionError: if the data or the model differs from that of the other run.
+    """
+    checkpoint = checkpoint_file.read(run.checkpoint)
+    ours, theirs = model.hparams, checkpoint["hyper_parameters"]
+    check_same_data("model.start_from", run.folder, theirs, ours, datamodule)
+    for name in [name for name in ours if name not in (*DATA_OPTIONS, *model.training_options)]:
+        here, there = plain(ours[name]), plain(theirs.get(name))
+        if name not in theirs or here == there:
+            continue
+        if name == "architecture":
+            problem = f"{run.folder} has another architecture than model.pretrained; leave out model.start_from"
+            raise OptionError(f"model.start_from: {problem}")
+        here, there = as_written(here), as_written(there)
+        raise OptionError(f"model.{name}: is {here}, but {there} in {run.folder}; set model.{name}={there}")
+    model.load_state_dict({**checkpoint["state_dict"], "temperature": torch.ones(())})
