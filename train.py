@@ -141,9 +141,10 @@ def initialize(model: "LitClassifier", datamodule: "LightningDataModule", folder
 
 
 def active_callbacks(config: Config) -> list[str]:
-    """The names of the callbacks that are not switched off."""
+    """The names of the callbacks that are not switched off, in their order."""
     names = {name for name, options in config["callbacks"].items() if options is not None}
-    return sorted(names if config["trainer.enable_progress_bar"] else names - {"progress_line"})
+    names = names if config["trainer.enable_progress_bar"] else names - {"progress_line"}
+    return sorted(names, key=lambda name: (name != "pruning", name))  # weight averaging copies the network
 
 
 def make_trainer(

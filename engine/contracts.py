@@ -164,6 +164,25 @@ class NewInputs(NamedTuple):
     total: int | None
 
 
+class PrunableLayer(NamedTuple):
+    """Units of a network that can be removed: hidden units, channels or attention heads.
+
+    A unit may have several consecutive values, as an attention head has. Modules are named as in `network.named_modules`.
+
+    Attributes:
+        option: Hyperparameter with the number of units: its name and, if it is nested, the keys or indices in it, such as
+            ("widths", 0). Layers with the same hyperparameter keep equally many units, but each layer its own units.
+        num_units: Number of units.
+        producers: Modules that compute the units. The first axis of all their tensors belongs to the units.
+        consumers: Linear layers and convolutions that read the units. The second axis of their weight belongs to the units.
+    """
+
+    option: tuple[str | int, ...]
+    num_units: int
+    producers: Sequence[str]
+    consumers: Sequence[str]
+
+
 class Classifier(Protocol):
     """The interface of a classifier that callbacks and checks use. `LitClassifier` implements it."""
 
@@ -188,6 +207,9 @@ class Classifier(Protocol):
 
     def attribution_inputs(self, inputs: Any) -> "tuple[Tensor, Tensor, Callable[[Tensor], Tensor]]":
         """Return a sample (1, ...), a baseline of the same shape, and a function from (B, ...) to logits (B, K)."""
+
+    def prunable_layers(self) -> list[PrunableLayer]:
+        """Return the layers whose units can be removed."""
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> Any: ...
 

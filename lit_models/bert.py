@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from engine.contracts import OptionError, TrainingBatch
+from engine.contracts import OptionError, PrunableLayer, TrainingBatch
 from lit_models.classifier import LitClassifier
 from lit_models.parts import encoder
 from lit_models.parts.feature_embeddings import FeatureEmbeddings
@@ -135,6 +135,7 @@ class LitBERT(LitClassifier):
         hidden_size: Size of the vector of a token; null for 128. The pretrained model sets this and the next three.
         num_layers: Number of transformer layers; null for 4.
         num_heads: Attention heads of a layer; null for 4.
+        head_size: Size of an attention head; null for the hidden size divided by the number of heads.
         intermediate_size: Hidden units in the MLP of a layer; null for four times the hidden size.
         patch_size: Side of the square patches of an image, in pixels. It must divide height and width.
         pooling: Vector that the last layer classifies: the first token after BERT's pooler (cls) or the mean of all (mean).
@@ -166,6 +167,7 @@ class LitBERT(LitClassifier):
         hidden_size: Annotated[int, ">= 1"] | None = None,
         num_layers: Annotated[int, ">= 1"] | None = None,
         num_heads: Annotated[int, ">= 1"] | None = None,
+        head_size: Annotated[int, ">= 1"] | None = None,
         intermediate_size: Annotated[int, ">= 1"] | None = None,
         patch_size: Annotated[int, ">= 1"] = 4,
         pooling: Literal["cls", "mean"] = "cls",
@@ -179,7 +181,7 @@ class LitBERT(LitClassifier):
     ) -> None:
         super().__init__(input_shape, num_classes, **options)
         self.train_padding = WeightedMean() if not input_shape else None
-        for name in ("hidden_size", "num_layers", "num_heads", "intermediate_size"):
+        for name in ("hidden_size", "num_layers", "num_heads", "head_size", "intermediate_size"):
             if pretrained is not None and self.hparams[name] is not None:
                 raise OptionError(f"model.{name}: {pretrained} sets it; leave it out, or set model.pretrained=null")
         if input_shape:
@@ -191,12 +193,18 @@ class LitBERT(LitClassifier):
         has_pooler = pooling == "cls"
         if architecture is None and pretrained is not None:
             bert = encoder.load(pretrained, revision, dropout, has_pooler)
-            self.hparams["architecture"] = {key: getattr(bert.config, key) for key in encoder.CONFIG_KEYS}
+            found = {key: getattr(bert.config, key) for key in encoder.CONFIG_KEYS}
+            head_size = found["hidden_size"] // found["num_attention_heads"]
+            self.hparams["architecture"] = {**found, encoder.HEAD_SIZE: head_size}
             self.pretrained_identity = encoder.identify(pretrained, revision)
         else:
-            size = hidden_size or 128
-            layers = (num_layers or 4, num_heads or 4, intermediate_size or 4 * size)
-            config = architecture or encoder.make_config(size, *layers, vocab_size, pad_id, length)
+            size, heads = hidden_size or 128, num_heads or 4
+            if head_size is None and size % heads and architecture is None:
+                raise OptionError(f"model.num_heads: {heads} does not divide model.hidden_size {size}")
+            sizes = heads, head_size or size // heads, intermediate_size or 4 * size
+            if architecture is None:  # pruning changes these numbers
+                self.hparams.update(zip(("num_heads", "head_size", "intermediate_size"), sizes, strict=True))
+            config = architecture or encoder.make_config(size, num_layers or 4, *sizes, vocab_size, pad_id, length)
             bert = encoder.build(config, dropout, has_pooler)
         tokens: nn.Module | None = None
         hint = "set a smaller data.max_length"
@@ -227,6 +235,21 @@ class LitBERT(LitClassifier):
         super().initialize_from_data(inputs, mean, std)
         if isinstance(tokens := self.network.tokens, FeatureEmbeddings):
             tokens.fit(inputs)
+
+    def prunable_layers(self) -> list[PrunableLayer]:
+        """Return the attention heads and the hidden units of the MLP of each layer."""
+        assert isinstance(self.network, BERT)
+        is_pretrained, found = self.hparams["architecture"] is not None, []
+        heads = ("architecture", "num_attention_heads") if is_pretrained else ("num_heads",)
+        units = ("architecture", "intermediate_size") if is_pretrained else ("intermediate_size",)
+        layers: Any = self.network.encoder.encoder.layer
+        for i, layer in enumerate(layers):
+            path = f"encoder.encoder.layer.{i}"
+            projections = [f"{path}.attention.self.{name}" for name in ("query", "key", "value")]
+            num_heads, num_units = layer.attention.self.num_attention_heads, layer.intermediate.dense.out_features
+            found.append(PrunableLayer(heads, num_heads, projections, [f"{path}.attention.output.dense"]))
+            found.append(PrunableLayer(units, num_units, [f"{path}.intermediate.dense"], [f"{path}.output.dense"]))
+        return found
 
     def attribution_inputs(self, inputs: Any) -> tuple[Tensor, Tensor, Callable[[Tensor], Tensor]]:
         """As in `LitClassifier`.

@@ -17,7 +17,7 @@ from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
-from engine.contracts import Batch, OptionError, TrainingBatch
+from engine.contracts import Batch, OptionError, PrunableLayer, TrainingBatch
 from engine.training.checkpoint_file import plain_values_only, verify
 from engine.training.loggers import log_everywhere
 from engine.training.same_data import check_same_data
@@ -237,6 +237,10 @@ class LitClassifier(LightningModule):
         finally:
             hook.remove()
         return layer_inputs[-1].flatten(1) if layer_inputs else None
+
+    def prunable_layers(self) -> list[PrunableLayer]:
+        """Return the layers whose units `callbacks.pruning` can remove; none unless a subclass overrides this method."""
+        return []
 
     def training_step(self, batch: TrainingBatch, batch_idx: int) -> Tensor:
         inputs, labels, *kept = batch

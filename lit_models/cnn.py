@@ -8,13 +8,14 @@ twice as fast on CPUs and on GPUs with tensor cores.
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from engine.contracts import OptionError
+from engine.contracts import OptionError, PrunableLayer
 from lit_models.classifier import LitClassifier
 
 # N samples, B batch, C channels, H height, W width, K classes, P patches, F values in a patch
@@ -230,6 +231,25 @@ class LitCNN(LitClassifier):
             norm_eps=norm_eps,
             norm_scale=norm_scale,
         )
+
+    def prunable_layers(self) -> list[PrunableLayer]:
+        """Return the convolutions, except for the whitening layer. The blocks of a residual stage share their channels."""
+        assert isinstance(self.network, CNN)
+        widths, per_stage = self.hparams["widths"], self.hparams["convs_per_stage"]
+        blocks = [f"stages.{number}" for number in range(len(self.network.stages))]
+        consumers = {block: f"{after}.conv" for block, after in pairwise(blocks)} | {blocks[-1]: "head"}
+        found = []
+        if self.hparams["stem"]:
+            stem = blocks.pop(0)
+            found.append(PrunableLayer(("widths", 0), widths[0], [f"{stem}.0", f"{stem}.1"], [consumers[stem]]))
+        size = per_stage if self.hparams["residual"] else 1  # blocks with the same channels
+        for start in range(0, len(blocks), size):
+            shared, stage = blocks[start : start + size], start // per_stage
+            producers = [f"{block}.{part}" for block in shared for part in ("conv", "norm")]
+            found.append(
+                PrunableLayer(("widths", stage), widths[stage], producers, [consumers[block] for block in shared])
+            )
+        return found
 
     def initialize_from_data(self, inputs: Tensor, mean: Tensor, std: Tensor) -> None:
         super().initialize_from_data(inputs, mean, std)

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from engine.contracts import OptionError
+from engine.contracts import OptionError, PrunableLayer
 from lit_models.classifier import LitClassifier, mean_of_members
 from lit_models.parts.feature_embeddings import FeatureEmbeddings
 
@@ -137,6 +137,18 @@ class LitMLP(LitClassifier):
         super().initialize_from_data(inputs, mean, std)
         if isinstance(self.network, MLP) and self.network.embeddings is not None:
             self.network.embeddings.fit(inputs)
+
+    def prunable_layers(self) -> list[PrunableLayer]:
+        """Return the hidden layers."""
+        assert isinstance(self.network, MLP)
+        layers = self.network.layers
+        starts = [index for index, module in enumerate(layers) if isinstance(module, nn.Linear | MemberHeads)]
+        found = []
+        for index, (start, end) in enumerate(pairwise(starts)):
+            producers = [f"layers.{number}" for number in range(start, end)]  # with the norm; others have no tensors
+            width = self.hparams["hidden_sizes"][index]
+            found.append(PrunableLayer(("hidden_sizes", index), width, producers, [f"layers.{end}"]))
+        return found
 
     def attribution_inputs(self, inputs: Any) -> tuple[Tensor, Tensor, Callable[[Tensor], Tensor]]:
         """Return what `LitClassifier.attribution_inputs` returns.

@@ -24,6 +24,7 @@ def cross_check(config: "Config") -> None:
     """Raise a `ConfigError` for the first impossible combination."""
     check_monitors(config)
     _check_callbacks(config)
+    _check_pruning(config)
     _check_tokenizer(config)
     _check_folds(config)
     _check_loggers(config)
@@ -81,6 +82,12 @@ def _check_callbacks(config: "Config") -> None:
         if accepts and modality not in accepts:
             problem = f"is for {' or '.join(accepts)}, and {config['data.name']} is {modality}"
             raise config.error(f"callbacks.{name}", problem, "leave it out")
+
+
+def _check_pruning(config: "Config") -> None:
+    if config["callbacks"].get("pruning") is not None and config["model"].get("start_from") is None:
+        problem = "removes the least important units of a trained network, and model.start_from is null"
+        raise config.error("callbacks.pruning", problem, "train first, then set model.start_from=RUN")
 
 
 def _check_tokenizer(config: "Config") -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
 from engine.contracts import OptionError
 from engine.hub import load_pretrained
@@ -20,25 +21,22 @@ CONFIG_KEYS = (
     "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_act",
     "max_position_embeddings", "type_vocab_size", "layer_norm_eps", "initializer_range", "pad_token_id", "is_decoder",
 )  # fmt: skip
+HEAD_SIZE = "attention_head_size"  # key for the size of a head; without it, the heads share the hidden size
 # Options that change the result, each with the only value that BertModel and a checkpoint support.
 FIXED: dict[str, Any] = {"position_embedding_type": "absolute", "pruned_heads": {}, "quantization_config": None}
 
 
 def make_config(
-    hidden_size: int, num_layers: int, num_heads: int, intermediate_size: int, vocab_size: int, pad_id: int, length: int
-) -> dict[str, Any]:
-    """Config of a new encoder, with the names of a ``config.json``.
-
-    Raises:
-        OptionError: if the attention heads do not divide the hidden size.
-    """
-    if hidden_size % num_heads:
-        raise OptionError(f"model.num_heads: {num_heads} does not divide model.hidden_size {hidden_size}")
+    hidden_size: int, num_layers: int, num_heads: int, head_size: int, intermediate_size: int, vocab_size: int, pad_id: int,
+    length: int,
+) -> dict[str, Any]:  # fmt: skip
+    """Config of a new encoder, with the names of a ``config.json``. `HEAD_SIZE` is a name of this project."""
     return {
         "vocab_size": vocab_size,
         "hidden_size": hidden_size,
         "num_hidden_layers": num_layers,
         "num_attention_heads": num_heads,
+        HEAD_SIZE: head_size,
         "intermediate_size": intermediate_size,
         "max_position_embeddings": length,
         # BERT has 0.02 at a hidden size of 768. Smaller sizes learn badly with that value
@@ -48,8 +46,27 @@ def make_config(
 
 
 def build(config: Mapping[str, Any], dropout: float, has_pooler: bool) -> "BertModel":
-    """Build an encoder with random weights."""
-    return _import_transformers().BertModel(_bert_config(config, dropout), add_pooling_layer=has_pooler)
+    """Build an encoder with random weights. Its heads together may be narrower than the hidden size, after pruning."""
+    values = dict(config)
+    size, num_heads, head_size = values["hidden_size"], values["num_attention_heads"], values.pop(HEAD_SIZE, None)
+    width = num_heads * (head_size or size // num_heads)
+    values["num_attention_heads"] = num_heads if width == size else 1  # transformers needs a divisor of the hidden size
+    encoder: BertModel = _import_transformers().BertModel(_bert_config(values, dropout), add_pooling_layer=has_pooler)
+    if width != size:
+        layers: Any = encoder.encoder.layer
+        for layer in layers:
+            attention, output = layer.attention.self, layer.attention.output
+            attention.num_attention_heads, attention.attention_head_size = num_heads, head_size
+            attention.all_head_size, attention.scaling = width, head_size**-0.5
+            for module, name, sizes in (
+                (attention, "query", (size, width)), (attention, "key", (size, width)), (attention, "value", (size, width)),
+                (output, "dense", (width, size)),
+            ):  # fmt: skip
+                linear = nn.Linear(*sizes)
+                nn.init.normal_(linear.weight, std=encoder.config.initializer_range)
+                nn.init.zeros_(linear.bias)
+                setattr(module, name, linear)
+    return encoder
 
 
 def _bert_config(config: Mapping[str, Any], dropout: float) -> "BertConfig":
