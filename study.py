@@ -5,6 +5,7 @@ python study.py --config configs/iris_mlp.yaml --folds 5 --seeds 3
 python study.py --config configs/mnist_mlp.yaml --vary optimizer.name=adam,adamw --seeds 5
 python study.py --config configs/mnist_mlp.yaml --vary 'optimizer.lr=log(1e-4, 0.1)' 'model.dropout=range(0, 0.5)' --trials 9
 python study.py --resume runs/STUDY                 continue an interrupted study, also from a second machine
+python study.py --resume runs/STUDY --seeds 20      extend a study with more seeds (or with more trials: --trials)
 """
 
 import signal
@@ -62,10 +63,9 @@ def main(argv: list[str]) -> int:
         raise ConfigError(COMMAND_LINE, "--slurm", "there is no command sbatch", hint)
     if earlier is not None:
         check_earlier(arguments)
-    if earlier is None:
-        plan = plan_of(arguments)
-    else:
-        plan = read_plan(earlier) if folder is None else change_study(folder, arguments.metric)
+    plan = plan_of(arguments) if earlier is None else read_plan(earlier)
+    if folder is not None:
+        plan = change_study(folder, seeds=arguments.seeds, trials=arguments.trials, metric=arguments.metric)
     root = Path(plan.config["run.root"]) if arguments.repeat is None else earlier.parent
     if arguments.slurm is not None:
         is_new, folder = folder is None, folder or create_study(plan, arguments.name, root)
@@ -156,10 +156,20 @@ def choose_workers(plan: Plan, wanted: int | None, is_resumed: bool, train: "Tra
 
 def run_study(plan: Plan, folder: Path, num_workers: int, train: "Train") -> StudyResult | None:
     """Run what is left of a study. Returns None if other commands still train runs of the study."""
+    while True:
+        result = run_plan(plan, folder, num_workers, train)
+        latest = read_plan(folder)
+        if (latest.num_seeds, latest.num_trials, latest.compared) == (plan.num_seeds, plan.num_trials, plan.compared):
+            return result
+        plan = latest  # another command has changed the study meanwhile
+
+
+def run_plan(plan: Plan, folder: Path, num_workers: int, train: "Train") -> StudyResult | None:
+    """Run what is left of a plan. Returns None if other commands still train its runs."""
     from engine.studies.progress import Progress
     from engine.studies.workers import run_jobs
 
-    trials, settings = [], plan.settings()
+    trials, settings = [], dict(enumerate(plan.settings()))
     with Progress(plan, num_workers) as progress:
         if plan.is_search:
             from engine.studies.search import SearchQueue
@@ -168,9 +178,8 @@ def run_study(plan: Plan, folder: Path, num_workers: int, train: "Train") -> Stu
             num_later = plan.num_runs() - (plan.num_trials or 0)
             if run_jobs(search, num_workers, train, progress.begin(search, num_later).show):
                 return None
-            trials, best = search.settings(), search.best_values()
-            settings = [] if best is None else [best]
-        runs = [run for i, values in enumerate(settings) for run in plan.runs(values, plan.name_of(i, values))]
+            trials, settings = search.settings(), search.best_trial()
+        runs = [run for i, values in settings.items() for run in plan.runs(values, plan.name_of(i, values))]
         queue = PlannedQueue(plan, folder, runs)
         for run in runs:
             check_metric(plan, folder, read_result(plan, folder, run))  # of an earlier command
@@ -183,7 +192,7 @@ def run_study(plan: Plan, folder: Path, num_workers: int, train: "Train") -> Stu
 
         if run_jobs(queue, num_workers, train, show):
             return None
-    planned = [setting_result(plan, folder, i, values) for i, values in enumerate(settings)]
+    planned = [setting_result(plan, folder, i, values) for i, values in settings.items()]
     confirmation = planned[0] if plan.is_search and planned else None
     metric = compared_metric(plan, planned)
     return StudyResult(
@@ -213,8 +222,8 @@ def check_earlier(arguments: argparse.Namespace) -> None:
     """Raise a `ConfigError` if `--resume` or `--repeat` is combined with an option that the study stores."""
     if arguments.resume is not None and arguments.repeat is not None:
         raise ConfigError(COMMAND_LINE, "--repeat", "cannot be combined with --resume", "leave out one of them")
-    options = ["config", "seeds", "folds", "trials", "vary", "overrides", "grid", "no_pruning"]
-    for option in [*options, "metric" if arguments.resume is None else "name"]:
+    options = ["config", "folds", "vary", "overrides", "grid", "no_pruning"]
+    for option in [*options, *(["seeds", "trials", "metric"] if arguments.resume is None else ["name"])]:
         if getattr(arguments, option):
             name = "KEY=VALUE" if option == "overrides" else f"--{option.replace('_', '-')}"
             problem = f"cannot be used, because {arguments.resume or arguments.repeat} stores this option"
@@ -245,14 +254,20 @@ def make_parser() -> CommandLineParser:
         "overrides", nargs="*", metavar="KEY=VALUE", help="change a value of all runs: optimizer.lr=0.1"
     )
     parser.add_argument("--config", metavar="FILE", type=home_path, action=StoreOnce, help="config to train")
-    parser.add_argument("--seeds", metavar="N", type=at_least(2), help="train each setting with N seeds")
+    parser.add_argument(
+        "--seeds", metavar="N", type=at_least(2),
+        help="train each setting with N seeds; with --resume, more than before",
+    )  # fmt: skip
     parser.add_argument("--folds", metavar="K", type=at_least(2), help="train each setting on K folds")
     parser.add_argument(
         "--vary", metavar="KEY=VALUES", nargs="+", action="extend",
         help="list of values, such as 64,128, or a range for a search, such as log(1e-4, 1e-1) or range(0, 0.5)",
     )  # fmt: skip
     parser.add_argument("--grid", action="store_true", help="train all combinations of the values of --vary")
-    parser.add_argument("--trials", metavar="N", type=at_least(1), help="search with N trials (needs Optuna)")
+    parser.add_argument(
+        "--trials", metavar="N", type=at_least(1),
+        help="search with N trials (needs Optuna); with --resume, more than before",
+    )  # fmt: skip
     parser.add_argument("--no-pruning", action="store_true", help="train all trials of a search to the end")
     parser.add_argument(
         "--metric", metavar="NAME", choices=METRICS,
@@ -265,7 +280,10 @@ def make_parser() -> CommandLineParser:
         "--slurm", metavar="OPTIONS", help="submit jobs with these options of sbatch: '--array=1-8 --cpus-per-task=4'"
     )
     parser.add_argument("--name", metavar="NAME", help="name of the study's folder (default: the config and the time)")
-    parser.add_argument("--resume", metavar="FOLDER", type=home_path, action=StoreOnce, help="continue a study")
+    parser.add_argument(
+        "--resume", metavar="FOLDER", type=home_path, action=StoreOnce,
+        help="continue a study, also with a larger number of --seeds or --trials, or with another --metric",
+    )  # fmt: skip
     parser.add_argument(
         "--repeat", metavar="FOLDER", type=home_path, action=StoreOnce, help="start a study again, in a new folder"
     )

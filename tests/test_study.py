@@ -14,9 +14,11 @@ from engine.config.config import load_config
 from engine.config.signatures import PROJECT
 from engine.contracts import ConfigError
 from engine.runs.run_index import find_runs
+from engine.studies.folder import change_study, create_study
 from tests.exactness import differences
 from tests.processes import environment, results_of, run
 from tests.runs import IRIS, WITHOUT_PICTURES
+from tests.study_kills import trials
 
 SEARCH = ["--config", IRIS, "--vary", "optimizer.lr=log(1e-4, 1e-1)", "--trials", "3"]
 MISTAKES = [
@@ -69,7 +71,8 @@ MISTAKES = [
     (["--config", IRIS, "--seeds", "3", "--no-pruning"], "--no-pruning: is for a search"),
     (["--config", IRIS, "--folds", "3", "data.num_folds=3"], "data.num_folds: is set by --folds"),
     (["--resume", "configs", "--repeat", "configs"], "--repeat: cannot be combined with --resume"),
-    (["--resume", "configs", "--seeds", "3"], "--seeds: cannot be used, because configs stores this option"),
+    (["--resume", "configs", "--folds", "3"], "--folds: cannot be used, because configs stores this option"),
+    (["--resume", "configs", "--seeds", "3"], "configs: is not the folder of a study"),
 ]
 
 
@@ -88,6 +91,43 @@ def test_slurm_needs_sbatch(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(ConfigError, match="--slurm: there is no command sbatch; run this on a login node"):
         study.main(["--config", IRIS, "--seeds", "3", "--slurm", "--array=1-2"])
+
+
+@pytest.mark.parametrize(
+    ("argv", "option", "message"),
+    [
+        (["--seeds", "3"], ["--seeds", "3"], "--seeds: the study has 3 seeds; choose a larger number"),
+        (["--seeds", "3"], ["--seeds", "2"], "--seeds: the study has 3 seeds; choose a larger number"),
+        (["--seeds", "3"], ["--trials", "9"], "--trials: the study is not a search; start a new study with --vary and"),
+        (["--seeds", "3"], ["--seeds", "200000"], "200,000 runs are too many; at most 100,000"),
+        (SEARCH[2:], ["--trials", "3"], "--trials: the study has 3 trials; choose a larger number"),
+        (SEARCH[2:], ["--seeds", "5"], "--seeds: the study has 5 seeds; choose a larger number"),
+        (SEARCH[2:], ["--metric", "f1"], "--metric: a search optimizes run.monitor; set run.monitor=val/loss"),
+    ],
+)
+def test_a_study_can_only_be_extended(argv, option, message, tmp_path):
+    folder = create_study(study.plan_of(study.make_parser().parse_args(["--config", IRIS, *argv])), "x", tmp_path)
+    options = (folder / "study.yaml").read_text()
+    with pytest.raises(ConfigError) as raised:
+        study.main(["--resume", str(folder), *option])
+    assert message in str(raised.value)
+    assert "\n" not in str(raised.value)
+    assert (folder / "study.yaml").read_text() == options
+
+
+@pytest.mark.parametrize(
+    "argv", [["--vary", "optimizer.lr=0.01,1e-5"], SEARCH[2:], ["--folds", "3", "--metric", "loss"]]
+)
+def test_the_file_of_an_extended_study_is_that_of_a_larger_study(argv, tmp_path):
+    plans = [
+        study.plan_of(study.make_parser().parse_args(["--config", IRIS, *argv, *more]))
+        for more in ([], ["--seeds", "9"])
+    ]
+    small, large = (create_study(plan, str(i), tmp_path) for i, plan in enumerate(plans))
+    began = (small / "study.yaml").stat().st_mtime_ns
+    change_study(small, seeds=9)
+    assert (small / "study.yaml").read_text() == (large / "study.yaml").read_text()
+    assert (small / "study.yaml").stat().st_mtime_ns == began  # `runs.py` shows this time
 
 
 LONG = [*WITHOUT_PICTURES, "trainer.max_epochs=60", "run.checkpoint_every_steps=5"]
@@ -259,5 +299,45 @@ def test_a_metric_that_the_runs_lack_ends_the_study(tmp_path):
     _, printed = run_study(tmp_path, "--resume", str(folder), "--metric", "f1")
     assert "compared by test/f1" in printed
     assert states(folder) == dict.fromkeys([f"seed-{i}" for i in range(4)], "finished")
-    kept = [(folder / f"logs/{name}.log").read_text(encoding="utf-8").count("epoch  1 ") for name in found]
+    kept = [(folder / f"logs/{name}.log").read_text(encoding="utf-8").count("epoch 1/") for name in found]
     assert kept == [1] * len(found)  # the stopped run was resumed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("argv", "more"),
+    [
+        (["--vary", "optimizer.lr=0.01,0.1"], ["--seeds", "3"]),
+        (["--folds", "3", "--seeds", "2"], ["--seeds", "3"]),
+        (["--vary", "optimizer.lr=log(1e-4, 1e-1)", "--trials", "3", "--seeds", "2"], ["--trials", "8"]),
+    ],
+    ids=["seeds", "folds", "trials"],
+)
+def test_an_extended_study_equals_a_study_of_that_size(argv, more, tmp_path):
+    argv = ["--config", IRIS, *argv, *QUICK, "trainer.max_epochs=4", "--workers", "1"]
+    start = argv.index(more[0]) if more[0] in argv else len(argv)
+    options = [*argv[:start], *argv[start + 2 :], *more]
+    whole, _ = run_study(tmp_path / "whole", *options)
+    folder, _ = run_study(tmp_path / "small", *argv)
+    extended, _ = run_study(tmp_path / "small", "--resume", str(folder), *more, "--workers", "1")
+    assert states(whole).items() <= states(extended).items()  # the best trial may be another one than before
+    for name in states(whole):
+        assert differences(whole / f"iris_mlp/{name}", extended / f"iris_mlp/{name}") == []
+    if more[0] == "--trials":
+        assert trials(whole) == trials(extended)
+    reports = [(folder / "study.md").read_text(encoding="utf-8").partition("\n")[2] for folder in (whole, extended)]
+    assert reports[0] == reports[1]
+
+
+@pytest.mark.slow
+def test_a_running_command_trains_the_seeds_that_another_command_adds(tmp_path):
+    command = [sys.executable, "study.py", "--config", IRIS, "--seeds", "2", *LONG, "--workers", "1", "--name", "x"]
+    first = subprocess.Popen([*command, f"run.root={tmp_path}"], cwd=PROJECT, env=environment())
+    folder = tmp_path / "x"
+    while not list(folder.glob("*/seed-1/checkpoints/previous.ckpt")):
+        assert first.poll() is None
+        time.sleep(0.05)
+    change_study(folder, seeds=4)
+    assert first.wait(200) == 0
+    assert states(folder) == dict.fromkeys([f"seed-{i}" for i in range(4)], "finished")
+    assert "4 seeds" in (folder / "study.md").read_text(encoding="utf-8")

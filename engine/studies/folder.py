@@ -4,6 +4,7 @@ import os
 import shutil
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from engine.contracts import COMMAND_LINE, ConfigError
 from engine.runs.run_folder import write_text
@@ -45,18 +46,22 @@ def create_study(plan: Plan, name: str | None, root: Path) -> Path:
     return folder
 
 
-def change_study(folder: Path, metric: str | None) -> Plan:
-    """Change the options of a study, also for the other commands that work on it. Returns the new plan.
+def change_study(folder: Path, **options: Any) -> Plan:
+    """Change options of a study, also for the other commands that work on it. Returns the new plan.
+
+    Args:
+        folder: Folder of the study.
+        options: Options of `Plan.changed`; None keeps an option.
 
     Raises:
         ConfigError: if the folder is not that of a study, or the study cannot have the options.
     """
     plan = read_plan(folder)
-    if metric is None:
+    if not any(options.values()):
         return plan
     path = folder / STUDY_FILE
     with study_lock(folder):
-        plan = read_plan(folder).changed(metric)
+        plan = read_plan(folder).changed(**options)
         status = path.stat()
         write_text(path, plan.to_yaml())
         os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))  # the time at which the study began

@@ -15,6 +15,7 @@ from engine.contracts import COMMAND_LINE, ConfigError, UserError, is_lower_bett
 from engine.runs.run_index import STUDY_FILE
 from engine.studies.results import Choices, Mode, Space
 from engine.studies.space import read_spaces, setting, to_text
+from engine.terminal import count_of
 
 MAX_RUNS = 100_000
 MAX_NAME = 40  # characters of the values in the name of a run
@@ -90,9 +91,14 @@ class Plan:
         return [dict(zip(self.vary, combination, strict=True)) for combination in product(*values)]
 
     def name_of(self, number: int, values: dict[str, Any]) -> str:
-        """Return the beginning of the names of the runs of a setting, such as ``01-adam-lr-0.1``."""
-        if self.is_search:
-            return "best"
+        """Return the beginning of the names of the runs of a setting, such as ``01-adam-lr-0.1``.
+
+        Args:
+            number: The number of the setting; in a search, of the trial.
+            values: For each varied key, its value.
+        """
+        if self.is_search:  # another trial may be the best if the search is extended
+            return f"best-{number:03d}"
         titles = {key: "" if key.endswith(".name") else f"{key.rpartition('.')[2]}-" for key in values}
         words = re.sub(r"[^\w.]+", "-", "-".join(f"{titles[key]}{value}" for key, value in values.items())).strip("-")
         return f"{number:02d}-{words[:MAX_NAME].strip('-.')}" if values else ""
@@ -109,8 +115,7 @@ class Plan:
             first + self.is_search, first + self.is_search + self._num_seeds()
         )  # a search has used the first seed
         for seed, fold in product(seeds, folds):
-            parts = [name] if name else []
-            parts += [f"seed-{seed}"] if len(seeds) > 1 or not (name or self.num_folds) else []
+            parts = [*([name] if name else []), f"seed-{seed}"]  # also of a single seed, because more seeds may follow
             parts += [f"fold-{fold}"] if fold is not None else []
             # all folds are parts of the same division of the data, and a search must not test on rows of its trials
             is_fixed = self.is_search or fold is not None
@@ -134,17 +139,29 @@ class Plan:
     def _num_seeds(self) -> int:
         return self.num_seeds or (CONFIRMING_SEEDS if self.is_search else 1)
 
-    def changed(self, metric: str | None) -> "Plan":
-        """Return the plan with another metric for the report.
+    def changed(self, seeds: int | None = None, trials: int | None = None, metric: str | None = None) -> "Plan":
+        """Return the plan with more seeds, more trials, or another metric. None keeps an option.
 
         Raises:
             ConfigError: if the study cannot have the options.
         """
+        if trials is not None and self.num_trials is None:
+            hint = "start a new study with --vary and --trials"
+            raise ConfigError(COMMAND_LINE, "--trials", "the study is not a search", hint)
+        for option, number, old in (("seeds", seeds, self._num_seeds()), ("trials", trials, self.num_trials or 0)):
+            if number is not None and number <= old:
+                problem = f"the study has {count_of(old, option.removesuffix('s'))}"
+                raise ConfigError(COMMAND_LINE, f"--{option}", problem, "choose a larger number")
         if self.is_search and metric is not None:
             raise ConfigError(
                 COMMAND_LINE, "--metric", "a search optimizes run.monitor", "set run.monitor=val/loss, for example"
             )
-        return replace(self, compared=metric or self.compared)
+        plan = replace(
+            self, num_seeds=seeds or self.num_seeds, num_trials=trials or self.num_trials,
+            compared=metric or self.compared,
+        )  # fmt: skip
+        _check_size(plan)
+        return plan
 
     def to_yaml(self) -> str:
         """Return the options of the study, as `read_plan` reads them."""
@@ -185,7 +202,7 @@ def make_plan(
     if plan.is_search and grid:
         raise ConfigError(COMMAND_LINE, "--grid", "cannot be combined with --trials", "leave out --grid or --trials")
     if metric is not None:
-        plan = plan.changed(metric)
+        plan = plan.changed(metric=metric)
     if plan.is_search and plan.num_folds:
         hint = "search first, then run --folds with the best values"
         raise ConfigError(COMMAND_LINE, "--folds", "cannot be combined with --trials", hint)
@@ -203,8 +220,7 @@ def make_plan(
         raise ConfigError(COMMAND_LINE, "data.num_folds", "is set by --folds", "leave out one of them")
     if grid and not plan.vary:
         raise ConfigError(COMMAND_LINE, "--grid", "needs --vary KEY=A,B")
-    if (number := plan.num_runs()) > MAX_RUNS:
-        raise ConfigError(COMMAND_LINE, "", f"{number:,} runs are too many", f"at most {MAX_RUNS:,}")
+    _check_size(plan)
     if plan.config["trainer.devices"] not in ("auto", 1) or plan.config["trainer.num_nodes"] > 1:
         problem = "the runs of a study use a single device each"
         raise config.error("trainer.devices", problem, "choose the number of runs at the same time with --workers")
@@ -215,6 +231,11 @@ def make_plan(
         problem = "must be true for a search, because a search compares the best checkpoints"
         raise ConfigError(config.where("trainer.enable_checkpointing"), "trainer.enable_checkpointing", problem)
     return plan
+
+
+def _check_size(plan: Plan) -> None:
+    if (number := plan.num_runs()) > MAX_RUNS:
+        raise ConfigError(COMMAND_LINE, "", f"{number:,} runs are too many", f"at most {MAX_RUNS:,}")
 
 
 def _check_packages(plan: Plan) -> None:

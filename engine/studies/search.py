@@ -109,10 +109,11 @@ class SearchQueue:
             found.append(SettingResult(frozen.number, values, [self._with_state(result, frozen)]))
         return found
 
-    def best_values(self) -> dict[str, Any] | None:
-        """Return the values of the best finished trial; None if no trial is finished."""
+    def best_trial(self) -> dict[int, dict[str, Any]]:
+        """Return number and values of the best finished trial; empty if no trial is finished."""
         finished = [trial for trial in self.study.get_trials(deepcopy=False) if trial.state == TrialState.COMPLETE]
-        return self._values(self.study.best_trial.params) if finished else None
+        best = self.study.best_trial if finished else None
+        return {} if best is None else {best.number: self._values(best.params)}
 
     def _job(self, trial: Trial, claim: Any) -> Job:
         for key, space in self.plan.vary.items():
