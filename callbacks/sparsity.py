@@ -1,0 +1,89 @@
+"""Sets the smallest weights to zero during the training: gradual magnitude pruning.
+
+Zhu and Gupta 2017, https://arxiv.org/abs/1710.01878. The tensors keep their size, so the network is neither smaller nor
+faster on ordinary hardware. `callbacks.pruning` makes it smaller. Lightning's ModelPruning does not save its masks, so a run
+with it would not resume exactly.
+"""
+
+import math
+from typing import Annotated, Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import WeightAveraging
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from torch import Tensor
+
+from engine.contracts import OptionError
+
+GROWTH = 0.75  # fraction of the epochs in which weights are removed; the others only repair the damage
+
+
+class Sparsity(Callback):
+    """Sets weights to zero, more of them after each epoch, and keeps them at zero.
+
+    The weights with the smallest absolute values of the whole network are removed. Biases and normalizations are not.
+
+    Args:
+        amount: Fraction of the weights that are zero at the end.
+
+    Attributes:
+        run_metrics: The fraction of the weights that are zero, for ``metrics.json``.
+    """
+
+    def __init__(self, amount: Annotated[float, "> 0, < 1"] = 0.5) -> None:
+        self.amount = amount
+        self.run_metrics: dict[str, float] = {}
+        self._masks: dict[str, Tensor] = {}  # 1 for a weight that is kept, by the name of its tensor
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        key = "callbacks.sparsity"
+        if trainer.max_epochs is None or trainer.max_epochs < 0:
+            raise OptionError(f"{key}: the number of epochs is not known; set trainer.max_epochs")
+        if type(trainer.strategy) not in (SingleDeviceStrategy, DDPStrategy):
+            raise OptionError(
+                f"{key}: is not possible with {type(trainer.strategy).__name__}; set trainer.strategy=auto"
+            )
+        if any(isinstance(callback, WeightAveraging) for callback in trainer.callbacks):  # type: ignore[attr-defined]
+            raise OptionError(f"{key}: cannot be combined with weight averaging; averaged weights are not zero")
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._masks = {name: mask.to(pl_module.device) for name, mask in self._masks.items()}
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert trainer.max_epochs is not None
+        progress = min(1.0, (trainer.current_epoch + 1) / max(1, math.floor(GROWTH * trainer.max_epochs)))
+        weights = weights_of(pl_module)
+        sizes = torch.cat([weight.detach().abs().flatten() for weight in weights.values()])
+        count = round(self.amount * (1 - (1 - progress) ** 3) * len(sizes))
+        kept = torch.ones_like(sizes)
+        kept[sizes.argsort(stable=True)[:count]] = 0
+        parts = kept.split([weight.numel() for weight in weights.values()])
+        self._masks = {name: part.view_as(weight) for (name, weight), part in zip(weights.items(), parts, strict=True)}
+        self._apply(pl_module)
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        self._apply(pl_module)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        weights = weights_of(pl_module).values()
+        num_zeros = sum(int((weight == 0).sum()) for weight in weights)
+        self.run_metrics = {"sparsity": num_zeros / sum(weight.numel() for weight in weights)}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"masks": {name: mask.bool() for name, mask in self._masks.items()}}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._masks = state_dict["masks"]
+
+    @torch.no_grad()
+    def _apply(self, pl_module: LightningModule) -> None:
+        weights = weights_of(pl_module) if self._masks else {}
+        for name, mask in self._masks.items():
+            weights[name].mul_(mask)
+
+
+def weights_of(pl_module: LightningModule) -> dict[str, Tensor]:
+    """Return the trained weights of a network by name, without biases and normalizations."""
+    parameters = pl_module.network.named_parameters()  # type: ignore[union-attr]
+    return {name: weight for name, weight in parameters if weight.ndim > 1 and weight.requires_grad}
