@@ -1,5 +1,7 @@
 """Kills runs at random moments: ``python -m tests.kills COUNT SEED FOLDER [PRECISION]`` prints one line of JSON per trial.
 
+``smaller`` in the place of the precision makes smaller models: by distillation, pruning and quantization.
+
 The process imports everything once and forks for each run, so that a run takes one second instead of six. Each trial starts
 a run, kills it with SIGKILL after a random time, resumes it, and compares the result with a run that was not killed. Every
 fourth trial kills the resumed run, too. In 32-true, the precision if none is given, the last trials kill at moments that are
@@ -45,6 +47,14 @@ OPTIONS = {
         "trainer.max_steps=40", "trainer.log_every_n_steps=5", "run.checkpoint_every_steps=7",
     ],
 }  # fmt: skip
+# further options of smaller models; {other} is a run without them
+SMALLER = {
+    "mnist_cnn": [
+        "model.start_from={other}", "callbacks.pruning={}", "model.teacher={other}", "callbacks.quantization={epochs: 4}",
+    ],
+    "text_bert": ["model.start_from={other}", "callbacks.pruning={amount: 0.3}", "callbacks.quantization={epochs: 3}"],
+    "iris_mlp": ["model.teacher={other}"],
+}  # fmt: skip
 if not HAS_TEXT:
     del OPTIONS["text_bert"]
 
@@ -63,8 +73,12 @@ def main(count: int, seed: int, root: Path, precision: str = "32-true") -> None:
     if precision == "bf16-true":
         del OPTIONS["iris_mlp"]  # the project refuses this precision for features
     for name, options in OPTIONS.items():
-        argv = ["--config", f"configs/{name}.yaml", f"trainer.precision={precision}", *options, *given[name]]
+        bits = "32-true" if precision == "smaller" else precision
+        argv = ["--config", f"configs/{name}.yaml", f"trainer.precision={bits}", *options, *given[name]]
         assert run([*argv, f"run.root={root}/first"], None) == 0  # slower than the next one, because it creates caches
+        if precision == "smaller":
+            (other,) = (root / f"first/{name}").iterdir()
+            argv += [option.replace("{other}", str(other)) for option in SMALLER[name]]
         started = time.monotonic()
         assert run([*argv, f"run.root={root}/whole"], None) == 0
         (folder,) = (root / f"whole/{name}").iterdir()

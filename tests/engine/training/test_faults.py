@@ -107,8 +107,8 @@ def test_kills_at_random_moments(tmp_path, record_property):
 @pytest.mark.faults(
     "SIGKILL in bf16-mixed, bf16-true and 64-true", "files, metrics and curves of the resumed run are bitwise identical"
 )
-@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true", "64-true"])
-def test_kills_in_other_precisions(precision, tmp_path, record_property):
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true", "64-true", "smaller"])
+def test_kills_in_other_precisions_and_of_smaller_models(precision, tmp_path, record_property):
     trials = results_of("tests.kills", "3", "1", str(tmp_path), precision, timeout=400)
     equal = [trial for trial in trials if trial["different"] == [] and trial["codes"][-1] == 0]
     record_property("happened", f"{precision}: {len(equal)} equal ends in {len(trials)} runs")
