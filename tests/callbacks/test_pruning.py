@@ -133,7 +133,7 @@ def test_the_amount_is_the_fraction_of_multiply_adds(amount):
     model = LitCNN([3, 32, 32], 10)
     hparams, (before, after) = choose_sizes(model, model.prunable_layers(), amount, torch.zeros(1, 3, 32, 32))
     assert 1 - after / before == pytest.approx(amount, abs=0.07)
-    assert all(width % 8 == 0 for width in hparams["widths"])
+    assert all(width % 16 == 0 or width < 16 for width in hparams["widths"])
     by_hand, channels, side = 0, 3, 32
     for width in hparams["widths"]:
         by_hand += 9 * side**2 * channels * width + 9 * (side // 2) ** 2 * width**2
