@@ -28,9 +28,9 @@ from engine.training.training_state import rng_state, set_rng_state
 # B batch, N units of a layer, K classes
 
 MAX_SAMPLES = 1024  # training samples for the importance
-# Layers of at least this width keep a multiple of this number of units, because vectors of AVX-512 hold 16 numbers. With half
-# of the multiply-adds of mnist_cnn, multiples of 16 are 1.6 (PyTorch) and 1.9 (ONNX Runtime) times as fast as the whole
-# network, and multiples of 8 are 1.2 and 1.3 times as fast.
+# Layers of at least this width keep a multiple of this number of units, because vectors of AVX-512 hold 16 numbers. With
+# half of the multiply-adds of mnist_cnn, widths that are multiples of 16 make the network 1.6 (PyTorch) and 1.9 (ONNX
+# Runtime) times as fast as before. Multiples of 8 make it 1.2 and 1.3 times as fast.
 WIDE, MULTIPLE = 32, 16
 BISECTIONS = 16
 

@@ -32,7 +32,8 @@ from engine.drawing import (
     shorten,
     text_width,
 )
-from engine.studies.report import Analysis, format_value, report
+from engine.studies.analysis import Analysis, format_value
+from engine.studies.report import report
 from engine.studies.results import Choices, Range, Space, StudyResult
 from engine.terminal import count_of
 

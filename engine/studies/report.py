@@ -6,34 +6,21 @@ intervals.
 """
 
 import math
-import textwrap
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from functools import cached_property
-from itertools import combinations
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
-from engine.contracts import ConfigError, escape
-from engine.runs.comparison import read_config
-from engine.runs.tables import GAP
 from engine.studies import statistics
-from engine.studies.groups import overlap_ratio, split_of
-from engine.studies.importance import MIN_TRIALS, Importance, importances
-from engine.studies.results import Range, RunResult, SettingResult, State, StudyResult
-from engine.studies.statistics import Difference, Summary, Values
+from engine.studies.analysis import METRICS, Analysis, format_value, short_label
+from engine.studies.importance import MIN_TRIALS
+from engine.studies.rendering import Part, markdown_lines, text_lines
+from engine.studies.results import Range, SettingResult, State, StudyResult
+from engine.studies.statistics import Summary
 from engine.terminal import count_of
 
-WIDTH = 110  # longest line on the terminal, in characters
-INDENT = "  "
-MIN_WRAPPED = 24  # smallest width of the last column of a table
-MAX_NAME = 21  # longest name of a setting in sentences; settings with longer names are called by their numbers
 MAX_PAIRS, MAX_SETTINGS, MAX_REASONS = 15, 20, 5  # most rows on the terminal
 NUM_BEST = 5  # trials of a search in the table of the best
-EDGE = 0.05  # part of a range, at each of its ends, that counts as its edge
-METRICS = tuple(
-    f"{stage}/{name}" for stage in ("test", "val") for name in ("accuracy", "loss", "f1", "calibration_error")
-)
 STATES: dict[State, str] = {
     "finished": "finished", "pruned": "pruned", "failed": "failed", "stopped": "interrupted", "running": "running",
     "waiting": "not started",
@@ -55,186 +42,16 @@ class Report:
     data: dict[str, Any]
 
 
-@dataclass(frozen=True)
-class _Part:
-    """A part of the report.
-
-    Attributes:
-        title: Its title.
-        sentences: Sentences above the table.
-        titles: Titles of the columns of the table.
-        rows: One text per column.
-        most: Most rows on the terminal; None for all.
-        only: "text" or "markdown" if the other does not have this part.
-    """
-
-    title: str
-    sentences: Sequence[str] = ()
-    titles: Sequence[str] = ()
-    rows: Sequence[Sequence[str]] = ()
-    most: int | None = None
-    only: str = ""
-
-
 def report(study: StudyResult) -> Report:
     """Return the report of a study, which may be unfinished."""
     analysis = Analysis(study)
     parts = [part for part in _parts(analysis) if part.sentences or part.rows]
-    text = "\n\n".join("\n".join(_text_lines(part)) for part in parts if part.only != "markdown")
-    markdown = "\n\n".join("\n".join(_markdown_lines(part, i)) for i, part in enumerate(parts) if part.only != "text")
+    text = "\n\n".join("\n".join(text_lines(part)) for part in parts if part.only != "markdown")
+    markdown = "\n\n".join("\n".join(markdown_lines(part, i)) for i, part in enumerate(parts) if part.only != "text")
     return Report(f"{text}\n", f"{markdown}\n", _finite(_to_dict(analysis)))
 
 
-class Analysis:
-    """The figures of a study.
-
-    Args:
-        study: The study.
-    """
-
-    def __init__(self, study: StudyResult) -> None:
-        self.study, self.metric = study, study.metric
-        self._ratios: dict[tuple[int | None, str], float] = {}
-        confirmation = [] if study.confirmation is None else [study.confirmation]
-        self._configs = {
-            run.folder: _read_split(run, study.num_folds)
-            for setting in [*study.settings, *confirmation]
-            for run in setting.runs
-            if run.state == "finished"
-        }
-
-    @property
-    def runs(self) -> list[RunResult]:
-        """The runs of all settings, without those of the confirmation."""
-        return [run for setting in self.study.settings for run in setting.runs]
-
-    @cached_property
-    def names(self) -> dict[int, str]:
-        """A short and unique name of each setting, by its number."""
-        if self.study.is_search:
-            return {setting.number: f"trial {setting.number}" for setting in self.study.settings}
-        names = {setting.number: _short_label(setting) for setting in self.study.settings}
-        if len({*names.values()}) < len(names) or max(map(len, names.values()), default=0) > MAX_NAME:
-            names = {number: f"setting {number}" for number in names}
-        return names
-
-    @cached_property
-    def metrics(self) -> list[str]:
-        """The main metrics that a finished run has, the metric of the study first."""
-        found = {name for run in self.runs if run.state == "finished" for name in run.metrics}
-        return [self.metric, *(name for name in METRICS if name in found and name != self.metric)]
-
-    def values(self, setting: SettingResult, metric: str) -> Values:
-        """Return the finite values of a metric in the finished runs of a setting."""
-        return {
-            (split_of(self._configs[run.folder]), run.seed): value
-            for run in setting.runs
-            if run.state == "finished" and (value := run.value(metric)) is not None
-        }
-
-    def test_to_train(self, setting: SettingResult | None, metric: str) -> float:
-        """Return the ratio that `statistics` needs for several splits; None means all settings."""
-        key = (None if setting is None else id(setting), metric)
-        if key not in self._ratios:
-            runs = self.runs if setting is None else setting.runs
-            configs = [self._configs[run.folder] for run in runs if run.folder in self._configs]
-            self._ratios[key] = overlap_ratio(configs, metric)
-        return self._ratios[key]
-
-    def summary(self, setting: SettingResult, metric: str) -> Summary | None:
-        """Return the summary of a metric over the splits or, if there is one split, over the seeds; None without values.
-
-        It has no interval if all values are equal, because an interval without width would claim certainty.
-        """
-        values, ratio = self.values(setting, metric), self.test_to_train(None, metric)
-        if setting is self.study.confirmation:
-            ratio = self.test_to_train(setting, metric)
-        if not values:
-            return None
-        found = statistics.summary([*(statistics.mean_of_splits(values) if ratio else values).values()], ratio)
-        if found.std is not None and found.std <= statistics.ROUNDING * abs(found.mean):
-            return replace(found, std=0.0, low=None, high=None)
-        if found.low is None or found.high is None or metric not in METRICS:
-            return found
-        # an interval of few values can exceed the range of the metric
-        high = found.high if metric.endswith("/loss") else min(found.high, 1.0)
-        return replace(found, low=max(found.low, 0.0), high=high)
-
-    @cached_property
-    def ranked(self) -> list[SettingResult]:
-        """The settings with a value of the metric, the best mean first."""
-        means = {
-            setting.number: found.mean
-            for setting in self.study.settings
-            if (found := self.summary(setting, self.metric)) is not None
-        }
-        sign = 1 if self.study.is_minimized else -1
-        known = [setting for setting in self.study.settings if setting.number in means]
-        return sorted(known, key=lambda setting: sign * means[setting.number])
-
-    @cached_property
-    def differences(self) -> dict[tuple[int, int], Difference | None]:
-        """The difference of each pair of settings; None if fewer than two common runs, or splits, have values.
-
-        A pair is compared over the seeds and folds that both settings have. The intervals are corrected for the number of
-        pairs, see `statistics.pairwise_differences`.
-        """
-        if self.study.is_search:
-            return {}
-        ratio = self.test_to_train(None, self.metric)
-        values = {setting.number: self.values(setting, self.metric) for setting in self.study.settings}
-        found: dict[tuple[int, int], Difference | None] = {}
-        for first, second in combinations(values, 2):
-            common = [key for key in values[first] if key in values[second]]
-            is_enough = len({split for split, _ in common} if ratio else common) > 1
-            one, other = ({key: values[number][key] for key in common} for number in (first, second))
-            found[first, second] = statistics.difference(one, other, ratio) if is_enough else None
-        levels = statistics.holm_levels([None if each is None else each.p_value for each in found.values()])
-        return {
-            pair: None if each is None else replace(each, level=level)
-            for (pair, each), level in zip(found.items(), levels, strict=True)
-        }
-
-    @property
-    def repetitions(self) -> str:
-        """Two settings can be compared if they have two of these in common: "folds", "splits" or "seeds"."""
-        if self.study.num_folds:
-            return "folds"
-        return "splits" if self.test_to_train(None, self.metric) else "seeds"
-
-    def verdict(self, pair: tuple[int, int]) -> str:
-        """Return the sentence about a pair of settings."""
-        found = self.differences[pair]
-        if found is None:
-            return f"unknown: fewer than 2 {self.repetitions} are finished in both settings"
-        unit = ("folds" if self.study.num_folds else "splits") if found.test_to_train else "seeds"
-        first, second = (self.names[number] for number in pair)
-        return statistics.verdict(found, self.study.is_minimized, first, second, unit)
-
-    @cached_property
-    def importances(self) -> dict[str, Importance]:
-        """The importance of each hyperparameter of a search, see `engine.studies.importance`."""
-        if not self.study.is_search:
-            return {}
-        metric = [found.mean for trial in self.ranked if (found := self.summary(trial, self.metric)) is not None]
-        return importances([trial.values for trial in self.ranked], metric, self.study.vary)
-
-    @cached_property
-    def edges(self) -> dict[str, str]:
-        """The hyperparameters whose best value is close to an end of their range: "lower" or "upper"."""
-        if not self.study.is_search or not self.ranked:
-            return {}
-        places = {
-            key: _place(self.ranked[0].values[key], space)
-            for key, space in self.study.vary.items()
-            if isinstance(space, Range) and key in self.ranked[0].values and space.low < space.high
-        }
-        return {
-            key: "lower" if place < 0.5 else "upper" for key, place in places.items() if abs(place - 0.5) >= 0.5 - EDGE
-        }
-
-
-def _parts(analysis: Analysis) -> Iterator[_Part]:
+def _parts(analysis: Analysis) -> Iterator[Part]:
     yield _overview(analysis)
     yield from _problems(analysis)
     if analysis.study.is_search:
@@ -246,10 +63,10 @@ def _parts(analysis: Analysis) -> Iterator[_Part]:
     else:
         yield from _settings(analysis)
         yield _differences(analysis)
-    yield _Part("How to read this", [*_notes(analysis)])
+    yield Part("How to read this", [*_notes(analysis)])
 
 
-def _overview(analysis: Analysis) -> _Part:
+def _overview(analysis: Analysis) -> Part:
     study, runs = analysis.study, analysis.runs
     if study.is_search:
         goal = "lowest" if study.is_minimized else "highest"
@@ -264,10 +81,10 @@ def _overview(analysis: Analysis) -> _Part:
     sentences = [start, f"{'Trials' if study.is_search else 'Runs'}: {', '.join(numbers) or 'none'}."]
     if counts["waiting"] or counts["running"] or counts["stopped"]:
         sentences.append("The study is not complete. The figures below are from the finished runs.")
-    return _Part(f"Study {study.folder.name}", sentences)
+    return Part(f"Study {study.folder.name}", sentences)
 
 
-def _problems(analysis: Analysis) -> Iterator[_Part]:
+def _problems(analysis: Analysis) -> Iterator[Part]:
     study = analysis.study
     places = [(analysis.names[setting.number], run) for setting in study.settings for run in setting.runs]
     if study.confirmation is not None:
@@ -282,30 +99,30 @@ def _problems(analysis: Analysis) -> Iterator[_Part]:
         elif run.state == "finished" and run.value(study.metric) is None:
             without.append(where)
     rows = [[str(len(names)), _join(names), reason] for reason, names in reasons.items()]
-    yield _Part("Failed runs", (), ["runs", "where", "reason"], rows, MAX_REASONS)
+    yield Part("Failed runs", (), ["runs", "where", "reason"], rows, MAX_REASONS)
     if without:
         words = ("has", "is") if len(without) == 1 else ("have", "are")
         problem = (
             f"{count_of(len(without), 'finished run')} {words[0]} no finite {study.metric} and {words[1]} left out"
         )
-        yield _Part("Runs without a result", [f"{problem}: {_join(without)}."])
+        yield Part("Runs without a result", [f"{problem}: {_join(without)}."])
 
 
-def _single_setting(analysis: Analysis, setting: SettingResult) -> _Part:
+def _single_setting(analysis: Analysis, setting: SettingResult) -> Part:
     rows = [
         [metric, *_figures(found), str(len(analysis.values(setting, metric)))]
         for metric in analysis.metrics
         if (found := analysis.summary(setting, metric)) is not None
     ]
-    title = "Result" if setting.label == "all runs" else f"Result of {_short_label(setting)}"
-    return _Part(title, [*_single_run(rows, 4)], ["metric", "mean", "std", "95 % interval", "runs"], rows)
+    title = "Result" if setting.label == "all runs" else f"Result of {short_label(setting)}"
+    return Part(title, [*_single_run(rows, 4)], ["metric", "mean", "std", "95 % interval", "runs"], rows)
 
 
-def _settings(analysis: Analysis) -> Iterator[_Part]:
+def _settings(analysis: Analysis) -> Iterator[Part]:
     without = [setting for setting in analysis.study.settings if setting not in analysis.ranked]
     settings = [*analysis.ranked, *without]
     names = [analysis.names[setting.number] for setting in settings]
-    labels = [_short_label(setting) for setting in settings]
+    labels = [short_label(setting) for setting in settings]
     has_labels = names != labels  # names are numbers
     stages: dict[str, list[str]] = {}
     for i, metric in enumerate(analysis.metrics):
@@ -316,7 +133,7 @@ def _settings(analysis: Analysis) -> Iterator[_Part]:
             rows.append([name, runs, *(["", "", ""] if found is None else _figures(found)), label][: 5 + has_labels])
         sentences = [] if i else [*_conclusion(analysis)]
         titles = ["setting", "runs", "mean", "std", "95 % interval", "values"][: 5 + has_labels]
-        yield _Part(metric, sentences, titles, rows, MAX_SETTINGS, "markdown" if i else "")
+        yield Part(metric, sentences, titles, rows, MAX_SETTINGS, "markdown" if i else "")
         if i:
             stages.setdefault(metric.partition("/")[0], []).append(metric)
     for metrics in stages.values():
@@ -324,7 +141,7 @@ def _settings(analysis: Analysis) -> Iterator[_Part]:
             [name, *(_mean_and_std(analysis.summary(setting, metric)) for metric in metrics)]
             for setting, name in zip(settings, names, strict=True)
         ]
-        yield _Part("Mean ± standard deviation", (), ["setting", *metrics], rows, MAX_SETTINGS, "text")
+        yield Part("Mean ± standard deviation", (), ["setting", *metrics], rows, MAX_SETTINGS, "text")
 
 
 def _conclusion(analysis: Analysis) -> Iterator[str]:
@@ -359,9 +176,9 @@ def _better(analysis: Analysis, pair: tuple[int, int]) -> int:
     return pair[(found is not None and found.mean > 0) != analysis.study.is_minimized]
 
 
-def _differences(analysis: Analysis) -> _Part:
+def _differences(analysis: Analysis) -> Part:
     if not any(analysis.differences.values()):
-        return _Part("Differences")
+        return Part("Differences")
     places = {setting.number: place for place, setting in enumerate(analysis.ranked)}
     best, last = analysis.ranked[0].number, len(places)
 
@@ -376,17 +193,17 @@ def _differences(analysis: Analysis) -> _Part:
         names = [analysis.names[number] for number in pair]
         rows.append([", ".join(names), interval, analysis.verdict(pair)])
     titles = ["first, second", "second minus first", "verdict"]
-    return _Part(f"Differences of {analysis.metric}", (), titles, rows, MAX_PAIRS)
+    return Part(f"Differences of {analysis.metric}", (), titles, rows, MAX_PAIRS)
 
 
-def _best_trials(analysis: Analysis) -> _Part:
+def _best_trials(analysis: Analysis) -> Part:
     if not analysis.ranked:
-        return _Part("Best trials", [f"No finished trial has {analysis.metric}."])
+        return Part("Best trials", [f"No finished trial has {analysis.metric}."])
     rows = [
         [str(trial.number), _mean_and_std(analysis.summary(trial, analysis.metric)), _long_label(trial)]
         for trial in analysis.ranked[:NUM_BEST]
     ]
-    return _Part("Best trials", [*_edge_sentences(analysis)], ["trial", analysis.metric, "values"], rows)
+    return Part("Best trials", [*_edge_sentences(analysis)], ["trial", analysis.metric, "values"], rows)
 
 
 def _edge_sentences(analysis: Analysis) -> Iterator[str]:
@@ -402,15 +219,15 @@ def _edge_sentences(analysis: Analysis) -> Iterator[str]:
             yield f"{start}. Try a range with {'larger' if end == 'upper' else 'smaller'} values."
 
 
-def _importance(analysis: Analysis) -> _Part:
+def _importance(analysis: Analysis) -> Part:
     title, num_trials = "Importance of the hyperparameters", len(analysis.ranked)
     if num_trials < MIN_TRIALS:
-        return _Part(
+        return Part(
             title, [f"The importance needs at least {MIN_TRIALS} finished trials. This search has {num_trials}."]
         )
     if not analysis.importances:
         problem = "the values or the results do not vary, or there are too many choices for the number of trials"
-        return _Part(title, [f"The importance cannot be computed: {problem}."])
+        return Part(title, [f"The importance cannot be computed: {problem}."])
     rows = [
         [key, f"{100 * found.share:.0f} %", "" if found.is_visible else "may be chance"]
         for key, found in analysis.importances.items()
@@ -419,13 +236,13 @@ def _importance(analysis: Analysis) -> _Part:
         f"Fraction of the variance of the ranks of {num_trials} finished trials that each hyperparameter alone explains "
         "(adjusted R^2):"
     )
-    return _Part(title, [sentence], ["hyperparameter", "fraction", ""], rows)
+    return Part(title, [sentence], ["hyperparameter", "fraction", ""], rows)
 
 
-def _confirmation(analysis: Analysis) -> _Part:
+def _confirmation(analysis: Analysis) -> Part:
     title, study, metric = "Result with new seeds", analysis.study, analysis.metric
     if not analysis.ranked:
-        return _Part(title)
+        return Part(title)
     best = analysis.ranked[0]
     value = analysis.summary(best, metric)
     assert value is not None
@@ -437,7 +254,7 @@ def _confirmation(analysis: Analysis) -> _Part:
         else f"The only trial has {metric} {value.mean:#.4g}."
     )
     if study.confirmation is None:
-        return _Part(title, [f"{start} The setting has not been trained with new seeds yet."])
+        return Part(title, [f"{start} The setting has not been trained with new seeds yet."])
     done = [run for run in study.confirmation.runs if run.state == "finished"]
     found = [
         f"{name} {_mean_and_std(summary)}"
@@ -461,7 +278,7 @@ def _confirmation(analysis: Analysis) -> _Part:
         for name in dict.fromkeys((metric, *METRICS))
         if (summary := analysis.summary(study.confirmation, name)) is not None
     ]
-    return _Part(title, sentences, ["metric", "mean", "std", "95 % interval", "runs"], rows)
+    return Part(title, sentences, ["metric", "mean", "std", "95 % interval", "runs"], rows)
 
 
 def _notes(analysis: Analysis) -> Iterator[str]:
@@ -471,7 +288,7 @@ def _notes(analysis: Analysis) -> Iterator[str]:
         return
     if any(analysis.values(each, metric) for each in ([setting] if setting else study.settings)):
         correction = "overlap, so the intervals are corrected (Nadeau and Bengio, 2003)"
-        ratio = analysis.test_to_train(setting, metric)
+        ratio = analysis.test_to_train(metric, setting is not None)
         if ratio and study.num_folds and setting is None:
             yield (
                 "Mean, standard deviation (std) and interval are over the folds. The values of all seeds of a fold are "
@@ -537,74 +354,8 @@ def _mean_and_std(found: Summary | None) -> str:
     return "" if found is None else " ± ".join(filter(None, _figures(found)[:2]))
 
 
-def format_value(value: Any) -> str:
-    """Return a value of a hyperparameter as text, a float with four significant digits."""
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
 def _long_label(setting: SettingResult) -> str:
     return " ".join(f"{key}={format_value(value)}" for key, value in setting.values.items()) or setting.label
-
-
-def _short_label(setting: SettingResult) -> str:
-    """Return the values with only the last part of each key, as long as this is unique: ``lr=0.1``."""
-    parts = Counter(key.rpartition(".")[2] for key in setting.values)
-    names = {key: last if parts[last := key.rpartition(".")[2]] == 1 else key for key in setting.values}
-    return " ".join(f"{names[key]}={format_value(value)}" for key, value in setting.values.items()) or setting.label
-
-
-def _place(value: float, space: Range) -> float:
-    """Return the place of a value in its range, from 0 to 1."""
-    low, high, value = (math.log(number) if space.is_log else number for number in (space.low, space.high, value))
-    return (value - low) / (high - low)
-
-
-def _read_split(run: RunResult, num_folds: int | None) -> dict[str, Any]:
-    """Return the config of a run or, if its folder is gone, the keys of it that the study knows."""
-    try:
-        return read_config(run.folder / "config.yaml")
-    except ConfigError:
-        return {"data": {"num_folds": num_folds, "fold": run.fold}}
-
-
-def _text_lines(part: _Part) -> Iterator[str]:
-    yield escape(part.title)
-    for sentence in part.sentences:
-        yield from textwrap.wrap(escape(sentence), WIDTH, initial_indent=INDENT, subsequent_indent=INDENT)
-    if not part.rows:
-        return
-    rows = part.rows[: part.most]
-    columns = [list(map(escape, column)) for column in zip(part.titles, *rows, strict=True)]
-    columns = [column for column in columns if any(column[1:])]
-    widths = [max(map(len, column)) for column in columns[:-1]]
-    start = len(INDENT) + sum(width + len(GAP) for width in widths)
-    for *cells, last in zip(*columns, strict=True):
-        line = INDENT + "".join(cell.ljust(width) + GAP for cell, width in zip(cells, widths, strict=True))
-        first, *others = textwrap.wrap(last, max(WIDTH - start, MIN_WRAPPED), break_on_hyphens=False) or [""]
-        yield (line + first).rstrip()
-        yield from (" " * start + other for other in others)
-    if len(part.rows) > len(rows):
-        yield f"{INDENT}{len(part.rows) - len(rows)} more rows are in study.md and study.json."
-
-
-def _markdown_lines(part: _Part, index: int) -> Iterator[str]:
-    yield f"{'##' if index else '#'} {_markdown(part.title)}"
-    for sentence in part.sentences:
-        yield from ("", _markdown(sentence))
-    if part.rows:
-        yield from ("", _row(part.titles), _row(["---"] * len(part.titles)))
-        yield from map(_row, part.rows)
-
-
-def _row(cells: Iterable[str]) -> str:
-    return f"| {' | '.join(map(_markdown, cells))} |"
-
-
-def _markdown(text: str) -> str:
-    """Return a text whose characters have no other meaning in a table in Markdown."""
-    for character in "\\|*<`":
-        text = text.replace(character, f"\\{character}")
-    return escape(text.replace("\n", " "))
 
 
 def _to_dict(analysis: Analysis) -> dict[str, Any]:

@@ -8,7 +8,8 @@ import pytest
 from scipy import stats
 
 from engine.studies.importance import importances
-from engine.studies.report import WIDTH, report
+from engine.studies.rendering import WIDTH
+from engine.studies.report import report
 from engine.studies.results import Choices, Range, SettingResult, StudyResult
 from engine.studies.statistics import pairwise_differences
 from tests.engine.studies.made_up import FOLDER, SPACE, draw, make_grid, make_run, make_search, make_setting
