@@ -84,7 +84,7 @@ def train(config: Config, folder: Path, signals: Signals, callbacks: Sequence["C
         model = make_model(config, datamodule.spec)
         initialize(model, datamodule, folder if trainer.is_global_zero else None)
         if checkpoint is None and (start := config["model"].get("start_from")) is not None:
-            load_initial_weights(model, find_trained_run(start), datamodule)
+            load_initial_weights(model, find_trained_run(start), datamodule, str(trainer.precision))
             if trainer.is_global_zero:
                 print_line(f"starting from {start}")
         if getattr(datamodule, "held_out", None) == "val":

@@ -78,6 +78,8 @@ class Pruning(Callback):
         inputs = model.normalized(first_rows(next(iter(loader))[0], 1))
         set_rng_state(random_state)
         hparams, (before, after) = choose_sizes(model, layers, self.amount, inputs)
+        if after == before:
+            raise OptionError(f"callbacks.pruning.amount: {self.amount} is too small; no unit would be removed")
         sizes = [_get(hparams, layer.option) for layer in layers]
         kept = [
             values.argsort(descending=True, stable=True)[:size].sort().values.tolist()

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from engine.contracts import OptionError
 from engine.terminal import print_line
-from engine.training.checkpoints import Checkpoints
+from engine.training.checkpoints import forget_best
 from engine.training.shared_buffers import NORMS
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -69,9 +69,7 @@ class Quantization(Callback):
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.current_epoch == self._first:
-            for callback in trainer.callbacks:  # type: ignore[attr-defined]
-                if isinstance(callback, Checkpoints):
-                    callback.forget_best()  # it was measured without int8
+            forget_best(trainer)  # it was measured without int8
             self._begin(pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

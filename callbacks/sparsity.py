@@ -15,6 +15,7 @@ from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from torch import Tensor
 
 from engine.contracts import OptionError
+from engine.training.checkpoints import forget_best
 
 GROWTH = 0.75  # fraction of the epochs in which weights are removed; the others only repair the damage
 
@@ -28,7 +29,7 @@ class Sparsity(Callback):
         amount: Fraction of the weights that are zero at the end.
 
     Attributes:
-        run_metrics: The fraction of the weights that are zero, for ``metrics.json``.
+        run_metrics: The fraction of the tested weights that are zero, for ``metrics.json``.
     """
 
     def __init__(self, amount: Annotated[float, "> 0, < 1"] = 0.5) -> None:
@@ -38,8 +39,8 @@ class Sparsity(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         key = "callbacks.sparsity"
-        if trainer.max_epochs is None or trainer.max_epochs < 0:
-            raise OptionError(f"{key}: the number of epochs is not known; set trainer.max_epochs")
+        if trainer.max_epochs is None or trainer.max_epochs < 2:
+            raise OptionError(f"{key}: needs at least 2 epochs, whose number is known; set trainer.max_epochs")
         if type(trainer.strategy) not in (SingleDeviceStrategy, DDPStrategy):
             raise OptionError(
                 f"{key}: is not possible with {type(trainer.strategy).__name__}; set trainer.strategy=auto"
@@ -52,7 +53,8 @@ class Sparsity(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert trainer.max_epochs is not None
-        progress = min(1.0, (trainer.current_epoch + 1) / max(1, math.floor(GROWTH * trainer.max_epochs)))
+        num_growing = max(1, math.floor(GROWTH * trainer.max_epochs))
+        progress = min(1.0, (trainer.current_epoch + 1) / num_growing)
         weights = weights_of(pl_module)
         sizes = torch.cat([weight.detach().abs().flatten() for weight in weights.values()])
         count = round(self.amount * (1 - (1 - progress) ** 3) * len(sizes))
@@ -62,10 +64,15 @@ class Sparsity(Callback):
         self._masks = {name: part.view_as(weight) for (name, weight), part in zip(weights.items(), parts, strict=True)}
         self._apply(pl_module)
 
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert trainer.max_epochs is not None
+        if trainer.current_epoch == max(1, math.floor(GROWTH * trainer.max_epochs)):
+            forget_best(trainer)  # its weights have fewer zeros
+
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         self._apply(pl_module)
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         weights = weights_of(pl_module).values()
         num_zeros = sum(int((weight == 0).sum()) for weight in weights)
         self.run_metrics = {"sparsity": num_zeros / sum(weight.numel() for weight in weights)}

@@ -245,9 +245,13 @@ class ClassificationDataModule(LightningDataModule):
         Args:
             teacher: Function that maps inputs (B, ...) to logits (B, K).
         """
+        if not self.is_loaded:
+            return None
         is_own = type(self).augment is not ClassificationDataModule.augment
         is_augmented = is_own and getattr(self, "augment_images", True)
-        if not self.is_loaded or is_augmented or self.num_samples("train") * self.spec.num_classes > MAX_TEACHER_LOGITS:
+        is_too_large = self.num_samples("train") * self.spec.num_classes > MAX_TEACHER_LOGITS
+        on_xla = self.trainer is not None and self.trainer.strategy.root_device.type == "xla"  # batches are on the CPU
+        if is_augmented or is_too_large or on_xla:
             return None
         rank_zero_print(f"computing the logits of the teacher for {self.num_samples('train'):,} training samples")
         batches = self._batches("train", self.eval_batch_size, shuffle=False)

@@ -158,8 +158,8 @@ class LitClassifier(LightningModule):
                 with self.trainer.precision_plugin.forward_context():
                     self.teacher.logits = compute_logits(self.teacher)
 
-    def on_train_epoch_start(self) -> None:
-        if self.teacher is not None and self.teacher.logits is not None:
+    def on_train_start(self) -> None:
+        if self.teacher is not None and hasattr(self.trainer.train_dataloader, "teacher_logits"):
             self.trainer.train_dataloader.teacher_logits = self.teacher.logits  # type: ignore[union-attr]
 
     def set_normalization(self, mean: Tensor, std: Tensor) -> None:

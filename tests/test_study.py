@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import study
+import train
 from engine.config.config import load_config
 from engine.config.signatures import PROJECT
 from engine.contracts import ConfigError
@@ -128,6 +129,22 @@ def test_the_file_of_an_extended_study_is_that_of_a_larger_study(argv, tmp_path)
     change_study(small, seeds=9)
     assert (small / "study.yaml").read_text() == (large / "study.yaml").read_text()
     assert (small / "study.yaml").stat().st_mtime_ns == began  # `runs.py` shows this time
+
+
+def test_a_varied_run_is_found_by_its_name(tmp_path):
+    """Its folder is stored, because the runs of a study have another root."""
+    fixed = ["--config", IRIS, "data.split_seed=0", f"run.root={tmp_path}"]
+    teacher = tmp_path / "iris_mlp/teacher"
+    assert train.main([*fixed[:2], *QUICK, *fixed[2:], "run.name=teacher"]) == 0
+    argv = [*fixed, "--vary", "model.teacher=null,iris_mlp/teacher", "--seeds", "2"]
+    plan = study.plan_of(study.make_parser().parse_args(argv))
+    assert plan.vary["model.teacher"].values == (None, str(teacher))
+    with pytest.raises(ConfigError, match=r"model.teacher: nothing: matches no run below"):
+        study.plan_of(study.make_parser().parse_args([*argv[:-3], "model.teacher=null,nothing", "--seeds", "2"]))
+    for more in (["data.split_seed=0", "--folds", "3"], ["--seeds", "2"]):  # each seed of iris_mlp has its own split
+        argv = ["--config", IRIS, f"model.teacher={teacher}", *more]
+        with pytest.raises(ConfigError, match=r"model.teacher: names a run that was trained on test samples of other"):
+            study.plan_of(study.make_parser().parse_args(argv))
 
 
 LONG = [*WITHOUT_PICTURES, "trainer.max_epochs=60", "run.checkpoint_every_steps=5"]

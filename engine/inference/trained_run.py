@@ -71,6 +71,10 @@ def with_found_runs(config: Config) -> Config:
                 run = find_trained_run(text, Path(config["run.root"]))
             except ConfigError as error:
                 raise config.error(key, str(error).removeprefix(f"{COMMAND_LINE}: ")) from None
+            folders = (Path(text), Path(config["run.root"], text))
+            if not text.endswith(".ckpt") and not any((folder / "config.yaml").is_file() for folder in folders):
+                problem = f"{text} is only a part of a name"  # which a later run may have, too
+                raise config.error(key, problem, f"write {run.folder.parent.name}/{run.folder.name}")
             model, theirs = config["model.name"], run.config["model.name"]
             if name == "start_from" and model != theirs:
                 problem = f"{run.folder} has the model {theirs}, not {as_written(model)}"

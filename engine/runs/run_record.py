@@ -36,9 +36,10 @@ MUST_MATCH = {
     "threads": "the number of threads changes the order of sums; set OMP_NUM_THREADS={old}",
     "num_devices": "set trainer.devices={old}",
     "precision": "this device computes in another precision; use the earlier device, or start a new run",
+    "teacher": "the checkpoint of model.teacher has changed; restore it, or start a new run",
 }
 # Facts whose changes are recorded when a run is resumed, because results may differ slightly.
-MAY_DIFFER = ("code", "git_commit", "git_dirty", "python", "packages", "device", "pretrained", "teacher")
+MAY_DIFFER = ("code", "git_commit", "git_dirty", "python", "packages", "device", "pretrained")
 TITLE_WIDTH = 13  # of the first column of the summaries
 
 

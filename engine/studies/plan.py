@@ -12,6 +12,7 @@ from engine.config.config import Config, load_config
 from engine.config.cross_checks import check_requirements
 from engine.config.yaml_reader import plain, read_yaml, write_yaml
 from engine.contracts import COMMAND_LINE, ConfigError, UserError, is_lower_better
+from engine.inference.trained_run import RUN_KEYS
 from engine.runs.run_index import STUDY_FILE
 from engine.studies.results import Choices, Mode, Space
 from engine.studies.space import read_spaces, setting, to_text
@@ -224,6 +225,11 @@ def make_plan(
     if plan.config["trainer.devices"] not in ("auto", 1) or plan.config["trainer.num_nodes"] > 1:
         problem = "the runs of a study use a single device each"
         raise config.error("trainer.devices", problem, "choose the number of runs at the same time with --workers")
+    for key in RUN_KEYS:
+        is_set = config["model"].get(key.removeprefix("model.")) is not None or key in plan.vary
+        if is_set and (plan.num_folds or "data.split_seed" in plan.seed_keys):
+            problem = "names a run that was trained on test samples of other folds or splits"
+            raise config.error(key, problem, "leave out --folds, and set data.split_seed to the value of that run")
     _check_packages(plan)
     folds = [f"data.num_folds={plan.num_folds}", "data.fold=0"] if plan.num_folds else []
     check_requirements(load_config(config.path, [*overrides, *folds]))

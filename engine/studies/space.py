@@ -10,6 +10,7 @@ from engine.config.config import Config, load_config
 from engine.config.errors import suggest
 from engine.config.yaml_reader import parse, plain
 from engine.contracts import COMMAND_LINE, ConfigError
+from engine.inference.trained_run import RUN_KEYS, with_found_runs
 from engine.studies.results import Choices, Range, Space
 
 EXAMPLE = "write a range, such as log(1e-4, 1e-1) or range(0, 0.5), or choices, such as 64,128"
@@ -44,8 +45,10 @@ def read_spaces(arguments: Sequence[str], config: Config, overrides: Sequence[st
     spaces = {**names, **spaces}  # names first, because a name decides which other keys exist
     for key, space in spaces.items():
         others = [setting(name, first_value(names[name])) for name in names if name != key]
-        for value in space.values if isinstance(space, Choices) else (space.low, space.high):
-            load_config(config.path, [*overrides, *others, setting(key, value)])
+        values = space.values if isinstance(space, Choices) else (space.low, space.high)
+        configs = [load_config(config.path, [*overrides, *others, setting(key, value)]) for value in values]
+        if key in RUN_KEYS:  # the runs of the study do not find a run by its name
+            spaces[key] = Choices(tuple(with_found_runs(each)[key] for each in configs))
     return spaces
 
 

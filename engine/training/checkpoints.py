@@ -174,10 +174,6 @@ class Checkpoints(Callback):
             self.best, self.best_loss = value, loss
             self._save(trainer, "best", position)
 
-    def forget_best(self) -> None:
-        """Let the next validation write `best.ckpt`, even if an earlier one was better."""
-        self.best, self.best_loss = None, math.inf
-
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._save(trainer, "last", self._current_position(trainer) | {"should_stop": True})
 
@@ -329,3 +325,10 @@ def _on_host(value: Any) -> Any:
     if isinstance(value, dict):
         return type(value)((name, _on_host(item)) for name, item in value.items())
     return [_on_host(item) for item in value] if isinstance(value, list) else value
+
+
+def forget_best(trainer: Trainer) -> None:
+    """Let the next validation write `best.ckpt`, even if an earlier one was better."""
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, Checkpoints):
+            callback.best, callback.best_loss = None, math.inf

@@ -8,19 +8,20 @@ from typing import Any
 import torch
 
 from engine.config.errors import as_written
-from engine.contracts import Classifier, OptionError
+from engine.contracts import OptionError
 from engine.inference.trained_run import TrainedRun
 from engine.training import checkpoint_file
 from engine.training.same_data import DATA_OPTIONS, check_same_data, plain
 
 
-def load_initial_weights(model: Classifier, run: TrainedRun, datamodule: Any) -> None:
+def load_initial_weights(model: Any, run: TrainedRun, datamodule: Any, precision: str) -> None:
     """Load the weights and the normalization of the best checkpoint of a run. The model is not calibrated afterwards.
 
     Args:
-        model: A new model, on the CPU.
+        model: A new `LitClassifier`, on the CPU.
         run: The other run.
         datamodule: The data of this run.
+        precision: Precision of the trainer.
 
     Raises:
         OptionError: if the data or the model differs from that of the other run.
@@ -37,4 +38,7 @@ def load_initial_weights(model: Classifier, run: TrainedRun, datamodule: Any) ->
             raise OptionError(f"model.start_from: {problem}")
         here, there = as_written(here), as_written(there)
         raise OptionError(f"model.{name}: is {here}, but {there} in {run.folder}; set model.{name}={there}")
+    model.on_load_checkpoint(checkpoint)  # a run in 64-true has 64-bit weights
     model.load_state_dict({**checkpoint["state_dict"], "temperature": torch.ones(())})
+    if precision != "64-true":
+        model.float()

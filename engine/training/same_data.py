@@ -4,8 +4,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from lightning.pytorch.utilities import rank_zero_only
+
 from engine.config.errors import as_written
 from engine.contracts import OptionError, listed
+from engine.runs.run_index import read_mapping
+from engine.terminal import print_line
 
 # hyperparameters of a model that describe its data
 DATA_OPTIONS = ("class_names", "num_classes", "input_shape", "columns", "vocab_size", "pad_id", "max_length")
@@ -14,7 +18,7 @@ DATA_OPTIONS = ("class_names", "num_classes", "input_shape", "columns", "vocab_s
 def check_same_data(
     key: str, folder: Path, theirs: Mapping[str, Any], ours: Mapping[str, Any], datamodule: Any = None
 ) -> None:
-    """Raise an `OptionError` if two models were made for different data.
+    """Raise an `OptionError` if two models were made for different data. Print a note if only the samples differ.
 
     Args:
         key: Key of the config that names the other run.
@@ -42,6 +46,12 @@ def check_same_data(
     has_tokenizer_of = getattr(datamodule, "has_tokenizer_of", None)
     if has_tokenizer_of is not None and not has_tokenizer_of(folder):
         raise OptionError(f"{key}: {_other_tokenizer(folder)}")
+    samples = (read_mapping(folder / "environment.json") or {}).get("data_sha256")
+    if samples and samples != getattr(datamodule, "fingerprint", samples):
+        rank_zero_only(print_line)(
+            f"note: {key}: {folder} was trained on other samples. If samples of the test or validation set are among them, "
+            "the metrics are too good"
+        )
 
 
 def plain(value: Any) -> Any:

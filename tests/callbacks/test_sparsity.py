@@ -31,6 +31,14 @@ def test_the_fraction_of_zeros_is_the_amount(tmp_path):
     assert all((parameter != 0).any() for name, parameter in model.named_parameters() if name.endswith("bias"))
 
 
+def test_the_best_checkpoint_has_all_zeros(tmp_path):
+    """With this rate, the first validations are better than those of the sparse network."""
+    folder = run(tmp_path, *SHORT, "callbacks.sparsity.amount=0.95", "optimizer.lr=0.03")
+    model = LitMLP.load_from_checkpoint(folder / "checkpoints/best.ckpt")
+    weights = torch.cat([weight.flatten() for weight in weights_of(model).values()])
+    assert (weights == 0).float().mean().item() == pytest.approx(0.95, abs=1e-3) == figures(folder)["sparsity"]
+
+
 def test_weights_are_removed_gradually_and_stay_zero(tmp_path, monkeypatch):
     zeros = []
     step = LitMLP.training_step
@@ -73,7 +81,10 @@ def test_fixed_filters_are_not_removed():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["trainer.max_epochs=null", "trainer.max_steps=5"], "callbacks.sparsity: the number of epochs is not known"),
+        (
+            ["trainer.max_epochs=null", "trainer.max_steps=5"],
+            "callbacks.sparsity: needs at least 2 epochs",
+        ),
         (
             ["callbacks.ema_weight_averaging={decay: 0.9}"],
             "callbacks.sparsity: cannot be combined with weight averaging",

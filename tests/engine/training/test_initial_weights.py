@@ -47,8 +47,29 @@ def test_the_best_weights_and_their_normalization_are_the_initial_ones(first, tm
 def test_a_run_is_found_by_its_name_and_by_its_checkpoint(first, tmp_path):
     root = tmp_path / "runs"
     shutil.copytree(first, root / "iris_mlp/first")
-    for name in ("iris_mlp/first", "first", str(first / "checkpoints/best.ckpt")):
+    for name in ("iris_mlp/first", str(first), str(first / "checkpoints/best.ckpt")):
         assert parse([*SHORT, f"run.root={root}", f"model.start_from={name}"], "")
+    for name in ("iris_mlp", "first"):  # another process of the run would find two such runs
+        message = refusal(f"run.root={root}", f"model.start_from={name}")
+        assert f"model.start_from: {name} is only a part of a name; write iris_mlp/first" in message
+
+
+def test_other_samples_are_noted(first, tmp_path, capsys):
+    note = f"note: model.start_from: {first} was trained on other samples. If samples of the test or validation set"
+    run(tmp_path / "same", *SHORT, f"model.start_from={first}", "optimizer.lr=0.1")
+    assert "note: model" not in capsys.readouterr().out
+    run(tmp_path / "other", *SHORT, f"model.start_from={first}", "data.split_seed=5")
+    assert note in capsys.readouterr().out
+
+
+def test_64_bit_weights_are_not_rounded(tmp_path):
+    double = run(tmp_path / "first", *SHORT, "trainer.precision=64-true")
+    options = ["optimizer={name: sgd, lr: 1e-300}", f"model.start_from={double}"]
+    again = run(tmp_path / "double", *SHORT, *options, "trainer.precision=64-true")
+    ours, theirs = state(again, "last"), state(double)
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs if name != "temperature")
+    single = run(tmp_path / "single", *SHORT, *options)
+    assert {weight.dtype for weight in state(single, "last").values() if weight.is_floating_point()} == {torch.float32}
 
 
 def test_options_of_the_training_may_change(first, tmp_path):
