@@ -256,7 +256,7 @@ def make_parser() -> CommandLineParser:
     parser.add_argument("--config", metavar="FILE", type=home_path, action=StoreOnce, help="config to train")
     parser.add_argument(
         "--seeds", metavar="N", type=at_least(2),
-        help="train each setting with N seeds; with --resume, more than before",
+        help="train each setting with N seeds; with --resume, a larger N adds seeds",
     )  # fmt: skip
     parser.add_argument("--folds", metavar="K", type=at_least(2), help="train each setting on K folds")
     parser.add_argument(
@@ -266,7 +266,7 @@ def make_parser() -> CommandLineParser:
     parser.add_argument("--grid", action="store_true", help="train all combinations of the values of --vary")
     parser.add_argument(
         "--trials", metavar="N", type=at_least(1),
-        help="search with N trials (needs Optuna); with --resume, more than before",
+        help="search with N trials (needs Optuna); with --resume, a larger N adds trials",
     )  # fmt: skip
     parser.add_argument("--no-pruning", action="store_true", help="train all trials of a search to the end")
     parser.add_argument(
@@ -282,7 +282,7 @@ def make_parser() -> CommandLineParser:
     parser.add_argument("--name", metavar="NAME", help="name of the study's folder (default: the config and the time)")
     parser.add_argument(
         "--resume", metavar="FOLDER", type=home_path, action=StoreOnce,
-        help="continue a study, also with a larger number of --seeds or --trials, or with another --metric",
+        help="continue a study; a larger --seeds or --trials extends it, --metric changes the metric",
     )  # fmt: skip
     parser.add_argument(
         "--repeat", metavar="FOLDER", type=home_path, action=StoreOnce, help="start a study again, in a new folder"

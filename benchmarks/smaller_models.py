@@ -1,10 +1,10 @@
-"""Makes models smaller in several ways, and compares their accuracy, size and speed: the tables of docs/smaller_models.md.
+"""Trains smaller models with several methods, and compares their accuracy, size and speed.
 
     python -m benchmarks.smaller_models mnist cifar10 sst2 --data DIR --model BERT_FOLDER
 
 Each way is a study of several seeds, which is resumed after an interruption. The models of the first seed are exported as
 ONNX and int8, and the speeds of all files of a data set are measured in turn. DIR has the layout of `data.root`, plus a
-folder `sst2` with train.tsv and dev.tsv. The results are written to DATASET.json and DATASET.png in the folder `--root`.
+folder `sst2` with train.tsv and dev.tsv. The results are in ROOT/DATASET/DATASET.json and .png; `--root` sets ROOT.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.accuracy import data_options
 from engine.config.signatures import PROJECT
-from engine.contracts import first_rows, map_tensors
+from engine.contracts import first_rows
 from engine.drawing import BLUE, GREY, PALE, VERMILION, Canvas
 from engine.inference import export, quantization
 from engine.inference.trained_run import TrainedRun, find_trained_run
@@ -64,23 +64,23 @@ WAYS: dict[str, list[Way]] = {
         Way("student: mnist_mlp", "mnist_mlp", 5),
         Way("student, twice as many epochs", "mnist_mlp", 5, ("trainer.max_epochs=20",)),
         Way("student, distilled", "mnist_mlp", 5, (TAUGHT, "model.teacher_weight=1")),
-        Way("teacher, half pruned", "mnist_cnn", 3, HALF),
+        Way("teacher, 50 % pruned", "mnist_cnn", 3, HALF),
         Way("teacher, quantization-aware", "mnist_cnn", 3, (AWARE,)),
-        Way("pruned, distilled and aware", "mnist_cnn", 3, (*HALF, TAUGHT, AWARE)),
+        Way("pruned, distilled, quantization-aware", "mnist_cnn", 3, (*HALF, TAUGHT, AWARE)),
     ],
     "cifar10": [
         Way("teacher: cifar10_cnn", "cifar10_cnn", 3),
         Way("student: half the widths", "cifar10_cnn", 3, CNN),
         Way("student, distilled", "cifar10_cnn", 3, (*CNN, TAUGHT)),
-        Way("teacher, half pruned", "cifar10_cnn", 3, HALF),
+        Way("teacher, 50 % pruned", "cifar10_cnn", 3, HALF),
         Way("teacher, quantization-aware", "cifar10_cnn", 3, (AWARE,)),
-        Way("pruned, distilled and aware", "cifar10_cnn", 3, (*HALF, TAUGHT, AWARE)),
+        Way("pruned, distilled, quantization-aware", "cifar10_cnn", 3, (*HALF, TAUGHT, AWARE)),
     ],
     "sst2": [
         Way("teacher: sst2_bert", "sst2_bert", 3, ("optimizer.lr=0.0002",)),
         Way("student: 3 layers from scratch", "sst2_bert", 3, BERT),
         Way("student, distilled", "sst2_bert", 3, (*BERT, TAUGHT)),
-        Way("teacher, half pruned", "sst2_bert", 3, ("optimizer.lr=0.0002", *HALF)),
+        Way("teacher, 50 % pruned", "sst2_bert", 3, ("optimizer.lr=0.0002", *HALF)),
         Way("teacher, quantization-aware", "sst2_bert", 3, ("optimizer.lr=0.0002", AWARE)),
     ],
 }
@@ -171,9 +171,9 @@ def accuracy(function: Any, batches: Any) -> float:
 
 def multiply_adds(model: Any, inputs: Any) -> float:
     """Return the multiply-adds of a row, averaged over a batch."""
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model(map_tensors(lambda values: values, first_rows(inputs, 100)))
     rows = first_rows(inputs, 100)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(rows)
     return counter.get_total_flops() / 2 / len(rows["input_ids"] if isinstance(rows, Mapping) else rows)
 
 

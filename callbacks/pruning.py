@@ -1,6 +1,6 @@
 """Structured pruning: removes the least important hidden units, channels or attention heads before the training.
 
-The network that is trained, saved and exported is really smaller. Its checkpoint has the new widths as hyperparameters.
+The tensors become smaller. The checkpoint has the new widths as hyperparameters.
 
 A unit is important if the loss changes much without it. The first-order Taylor criterion of Molchanov et al. 2019
 (https://arxiv.org/abs/1906.10771) estimates the squared change: each unit is multiplied by a gate of 1, and its importance
@@ -36,7 +36,7 @@ BISECTIONS = 16
 
 
 class Pruning(Callback):
-    """Removes units of the trained network in `model.start_from` before the training, which then repairs the damage.
+    """Removes units of the trained network in `model.start_from` before the training.
 
     All layers lose the same fraction of their units, as far as possible.
 
@@ -68,7 +68,7 @@ class Pruning(Callback):
             raise OptionError(
                 f"callbacks.pruning.amount: {name} has no layer with units to remove (method prunable_layers)"
             )
-        random_state = rng_state()  # the other processes draw no random numbers here
+        random_state = rng_state()  # restored below, because only this process draws random numbers here
         loader = trainer.datamodule.train_dataloader()  # type: ignore[attr-defined]
         if hasattr(loader, "augment"):
             loader.augment = None
@@ -93,12 +93,14 @@ class Pruning(Callback):
 
 
 def measure_importance(model: Classifier, layers: Sequence[PrunableLayer], batches: Any) -> list[Tensor]:
-    """Return the importance (N,) of the units of each layer: the mean squared derivative of a sample's loss by the gate.
+    """Return the importance (N,) of the units of each layer.
+
+    It is the mean squared derivative of the loss of a sample with respect to the gate.
 
     Args:
         model: The trained model, which computes in evaluation mode.
         layers: Its layers.
-        batches: Training batches, of which at most `MAX_SAMPLES` samples are used.
+        batches: Training batches. Whole batches are used until there are at least `MAX_SAMPLES` samples.
     """
     module, device = cast(nn.Module, model), next(model.network.parameters()).device
     was_training, num_samples = module.training, 0
@@ -176,8 +178,8 @@ def choose_sizes(
     if smaller[1] > target:
         most = 1 - smaller[1] / before
         raise OptionError(
-            f"callbacks.pruning.amount: {amount} is too much: with one unit per layer, {most:.0%} of the multiply-adds are"
-            f" removed"
+            f"callbacks.pruning.amount: {amount} is too large; with one unit in each layer, pruning removes"
+            f" {most:.0%} of the multiply-adds"
         )
     low = 0.0
     for _ in range(BISECTIONS):
@@ -192,7 +194,9 @@ def choose_sizes(
 
 
 def count_multiply_adds(model: Classifier, hparams: dict[str, Any], inputs: Any) -> int:
-    """Return the multiply-adds of a network with other hyperparameters. Nothing is computed.
+    """Return the multiply-adds of a network with other hyperparameters.
+
+    The network runs on the meta device, which computes no values.
 
     Args:
         model: The model.
@@ -227,7 +231,7 @@ def _slice(state: dict[str, Tensor], layers: Sequence[PrunableLayer], kept: Sequ
 
 
 def _replace_network(model: Classifier, hparams: dict[str, Any]) -> None:
-    """Replace the network by a new one with the hyperparameters `hparams`, of the same number format, on the same device."""
+    """Replace the network by a new one with the hyperparameters `hparams`, with the same dtype, on the same device."""
     example = next(model.network.parameters())
     model.network = type(model)(**hparams).network.to(example.device, example.dtype)
     model.hparams.update(hparams)

@@ -36,7 +36,8 @@ SMALLEST = torch.finfo(torch.float32).tiny  # scale of a tensor of zeros
 class Quantization(Callback):
     """Simulates int8 in the last epochs of the training, so that `export.py --int8` loses less accuracy.
 
-    Validations in these epochs simulate int8, too, and only they choose `best.ckpt`. The test does not simulate int8.
+    Validations in these epochs simulate int8, too. `best.ckpt` is chosen among these epochs only. The test does not simulate
+    int8.
     Checkpoints have the same keys as without this callback.
 
     Args:
@@ -52,7 +53,7 @@ class Quantization(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         key = "callbacks.quantization"
         if trainer.max_epochs is None or trainer.max_epochs < 0:
-            raise OptionError(f"{key}: the last epochs are not known; set trainer.max_epochs")
+            raise OptionError(f"{key}: the number of epochs is not known; set trainer.max_epochs")
         strategy = trainer.strategy
         if type(strategy) not in (SingleDeviceStrategy, DDPStrategy) or strategy.root_device.type not in (
             "cpu",
@@ -75,7 +76,7 @@ class Quantization(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not self._classes and trainer.is_global_zero:
             epoch = self._first + 1
-            print_line(f"callbacks.quantization: training ended before epoch {epoch}, so it did not simulate int8")
+            print_line(f"callbacks.quantization: int8 was not simulated, because training ended before epoch {epoch}")
         self._end()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:

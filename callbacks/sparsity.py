@@ -17,13 +17,13 @@ from torch import Tensor
 from engine.contracts import OptionError
 from engine.training.checkpoints import forget_best
 
-GROWTH = 0.75  # fraction of the epochs in which weights are removed; the others only repair the damage
+GROWTH = 0.75  # fraction of the epochs in which the sparsity grows; it is constant in the other epochs
 
 
 class Sparsity(Callback):
-    """Sets weights to zero, more of them after each epoch, and keeps them at zero.
+    """Sets the smallest weights of the whole network to zero and keeps them at zero.
 
-    The weights with the smallest absolute values of the whole network are removed. Biases and normalizations are not.
+    Their number grows in the first 75 % of the epochs. Biases and normalization parameters do not change.
 
     Args:
         amount: Fraction of the weights that are zero at the end.

@@ -187,7 +187,7 @@ class Classifier(Protocol):
     """The interface of a classifier that callbacks and checks use. `LitClassifier` implements it."""
 
     network: "nn.Module"
-    training_options: ClassVar[tuple[str, ...]]  # options that do not change the trained function
+    training_options: ClassVar[tuple[str, ...]]  # options that do not affect predictions for given weights
 
     @property
     def hparams(self) -> Any: ...

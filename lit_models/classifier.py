@@ -49,7 +49,8 @@ class LitClassifier(LightningModule):
             number of training samples; null for equal weights.
         l1_penalty: Factor of the sum of absolute weights (without biases and normalization scales) in the training loss.
         teacher: Run whose trained model teaches this model: CONFIG/NAME, its folder or a checkpoint; null for no teacher.
-        teacher_weight: Weight of the divergence from the teacher in the training loss. The cross-entropy has the rest of 1.
+        teacher_weight: Weight of the divergence from the teacher in the training loss. The cross-entropy has the weight
+            1 - teacher_weight.
         teacher_temperature: Divides the logits of teacher and student in the divergence. A higher temperature gives more
             weight to unlikely classes.
         compile: Run the network with torch.compile. Checkpoints are not affected.
@@ -61,7 +62,7 @@ class LitClassifier(LightningModule):
 
     choosable: ClassVar[bool] = False  # a config cannot name the base class
     accepts: ClassVar[tuple[str, ...]] = ()
-    # options that do not change the trained function; a run with `start_from` may change them
+    # options that do not affect predictions for given weights; they may differ from those of the run in `start_from`
     training_options: ClassVar[tuple[str, ...]] = (
         "label_smoothing", "class_weights", "l1_penalty", "teacher", "teacher_weight", "teacher_temperature", "compile",
         "start_from", "optimizer", "schedule",

@@ -5,8 +5,8 @@ Every third search is killed twice. It is compared with a search that was not ki
 trials, and all files of their runs.
 
 With ``workers``, two runs are trained at the same time. In every second study, a command trains both, and one of the runs is
-killed. In the other studies, two commands train one run each, and one of the commands is killed. All runs must then be there
-once, and equal to those of a study that was not killed.
+killed. In the other studies, two commands train one run each, and one of the commands is killed. Each run must exist exactly
+once, and equal the run of a study that was not killed.
 """
 
 import json
@@ -58,10 +58,10 @@ def main(count: int, seed: int, root: Path, what: str = "search") -> None:
 
 
 def kill_search(folder: Path, moments: list[float]) -> list[int]:
-    """Kill the command of a search after a number of seconds, and resume it. Earlier, if it has ended before.
+    """Kill the command of a search after some seconds, and resume it. If it ends before, start again and kill it earlier.
 
     Returns:
-        The exit codes of all commands that count.
+        The exit codes of the killed command, and of the commands that resumed it.
     """
     codes: list[int] = []
     while codes[:1] != [-signal.SIGKILL]:

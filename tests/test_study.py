@@ -103,7 +103,11 @@ def test_slurm_needs_sbatch(tmp_path, monkeypatch):
         (["--seeds", "3"], ["--seeds", "200000"], "200,000 runs are too many; at most 100,000"),
         (SEARCH[2:], ["--trials", "3"], "--trials: the study has 3 trials; choose a larger number"),
         (SEARCH[2:], ["--seeds", "5"], "--seeds: the study has 5 seeds; choose a larger number"),
-        (SEARCH[2:], ["--metric", "f1"], "--metric: a search optimizes run.monitor; set run.monitor=val/loss"),
+        (
+            SEARCH[2:],
+            ["--metric", "f1"],
+            "--metric: a search optimizes run.monitor; start a new study with run.monitor=val/loss",
+        ),
     ],
 )
 def test_a_study_can_only_be_extended(argv, option, message, tmp_path):
@@ -305,13 +309,13 @@ def test_a_metric_that_the_runs_lack_ends_the_study(tmp_path):
     argv = ["--config", IRIS, "--seeds", "4", *LONG, "--metric", "roc_auc", "--workers", "2", "trainer.max_epochs=20"]
     folder, printed = run_study(tmp_path, *argv, code=2)
     error = next(line for line in printed.splitlines() if line.startswith("error: "))
-    assert "has no roc_auc, which the study compares, but accuracy, loss, f1, calibration_error; " in error
+    assert "has no metric roc_auc; its metrics are accuracy, loss, f1, calibration_error; " in error
     assert f"study.py --resume {folder} --metric accuracy continues with another metric" in error
     found = states(folder)
     assert "finished" in found.values()
     assert len(found) <= 3
     _, printed = run_study(tmp_path, "--resume", str(folder), code=2)
-    assert "has no roc_auc" in printed
+    assert "has no metric roc_auc" in printed
     assert states(folder) == found  # no other run was started
     _, printed = run_study(tmp_path, "--resume", str(folder), "--metric", "f1")
     assert "compared by test/f1" in printed

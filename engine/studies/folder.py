@@ -47,7 +47,7 @@ def create_study(plan: Plan, name: str | None, root: Path) -> Path:
 
 
 def change_study(folder: Path, **options: Any) -> Plan:
-    """Change options of a study, also for the other commands that work on it. Returns the new plan.
+    """Change options of a study. Other commands that work on it use them, too. Returns the new plan.
 
     Args:
         folder: Folder of the study.

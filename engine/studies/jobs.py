@@ -175,7 +175,7 @@ def compared_metric(plan: Plan, settings: Sequence[SettingResult]) -> str:
 
 
 def check_metric(plan: Plan, folder: Path, result: RunResult) -> None:
-    """Raise a `UserError` if a finished run has other metrics, but not the one that the study compares.
+    """Raise a `UserError` if a finished run lacks the metric that the study compares.
 
     The other runs would lack the metric, too: the ROC AUC, for example, is computed for two classes only.
     """
@@ -183,7 +183,7 @@ def check_metric(plan: Plan, folder: Path, result: RunResult) -> None:
     if plan.is_search or result.state != "finished" or not found or plan.compared in found:
         return
     hint = f"python study.py --resume {shell_word(folder)} --metric {found[0]} continues with another metric"
-    raise UserError(f"{result.name} has no {plan.compared}, which the study compares, but {listed(found)}; {hint}")
+    raise UserError(f"{result.name} has no metric {plan.compared}; its metrics are {listed(found)}; {hint}")
 
 
 def lock_of(folder: Path, name: str) -> "FileLock":

@@ -155,7 +155,10 @@ class Plan:
                 raise ConfigError(COMMAND_LINE, f"--{option}", problem, "choose a larger number")
         if self.is_search and metric is not None:
             raise ConfigError(
-                COMMAND_LINE, "--metric", "a search optimizes run.monitor", "set run.monitor=val/loss, for example"
+                COMMAND_LINE,
+                "--metric",
+                "a search optimizes run.monitor",
+                "start a new study with run.monitor=val/loss",
             )
         plan = replace(
             self, num_seeds=seeds or self.num_seeds, num_trials=trials or self.num_trials,

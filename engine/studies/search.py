@@ -110,7 +110,7 @@ class SearchQueue:
         return found
 
     def best_trial(self) -> dict[int, dict[str, Any]]:
-        """Return number and values of the best finished trial; empty if no trial is finished."""
+        """Return the number and the values of the best finished trial, or an empty dict."""
         finished = [trial for trial in self.study.get_trials(deepcopy=False) if trial.state == TrialState.COMPLETE]
         best = self.study.best_trial if finished else None
         return {} if best is None else {best.number: self._values(best.params)}

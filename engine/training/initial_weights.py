@@ -1,6 +1,6 @@
 """Starts the training from the weights of another run: ``model.start_from``.
 
-All options that determine the function of the network must agree with those of the other run, even if its weights would fit.
+All options that affect predictions must be equal in both runs, even if the weights have the same shapes.
 """
 
 from typing import Any
@@ -15,7 +15,7 @@ from engine.training.same_data import DATA_OPTIONS, check_same_data, plain
 
 
 def load_initial_weights(model: Any, run: TrainedRun, datamodule: Any, precision: str) -> None:
-    """Load the weights and the normalization of the best checkpoint of a run. The model is not calibrated afterwards.
+    """Load the weights and the normalization of a checkpoint of another run. The calibration temperature becomes 1.
 
     Args:
         model: A new `LitClassifier`, on the CPU.

@@ -1,4 +1,4 @@
-"""Checks that a run that another run names (`model.teacher`, `model.start_from`) was trained on the same data."""
+"""Checks that the run in `model.teacher` or `model.start_from` has the same kind of data as this run."""
 
 from collections.abc import Mapping
 from pathlib import Path

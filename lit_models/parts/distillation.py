@@ -1,7 +1,7 @@
 """Distillation: a student learns to predict the probabilities of a trained model, its teacher.
 
-Hinton et al. 2015, https://arxiv.org/abs/1503.02531. The probabilities of the wrong classes tell the student more about a
-sample than its label.
+Hinton et al. 2015, https://arxiv.org/abs/1503.02531. The probabilities of the wrong classes give the student information
+that the label does not contain.
 """
 
 import hashlib
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class Teacher:
-    """A trained model that is not trained further.
+    """A trained model with frozen weights.
 
     It is not an `nn.Module`, so a checkpoint of the student does not contain it.
 
@@ -62,9 +62,9 @@ class Teacher:
 
 
 def distillation_loss(logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
-    """Return the divergence of the student from its teacher, both softened by a temperature, averaged over the batch.
+    """Return the Kullback-Leibler divergence of the softened predictions of teacher and student, averaged over the batch.
 
-    It is multiplied by the squared temperature, so that its gradient has the size of that of the cross-entropy.
+    The factor temperature^2 keeps its gradient comparable with that of the cross-entropy.
 
     Args:
         logits: Of the student (B, K).

@@ -145,7 +145,9 @@ def test_the_amount_is_the_fraction_of_multiply_adds(amount):
 def test_at_least_one_unit_remains():
     model = LitMLP([4], 3, hidden_sizes=[4, 4])
     assert choose_sizes(model, model.prunable_layers(), 0.8, torch.zeros(1, 4))[0]["hidden_sizes"] == [1, 1]
-    with pytest.raises(OptionError, match=r"amount: 0.9 is too much: with one unit per layer, 82% of the"):
+    with pytest.raises(
+        OptionError, match=r"amount: 0.9 is too large; with one unit in each layer, pruning removes 82% of the"
+    ):
         choose_sizes(model, model.prunable_layers(), 0.9, torch.zeros(1, 4))
 
 

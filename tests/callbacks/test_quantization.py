@@ -222,7 +222,10 @@ def test_evaluate_and_export_find_the_figures_of_a_run(tmp_path, small_data, mon
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        ("trainer.max_epochs=null", "callbacks.quantization: the last epochs are not known; set trainer.max_epochs"),
+        (
+            "trainer.max_epochs=null",
+            "callbacks.quantization: the number of epochs is not known; set trainer.max_epochs",
+        ),
         ("callbacks.quantization.bits=4", "callbacks.quantization.bits: 4 is not accepted; accepts 8"),
         ("callbacks.quantization.epochs=0", "callbacks.quantization.epochs: 0 is out of range"),
     ],
@@ -244,5 +247,6 @@ def test_other_devices_and_sharded_models_are_refused(kind, device, monkeypatch)
 def test_a_training_that_ends_earlier_says_so(tmp_path, capsys):
     run(tmp_path, *IRIS_QAT, "trainer.max_steps=4")
     assert (
-        "callbacks.quantization: training ended before epoch 3, so it did not simulate int8" in capsys.readouterr().out
+        "callbacks.quantization: int8 was not simulated, because training ended before epoch 3"
+        in capsys.readouterr().out
     )

@@ -18,7 +18,7 @@ def test_a_missing_metric_is_one_line_with_the_metrics_that_exist():
     with pytest.raises(UserError) as raised:
         check_metric(Plan(CONFIG, compared="roc_auc"), Path("runs/a study"), run)
     assert str(raised.value) == (
-        "seed-0 has no roc_auc, which the study compares, but accuracy, loss, f1; "
+        "seed-0 has no metric roc_auc; its metrics are accuracy, loss, f1; "
         "python study.py --resume 'runs/a study' --metric accuracy continues with another metric"
     )
 
