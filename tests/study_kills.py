@@ -50,8 +50,11 @@ def main(count: int, seed: int, root: Path, what: str = "search") -> None:
             moments = [draw.uniform(0.3, 1.0) * seconds for _ in range(2 if i % 3 == 0 else 1)]
             codes = kill_search(folder, moments)
         else:
-            moments = [draw.uniform(0.1, 0.9) * seconds / 2]
-            codes = (kill_command if i % 2 else kill_run)(folder, moments)
+            moments, codes = [draw.uniform(0.1, 0.9) * seconds / 2], [0]
+            while codes[0] != -signal.SIGKILL:  # otherwise, the study ended before
+                shutil.rmtree(folder, ignore_errors=True)
+                codes = (kill_command if i % 2 else kill_run)(folder, moments)
+                moments[0] *= 1.0 if codes[0] == -signal.SIGKILL else 0.7
         found = compare(root / "whole/x", folder / "x", has_trials=what == "search")
         print(json.dumps({"study": i, "killed": moments, "codes": codes, "different": found}), flush=True)
         shutil.rmtree(folder)
