@@ -25,6 +25,7 @@ def cross_check(config: "Config") -> None:
     check_monitors(config)
     _check_callbacks(config)
     _check_pruning(config)
+    _check_last_epochs(config)
     _check_tokenizer(config)
     _check_folds(config)
     _check_loggers(config)
@@ -88,6 +89,12 @@ def _check_pruning(config: "Config") -> None:
     if config["callbacks"].get("pruning") is not None and config["model"].get("start_from") is None:
         problem = "removes the least important units of a trained network, and model.start_from is null"
         raise config.error("callbacks.pruning", problem, "train first, then set model.start_from=RUN")
+
+
+def _check_last_epochs(config: "Config") -> None:
+    for name in ("quantization", "sparsity"):  # these callbacks change the last epochs
+        if config["callbacks"].get(name) is not None and not (config["trainer.max_epochs"] or 0) > 0:
+            raise config.error(f"callbacks.{name}", "the number of epochs is not known", "set trainer.max_epochs")
 
 
 def _check_tokenizer(config: "Config") -> None:

@@ -83,8 +83,9 @@ def test_fixed_filters_are_not_removed():
     [
         (
             ["trainer.max_epochs=null", "trainer.max_steps=5"],
-            "callbacks.sparsity: needs at least 2 epochs",
+            "callbacks.sparsity: the number of epochs is not known; set trainer.max_epochs",
         ),
+        (["trainer.max_epochs=1"], "callbacks.sparsity: needs at least 2 epochs"),
         (
             ["callbacks.ema_weight_averaging={decay: 0.9}"],
             "callbacks.sparsity: cannot be combined with weight averaging",
