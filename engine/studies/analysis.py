@@ -31,7 +31,7 @@ class Analysis:
 
     def __init__(self, study: StudyResult) -> None:
         self.study, self.metric = study, study.metric
-        self._ratios: dict[tuple[bool, str], float] = {}
+        self._ratios: dict[tuple[str, bool], float] = {}
         confirmation = [] if study.confirmation is None else [study.confirmation]
         self._configs = {
             run.folder: _read_split(run, study.num_folds)
@@ -71,12 +71,13 @@ class Analysis:
 
     def test_to_train(self, metric: str, of_confirmation: bool = False) -> float:
         """Return the ratio that `statistics` needs for several splits, for the settings or for the runs with new seeds."""
-        if (of_confirmation, metric) not in self._ratios:
-            confirmation = self.study.confirmation
-            runs = confirmation.runs if of_confirmation and confirmation is not None else self.runs
-            configs = [self._configs[run.folder] for run in runs if run.folder in self._configs]
-            self._ratios[of_confirmation, metric] = overlap_ratio(configs, metric)
-        return self._ratios[of_confirmation, metric]
+        key = metric, of_confirmation
+        if key not in self._ratios:
+            runs = self.study.confirmation.runs if of_confirmation and self.study.confirmation else self.runs
+            finished = [run for run in runs if run.folder in self._configs]
+            is_tested = any(name.startswith("test/") for run in finished for name in run.metrics)
+            self._ratios[key] = overlap_ratio([self._configs[run.folder] for run in finished], metric, is_tested)
+        return self._ratios[key]
 
     def summary(self, setting: SettingResult, metric: str) -> Summary | None:
         """Return the summary of a metric over the splits or, if there is one split, over the seeds; None without values.

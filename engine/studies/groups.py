@@ -38,6 +38,11 @@ class RunGroup:
         """Return the values of a metric, without the runs that lack it."""
         return {key: run.metrics[metric] for key, run in self.runs.items() if metric in metric_names(run)}
 
+    @property
+    def is_tested(self) -> bool:
+        """Whether a run has metrics of the test."""
+        return any(name.startswith("test/") for run in self.runs.values() for name in run.metrics)
+
     def differing_keys(self) -> list[str]:
         """Return the keys, other than seeds and splits, in which the configs of the runs differ."""
         keys = [key for key, _ in compare_configs([*self.runs.values()])]
@@ -100,7 +105,7 @@ def compare_groups(groups: Sequence[RunGroup]) -> list[MetricComparison]:
     found = []
     for metric in metric_names(next(iter(groups[0].runs.values()))):
         values = {group.name: group.values(metric) for group in groups}
-        ratios = {group.name: overlap_ratio(group.configs, metric) for group in groups}
+        ratios = {group.name: overlap_ratio(group.configs, metric, group.is_tested) for group in groups}
         ratio = max(ratios.values())
         units = [{split for split, _ in numbers} if ratio else numbers for numbers in values.values()]
         if "/" not in metric and metric != "train_seconds":
@@ -123,15 +128,21 @@ def compare_groups(groups: Sequence[RunGroup]) -> list[MetricComparison]:
     return found
 
 
-def overlap_ratio(configs: Sequence[Mapping[str, Any]], metric: str) -> float:
+def overlap_ratio(configs: Sequence[Mapping[str, Any]], metric: str, is_tested: bool) -> float:
     """Return the size of the held-out set relative to the training set, or 0 if all runs use the same split of the data.
 
     The held-out set is the set that the metric is measured on. The ratio is also 0 for a test set that is not split off the
     training data, unless the runs use folds.
+
+    Args:
+        configs: The configs of the runs.
+        metric: Name of the metric.
+        is_tested: Whether the runs have metrics of the test. If the test set is given, a fold is the validation set, and the
+            runs are not tested.
     """
     if len({split_of(config) for config in configs}) < 2:
         return 0.0
-    return max(_held_out_ratio(config.get("data") or {}, metric) for config in configs)
+    return max(_held_out_ratio(config, metric, is_tested) for config in configs)
 
 
 def split_of(config: Mapping[str, Any]) -> Hashable:
@@ -203,11 +214,15 @@ def _verdict(metric: str, first: str, second: str, found: Difference | None) -> 
     return statistics.verdict(found, is_lower_better(metric), first, second, unit)
 
 
-def _held_out_ratio(data: Mapping[str, Any], metric: str) -> float:
+def _held_out_ratio(config: Mapping[str, Any], metric: str, is_tested: bool) -> float:
     """Return the size of the set that a metric is measured on, relative to the training set; 0 if the set is the same."""
+    data, trainer = config.get("data") or {}, config.get("trainer") or {}
     fold, val = 1 / data["num_folds"] if data.get("num_folds") else 0.0, data.get("val_fraction", 0.0)
     if metric.startswith("val/"):
-        held_out = max(fold, val)  # the config does not say which of them applies
-        return held_out / (1 - held_out)
+        if (
+            fold and not is_tested
+        ):  # the fold is the validation set; without a test by the config, it may be the test set
+            val = max(fold, val) if trainer.get("limit_test_batches") == 0 else fold
+        return val / (1 - val)
     held_out = fold or (data.get("test_fraction", 0.0) if data.get("test") is None else 0.0)
     return held_out / ((1 - held_out) * (1 - val))
