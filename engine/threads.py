@@ -1,8 +1,13 @@
-"""How many cores a process may use, and how its threads wait for each other. This module does not import torch."""
+"""How many cores a process may use, how its threads wait for each other, and how it starts processes.
+
+This module does not import torch.
+"""
 
 import os
+import signal
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
+from multiprocessing import resource_tracker
 from pathlib import Path
 
 # How many rounds an idle thread spins. With libgomp's default, 300,000, a process is ten times slower if other processes use
@@ -60,3 +65,17 @@ def _number(name: str) -> int:
     """Return the number in an environment variable; 0 if it is not set or not a number."""
     text = os.environ.get(name, "")
     return int(text) if text.isdecimal() and len(text) < 10 else 0
+
+
+@contextmanager
+def interrupts_blocked() -> Iterator[None]:
+    """Let Ctrl-C wait until the end of the ``with`` block. Processes that are started in the block never receive it.
+
+    They inherit the mask. A handler would be too late, because a new process first imports modules.
+    """
+    resource_tracker.ensure_running()  # its start, with the first process, would unblock the signal
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])

@@ -8,7 +8,6 @@ import errno
 import json
 import multiprocessing
 import os
-import signal
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -27,7 +26,7 @@ from tqdm import tqdm
 from datamodules.parts.cache import create_array
 from engine.contracts import DataError, OptionError, listed, one_line
 from engine.terminal import count_of
-from engine.threads import available_cores
+from engine.threads import available_cores, interrupts_blocked
 
 SUFFIXES = (
     ".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff", ".pbm", ".pgm", ".ppm",
@@ -162,7 +161,8 @@ def decode_pictures(
         if len(paths) < FEW:
             broken = _decode_chunk(key, 0, paths, how, file)
         else:
-            jobs = {start().submit(_decode_chunk, key, first, part, how, file): len(part) for first, part in chunks}
+            with interrupts_blocked():  # the processes start with the first job
+                jobs = {start().submit(_decode_chunk, key, first, part, how, file): len(part) for first, part in chunks}
             try:
                 for job in as_completed(jobs):
                     broken += job.result()
@@ -173,8 +173,7 @@ def decode_pictures(
 
 
 def _start_worker() -> None:
-    """Make this worker ignore Ctrl-C, which the parent process handles, and exit when the parent exits."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Make this worker exit when the parent process exits, which handles Ctrl-C."""
     parent = multiprocessing.parent_process()
     assert parent is not None
 

@@ -2,7 +2,6 @@
 
 import itertools
 import multiprocessing
-import signal
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -13,7 +12,7 @@ import torch
 from engine.contracts import InputPart
 from engine.inference.predictor import Predictions, Predictor
 from engine.inference.trained_run import find_trained_run
-from engine.threads import available_cores
+from engine.threads import available_cores, interrupts_blocked
 
 PARTS_PER_PROCESS = 2  # in memory: enough that no process waits for data
 
@@ -45,7 +44,8 @@ def predict_in_order(
     try:
         for part in itertools.chain(parts, [None] * (PARTS_PER_PROCESS * num_processes)):
             if part is not None:
-                waiting.append((part, pool.submit(_predict, part)))
+                with interrupts_blocked():  # the first job starts the processes; this process ends them after Ctrl-C
+                    waiting.append((part, pool.submit(_predict, part)))
             if waiting and (part is None or len(waiting) > PARTS_PER_PROCESS * num_processes):
                 first, future = waiting.popleft()
                 yield first, future.result()
@@ -60,7 +60,6 @@ def predict_in_order(
 def _load(checkpoint: str, names: "multiprocessing.SimpleQueue[str]", num_threads: int) -> None:
     """Load the model in a new process."""
     global _predictor
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the main process ends the others
     torch.set_num_threads(num_threads)
     _predictor = Predictor(find_trained_run(checkpoint, Path()), names.get())
 
