@@ -31,6 +31,7 @@ TIMEOUT_SECONDS = 90.0
 VISIBLE_TEXT = """(() => {
   const found = [];
   const look = node => {
+    if (!node) return; // the body of a frame that is still loading
     if (node.nodeType === Node.TEXT_NODE && node.textContent.trim()) found.push(node.textContent.trim());
     if (node.tagName === 'IMG' && node.naturalWidth) found.push(`picture ${node.src}`);
     if (node.tagName === 'INPUT') found.push(node.value);

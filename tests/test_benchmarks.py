@@ -92,8 +92,10 @@ def test_steps_with_a_teacher_are_measured(small_data, monkeypatch):
 @pytest.mark.slow
 def test_smaller_models_are_compared(tmp_path, monkeypatch, capsys):
     ways = [
-        smaller_models.Way("teacher", "iris_mlp", 2, ("trainer.max_epochs=5",)),
-        smaller_models.Way("student", "iris_mlp", 2, ("model.hidden_sizes=[8]", "model.teacher={teacher}")),
+        smaller_models.Way("teacher", "iris_mlp", 2, ("trainer.max_epochs=5", "data.split_seed=0")),
+        smaller_models.Way(
+            "student", "iris_mlp", 2, ("model.hidden_sizes=[8]", "model.teacher={teacher}", "data.split_seed=0")
+        ),
     ]
     monkeypatch.setattr(smaller_models, "WAYS", {"iris": ways})
     monkeypatch.setattr("sys.argv", ["benchmarks.smaller_models", "iris", "--root", str(tmp_path)])
