@@ -12,17 +12,14 @@ import json
 import math
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch.utils.flop_counter import FlopCounterMode
-
 from benchmarks.accuracy import data_options
+from callbacks.pruning import count_multiply_adds
 from engine.config.signatures import PROJECT
-from engine.contracts import first_rows
 from engine.drawing import BLUE, GREY, PALE, VERMILION, Canvas
 from engine.inference import export, quantization
 from engine.inference.trained_run import TrainedRun, find_trained_run
@@ -133,13 +130,15 @@ def compare(ways: Sequence[Way], folders: Sequence[Sequence[Path]]) -> list[dict
         for i, run in enumerate(runs):
             model, fp32, int8, datamodule = exported(find_trained_run(str(run)))
             batches = datamodule.test_dataloader()
-            for name, function in (("PyTorch", model), ("int8", export.read(int8, model))):
-                accuracies[name].append(accuracy(function, batches))
+            found = export.compare(model, export.read(int8, model), batches, math.inf)
+            accuracies["PyTorch"].append(found.checkpoint_accuracy)
+            accuracies["int8"].append(found.accuracy)
             if i == 0:
                 files.append((model, fp32, int8))
-                inputs = export.first_inputs(batches)
+                inputs, labels = next(iter(batches))
+                total = count_multiply_adds(model, dict(model.hparams), model.normalized(inputs))
                 sizes = {"fp32": fp32.stat().st_size, "int8": int8.stat().st_size}
-                rows.append({"way": way.title, "multiply_adds": multiply_adds(model, inputs), "bytes": sizes})
+                rows.append({"way": way.title, "multiply_adds": total / len(labels), "bytes": sizes})
         if runs:
             rows[-1]["accuracies"] = accuracies
     functions = [function for model, *paths in files for function in (model, *(export.read(p, model) for p in paths))]
@@ -157,24 +156,6 @@ def exported(run: TrainedRun) -> tuple[Any, Path, Path, Any]:
         export.write(model, export.first_inputs(datamodule.test_dataloader()), fp32, {})
         quantization.quantize(fp32, int8, quantization.training_batches(datamodule, run.config["seed"]))
     return model, fp32, int8, datamodule
-
-
-@torch.no_grad()
-def accuracy(function: Any, batches: Any) -> float:
-    """Return the accuracy of a function from inputs to logits."""
-    correct = total = 0
-    for inputs, labels in batches:
-        correct += int((function(export.deployed_inputs(inputs)).argmax(1) == labels).sum())
-        total += len(labels)
-    return correct / total
-
-
-def multiply_adds(model: Any, inputs: Any) -> float:
-    """Return the multiply-adds of a row, averaged over a batch."""
-    rows = first_rows(inputs, 100)
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model(rows)
-    return counter.get_total_flops() / 2 / len(rows["input_ids"] if isinstance(rows, Mapping) else rows)
 
 
 def interval(values: Sequence[float]) -> str:

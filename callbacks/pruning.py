@@ -9,6 +9,7 @@ in the Fisher pruning of Theis et al. 2018 (https://arxiv.org/abs/1801.05787). M
 (https://arxiv.org/abs/1905.10650) remove attention heads by such gates.
 """
 
+import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,7 +21,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from engine.contracts import Classifier, OptionError, PrunableLayer, first_rows, map_tensors
+from engine.contracts import Classifier, OptionError, PrunableLayer, first_rows, map_tensors, plain_training_batches
 from engine.terminal import print_line
 from engine.training import checkpoint_file
 from engine.training.training_state import rng_state, set_rng_state
@@ -69,13 +70,12 @@ class Pruning(Callback):
                 f"callbacks.pruning.amount: {name} has no layer with units to remove (method prunable_layers)"
             )
         random_state = rng_state()  # restored below, because only this process draws random numbers here
-        loader = trainer.datamodule.train_dataloader()  # type: ignore[attr-defined]
-        if hasattr(loader, "augment"):
-            loader.augment = None
+        batches = iter(plain_training_batches(trainer.datamodule))  # type: ignore[attr-defined]
+        first = next(batches)
         if (device := trainer.strategy.root_device).type == "cuda":
             cast(nn.Module, model).to(device)
-        importance = measure_importance(model, layers, loader)
-        inputs = model.normalized(first_rows(next(iter(loader))[0], 1))
+        importance = measure_importance(model, layers, itertools.chain([first], batches))
+        inputs = model.normalized(first_rows(first[0], 1))
         set_rng_state(random_state)
         hparams, (before, after) = choose_sizes(model, layers, self.amount, inputs)
         if after == before:

@@ -35,6 +35,7 @@ class Sparsity(Callback):
     def __init__(self, amount: Annotated[float, "> 0, < 1"] = 0.5) -> None:
         self.amount = amount
         self.run_metrics: dict[str, float] = {}
+        self._num_growing = 0  # epochs in which the sparsity grows
         self._masks: dict[str, Tensor] = {}  # 1 for a weight that is kept, by the name of its tensor
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -47,14 +48,15 @@ class Sparsity(Callback):
             )
         if any(isinstance(callback, WeightAveraging) for callback in trainer.callbacks):  # type: ignore[attr-defined]
             raise OptionError(f"{key}: cannot be combined with weight averaging; averaged weights are not zero")
+        self._num_growing = max(1, math.floor(GROWTH * trainer.max_epochs))
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._masks = {name: mask.to(pl_module.device) for name, mask in self._masks.items()}
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        assert trainer.max_epochs is not None
-        num_growing = max(1, math.floor(GROWTH * trainer.max_epochs))
-        progress = min(1.0, (trainer.current_epoch + 1) / num_growing)
+        if trainer.current_epoch >= self._num_growing:
+            return
+        progress = (trainer.current_epoch + 1) / self._num_growing
         weights = weights_of(pl_module)
         sizes = torch.cat([weight.detach().abs().flatten() for weight in weights.values()])
         count = round(self.amount * (1 - (1 - progress) ** 3) * len(sizes))
@@ -65,8 +67,7 @@ class Sparsity(Callback):
         self._apply(pl_module)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        assert trainer.max_epochs is not None
-        if trainer.current_epoch == max(1, math.floor(GROWTH * trainer.max_epochs)):
+        if trainer.current_epoch == self._num_growing:
             forget_best(trainer)  # its weights have fewer zeros
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:

@@ -65,6 +65,8 @@ def parse(argv: list[str], description: str) -> Config | None:
     elif config and arguments.print_config:
         print_line(config.to_yaml().rstrip("\n"))
     elif config:
+        if arguments.check:
+            config = replace(load_config(config.path, [*overrides, *CHECK]), is_check=True)
         if arguments.resume is None:
             config = with_found_runs(config)
         if arguments.resume is None and not arguments.check:
@@ -74,7 +76,5 @@ def parse(argv: list[str], description: str) -> Config | None:
                 return None
         check_unfinished(config)
         check_requirements(config)
-        if arguments.check:
-            return replace(with_found_runs(load_config(config.path, [*overrides, *CHECK])), is_check=True)
         return config
     return None

@@ -5,7 +5,7 @@ This module imports neither torch nor Lightning, so that errors in a config are 
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 if TYPE_CHECKING:
     from torch import Tensor, device, nn
@@ -187,7 +187,6 @@ class Classifier(Protocol):
     """The interface of a classifier that callbacks and checks use. `LitClassifier` implements it."""
 
     network: "nn.Module"
-    training_options: ClassVar[tuple[str, ...]]  # options that do not affect predictions for given weights
 
     @property
     def hparams(self) -> Any: ...
@@ -210,8 +209,6 @@ class Classifier(Protocol):
 
     def prunable_layers(self) -> list[PrunableLayer]:
         """Return the layers whose units can be removed."""
-
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> Any: ...
 
     def __call__(self, inputs: Any) -> "Tensor":
         """Return logits (B, K)."""
@@ -248,6 +245,14 @@ def map_tensors(function: "Callable[[Tensor], Tensor]", inputs: Any) -> Any:
     if isinstance(inputs, Mapping):
         return {name: function(values) for name, values in inputs.items()}
     return function(inputs)
+
+
+def plain_training_batches(datamodule: Any) -> Any:
+    """Return the training batches of a datamodule. Batches of this project are not augmented."""
+    batches = datamodule.train_dataloader()
+    if hasattr(batches, "augment"):
+        batches.augment = None
+    return batches
 
 
 def first_rows(inputs: Any, count: int) -> Any:

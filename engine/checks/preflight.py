@@ -17,7 +17,7 @@ from lightning.pytorch.callbacks import Timer
 from engine.checks.data_checks import check_data
 from engine.checks.device_checks import check_device
 from engine.checks.model_checks import check_model
-from engine.contracts import CheckResult, Classifier, one_line
+from engine.contracts import CheckResult, Classifier, one_line, plain_training_batches
 from engine.terminal import duration, print_line
 from engine.training.exits import REFUSED, Diverged, RunEnded
 from engine.training.hardware import peak_memory
@@ -135,9 +135,7 @@ class PreflightCheck(Callback):
 
 def _training_batches(trainer: Trainer) -> list[Any]:
     """Return the first batches of an epoch on the run's device. `TensorBatches` are not augmented."""
-    loader = trainer.datamodule.train_dataloader()  # type: ignore[attr-defined]
-    if hasattr(loader, "augment"):
-        loader.augment = None
+    loader = plain_training_batches(trainer.datamodule)  # type: ignore[attr-defined]
     batches: list[Any] = []
     for batch in islice(loader, MAX_BATCHES):
         batches.append(trainer.strategy.batch_to_device(batch))

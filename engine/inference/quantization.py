@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from engine.contracts import plain_training_batches
 from engine.inference.export import Comparison, Logits, deployed_inputs, read
 from engine.training.hardware import cpu_features
 
@@ -82,10 +83,7 @@ def calibration_inputs(batches: Iterable[Any]) -> Iterator[dict[str, Any]]:
 def training_batches(datamodule: Any, seed: int) -> Any:
     """Return shuffled training batches. Batches of this project are not augmented."""
     torch.manual_seed(seed)  # determines the order of an ordinary DataLoader
-    batches = datamodule.train_dataloader()
-    if hasattr(batches, "augment"):
-        batches.augment = None
-    return batches
+    return plain_training_batches(datamodule)
 
 
 def measure(model: Any, files: Mapping[Path, Comparison], batches: Iterable[Any]) -> dict[str, Measurement]:
