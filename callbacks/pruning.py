@@ -72,10 +72,11 @@ class Pruning(Callback):
         random_state = rng_state()  # restored below, because only this process draws random numbers here
         batches = iter(plain_training_batches(trainer.datamodule))  # type: ignore[attr-defined]
         first = next(batches)
-        if (device := trainer.strategy.root_device).type == "cuda":
-            cast(nn.Module, model).to(device)
+        if trainer.strategy.root_device.type == "cuda":
+            cast(nn.Module, model).to(trainer.strategy.root_device)
         importance = measure_importance(model, layers, itertools.chain([first], batches))
-        inputs = model.normalized(first_rows(first[0], 1))
+        device = next(model.network.parameters()).device
+        inputs = model.normalized(map_tensors(lambda values: values.to(device), first_rows(first[0], 1)))
         set_rng_state(random_state)
         hparams, (before, after) = choose_sizes(model, layers, self.amount, inputs)
         if after == before:

@@ -17,7 +17,7 @@ from engine.contracts import ConfigError, OptionError
 from lit_models.bert import LitBERT
 from lit_models.cnn import LitCNN
 from lit_models.mlp import LitMLP
-from tests import files
+from tests import files, processes
 from tests.exactness import differences, signalled, start
 from tests.runs import IRIS, WITHOUT_PICTURES, figures, run
 
@@ -216,6 +216,19 @@ def test_stopped_and_resumed(changes, first, tmp_path, monkeypatch):
     shutil.rmtree(tmp_path / "other")
     assert train.main(["--resume", str(folder)]) == 0
     assert differences(whole, folder) == []
+
+
+@pytest.mark.slow
+def test_two_processes_prune_the_same_units(first, tmp_path):
+    """Only the first process chooses them."""
+    options = ["--config", IRIS, *processes.TWO, "trainer.max_epochs=3", f"model.start_from={first}"]
+    done = processes.run(*options, "callbacks.pruning={}", "run.name=two", f"run.root={tmp_path}")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("pruned LitMLP") == 1
+    folder = tmp_path / "iris_mlp/two"
+    model = LitMLP.load_from_checkpoint(folder / "checkpoints/best.ckpt")
+    assert model.network.layers[2].weight.shape == (48, 48)
+    assert figures(folder)["test/accuracy"] > 0.8
 
 
 def test_check(first, capsys):
