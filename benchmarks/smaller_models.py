@@ -96,9 +96,11 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", type=int, metavar="ROW", help="train only these rows, counted from 0")
     options = parser.parse_args()
     for name in options.names:
-        root, folders, teacher = options.root / name, [], ""
+        root, folders, teacher = options.root.resolve() / name, [], ""
         for i, way in enumerate(WAYS[name]):
             if options.only is None or i in options.only:
+                if i and not teacher:
+                    parser.error(f"--only {i}: there is no run of row 0 in {root}; train it first")
                 train(way, root, i, options.data, teacher, options.model)
             runs = sorted(path.parent for path in (root / f"{i}").glob("*/*/metrics.json"))
             teacher = teacher or (str(runs[0]) if runs else "")
@@ -149,10 +151,10 @@ def compare(ways: Sequence[Way], folders: Sequence[Sequence[Path]]) -> list[dict
 
 
 def exported(run: TrainedRun) -> tuple[Any, Path, Path, Any]:
-    """Return the model of a run, its ONNX file, its int8 file, and its data. Existing files are used again."""
+    """Return the model of a run, its ONNX file, its int8 file, and its data. Files of this checkpoint are used again."""
     model, datamodule = export.load_model(run), export.load_data(run)
     fp32, int8 = run.folder / "model.onnx", run.folder / "model.int8.onnx"
-    if not int8.exists():
+    if not int8.exists() or int8.stat().st_mtime < run.checkpoint.stat().st_mtime:
         export.write(model, export.first_inputs(datamodule.test_dataloader()), fp32, {})
         quantization.quantize(fp32, int8, quantization.training_batches(datamodule, run.config["seed"]))
     return model, fp32, int8, datamodule
