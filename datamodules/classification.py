@@ -108,6 +108,12 @@ class ClassificationDataModule(LightningDataModule):
         """Augment a training batch (B, *input_shape). The result must keep the shape and depend only on the arguments."""
         return inputs
 
+    @property
+    def is_augmented(self) -> bool:
+        """Whether `augment` changes training batches. The logits of a teacher are then computed for each batch."""
+        is_own = type(self).augment is not ClassificationDataModule.augment
+        return is_own and getattr(self, "augment_images", True)
+
     def save(self, folder: Path) -> None:
         """Write files that predictions need, such as a tokenizer, to a run's folder. By default, nothing is written."""
 
@@ -247,11 +253,9 @@ class ClassificationDataModule(LightningDataModule):
         """
         if not self.is_loaded:
             return None
-        is_own = type(self).augment is not ClassificationDataModule.augment
-        is_augmented = is_own and getattr(self, "augment_images", True)
         is_too_large = self.num_samples("train") * self.spec.num_classes > MAX_TEACHER_LOGITS
         on_xla = self.trainer is not None and self.trainer.strategy.root_device.type == "xla"  # batches are on the CPU
-        if is_augmented or is_too_large or on_xla:
+        if self.is_augmented or is_too_large or on_xla:
             return None
         rank_zero_print(f"computing the logits of the teacher for {self.num_samples('train'):,} training samples")
         batches = self._batches("train", self.eval_batch_size, shuffle=False)

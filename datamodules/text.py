@@ -16,7 +16,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
 from datamodules.classification import ClassificationDataModule, DataError, DataSpec, Labelled, Split
-from datamodules.parts.batches import EpochOrder, TensorBatches
+from datamodules.parts.batches import AugmentContext, EpochOrder, TensorBatches, to_device
 from datamodules.parts.cache import describe_files, load_or_create
 from datamodules.parts.labels import MAX_NUMBERS, check_missing, class_names_of, class_numbers, without_missing
 from datamodules.parts.table_files import estimated_rows
@@ -79,6 +79,8 @@ class Text(ClassificationDataModule):
         eval_max_tokens: Maximum number of tokens in a validation or test batch per device, including padding.
         batch_size: Maximum number of rows in a training batch per device.
         eval_batch_size: Maximum number of rows in a validation or test batch per device.
+        mask_fraction: Fraction of the tokens of training texts that the mask token replaces. Each epoch replaces other
+            tokens. Special tokens are kept. Use it for distillation (Tang et al. 2019, https://arxiv.org/abs/1903.12136).
         pad_to_multiple_of: Batches are padded to a multiple of this number of tokens; null for 8 on GPUs, whose matrix units
             need it, a quarter of `max_length` on TPUs, which compile each length, and 1 on other devices.
         val_fraction: Fraction of the training set that is used for validation if `val` is null.
@@ -118,6 +120,7 @@ class Text(ClassificationDataModule):
         eval_max_tokens: Annotated[int, ">= 4"] = 8192,
         batch_size: Annotated[int, ">= 1"] = 128,
         eval_batch_size: Annotated[int, ">= 1"] = 1000,
+        mask_fraction: Annotated[float, ">= 0, < 1"] = 0.0,
         pad_to_multiple_of: Annotated[int, ">= 1"] | None = None,
         val_fraction: Annotated[float, "> 0, < 1"] = 0.1,
         test_fraction: Annotated[float, "> 0, < 1"] = 0.1,
@@ -141,6 +144,7 @@ class Text(ClassificationDataModule):
         self.pretrained, self.revision = tokenizer, tokenizer_revision
         self.vocab_size, self.lowercase, self.max_length = vocab_size, lowercase, max_length
         self.max_tokens, self.eval_max_tokens, self.multiple = max_tokens, eval_max_tokens, pad_to_multiple_of
+        self.mask_fraction = mask_fraction
         self.test_fraction, self.cache = test_fraction, Path(cache).expanduser()
         self.memory_gigabytes = memory_gigabytes
         paths = {source if dataset else str(Path(source).expanduser().resolve()) for source in self.sources.values()}
@@ -182,6 +186,9 @@ class Text(ClassificationDataModule):
         labels = {split: class_numbers(names[split], self.class_names, texts[split].place) for split in texts}
         rows = self.choose_rows(labels, self.class_names)
         self.tokenizer = self._make_tokenizer(texts["train"], rows["train"][1])
+        if self.mask_fraction and self.tokenizer.mask_token_id is None:
+            raise OptionError("data.mask_fraction: the tokenizer has no mask token")
+        self._special_ids = torch.tensor(self.tokenizer.all_special_ids)
         tokens = {split: self._tokenize(labelled) for split, labelled in texts.items()}
         if int(tokens["train"].lengths.max()) <= self.tokenizer.num_special_tokens_to_add(
             bool(self.columns.second_text)
@@ -258,6 +265,20 @@ class Text(ClassificationDataModule):
         max_tokens = self.max_tokens if shuffle else self.eval_max_tokens
         lengths = inputs.padded(inputs.lengths)
         return LengthOrder(lengths, batch_size, max_tokens, shuffle, self.seed, rank, world_size)
+
+    def augment(self, inputs: Any, context: AugmentContext) -> Any:
+        """Replace a random fraction of the tokens of a batch, except special tokens, by the mask token."""
+        if not self.mask_fraction:
+            return inputs
+        ids = inputs["input_ids"]  # (B, T)
+        is_masked = torch.rand(ids.shape, generator=context.generator, device=ids.device) < self.mask_fraction
+        is_special = torch.isin(ids, to_device(self._special_ids, ids.device))
+        return {**inputs, "input_ids": torch.where(is_masked & ~is_special, self.tokenizer.mask_token_id, ids)}
+
+    @property
+    def is_augmented(self) -> bool:
+        """Whether tokens are masked."""
+        return self.mask_fraction > 0
 
     def save(self, folder: Path) -> None:
         """Write the tokenizer to the folder ``tokenizer/``, for `transformers.AutoTokenizer.from_pretrained`."""

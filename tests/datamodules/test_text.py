@@ -19,7 +19,7 @@ from datamodules.parts.tokens import LengthOrder, TokenRows
 from datamodules.text import Text
 from engine.checks.data_checks import check_data
 from engine.config.signatures import PROJECT
-from engine.contracts import DataError
+from engine.contracts import DataError, OptionError
 from tests.files import minilm, texts, write_texts
 
 # --- rows and batches
@@ -159,6 +159,40 @@ def test_splits_have_their_own_files_or_are_split_off_the_training_file(folder):
     write_texts(folder / "val.tsv", 15, seed=2)
     with_both = make(folder, val=str(folder / "val.tsv"), test=str(folder / "test.tsv"))
     assert [with_both.num_samples(part) for part in ("train", "val", "test")] == [300, 15, 30]
+
+
+def ids_of(batches) -> list[list[int]]:
+    return [ids.tolist() for inputs, *_ in batches for ids in inputs["input_ids"]]
+
+
+def test_masked_tokens(folder):
+    """Each epoch masks other tokens, but never special ones. Validation sets and repeated epochs are not affected."""
+    plain, masked = make(folder), make(folder, mask_fraction=0.3)
+    assert (plain.is_augmented, masked.is_augmented) == (False, True)
+    assert masked.teacher_logits(lambda inputs: pytest.fail("it was called")) is None
+    assert ids_of(masked.val_dataloader()) == ids_of(plain.val_dataloader())
+    epochs = []
+    for epoch in (0, 1):
+        batches, expected = masked.train_dataloader(), plain.train_dataloader()
+        batches.batch_sampler.set_epoch(epoch)
+        expected.batch_sampler.set_epoch(epoch)
+        before, after = (torch.tensor(sum(ids_of(loader), [])) for loader in (expected, batches))
+        is_special = torch.isin(before, torch.tensor(masked.tokenizer.all_special_ids))
+        changed = before != after
+        assert not (changed & is_special).any()
+        assert (after[changed] == masked.tokenizer.mask_token_id).all()
+        assert 0.25 < changed.sum() / (~is_special).sum() < 0.35
+        assert ids_of(batches) == ids_of(batches)
+        epochs.append(changed[:200])
+    assert not torch.equal(*epochs)
+
+
+def test_a_tokenizer_without_a_mask_token(folder):
+    tokenizer = train_tokenizer(["some words"], 100, lowercase=True)
+    tokenizer.mask_token = None
+    tokenizer.save_pretrained(folder / "tokenizer")
+    with pytest.raises(OptionError, match=r"data.mask_fraction: the tokenizer has no mask token"):
+        make(folder, tokenizer=str(folder / "tokenizer"), mask_fraction=0.1)
 
 
 def test_the_training_file_cannot_be_the_test_file(folder):
