@@ -4,7 +4,8 @@
 
 Each way is a study of several seeds, which is resumed after an interruption. The models of the first seed are exported as
 ONNX and int8, and the speeds of all files of a data set are measured in turn. DIR has the layout of `data.root`, plus a
-folder `sst2` with train.tsv and dev.tsv. The results are in ROOT/DATASET/DATASET.json and .png; `--root` sets ROOT.
+folder `sst2` with train.tsv and dev.tsv. The results are in ROOT/DATASET/DATASET.json, .md (the table in
+docs/smaller_models.md) and .png; `--root` sets ROOT.
 """
 
 import argparse
@@ -38,19 +39,23 @@ class Way:
         title: Its name in the table.
         config: Name of the config.
         num_seeds: Number of seeds.
-        options: Overrides. ``{teacher}`` is the folder of the first run of the first way.
+        options: Overrides. ``{teacher}`` is the folder of the first run of the way `teacher`.
+        teacher: Number of that way.
     """
 
     title: str
     config: str
     num_seeds: int
     options: tuple[str, ...] = ()
+    teacher: int = 0
 
 
 AWARE = "callbacks.quantization={}"
 HALF = ("model.start_from={teacher}", "callbacks.pruning.amount=0.5")
-TAUGHT = "model.teacher={teacher}"
-CNN = ("model.widths=[32, 64, 128]", "trainer.max_epochs=16")  # a quarter of the multiply-adds
+TAUGHT = ("model.teacher={teacher}", "model.teacher_weight=1")
+SHARP = "model.teacher_temperature=1"
+MASKED = "data.mask_fraction=0.15"
+CNN = ("model.widths=[32, 64, 128]",)  # a quarter of the multiply-adds
 BERT = (
     "model.pretrained=null", "model.num_layers=3", "model.hidden_size=256", "model.num_heads=4", "data.tokenizer={bert}",
     "optimizer.lr=0.0005", "trainer.max_epochs=4",
@@ -60,23 +65,25 @@ WAYS: dict[str, list[Way]] = {
         Way("teacher: mnist_cnn", "mnist_cnn", 3),
         Way("student: mnist_mlp", "mnist_mlp", 5),
         Way("student, twice as many epochs", "mnist_mlp", 5, ("trainer.max_epochs=20",)),
-        Way("student, distilled", "mnist_mlp", 5, (TAUGHT, "model.teacher_weight=1")),
+        Way("student, distilled", "mnist_mlp", 5, TAUGHT),
+        Way("student, distilled, quantization-aware", "mnist_mlp", 5, (*TAUGHT, AWARE)),
         Way("teacher, 50 % pruned", "mnist_cnn", 3, HALF),
         Way("teacher, quantization-aware", "mnist_cnn", 3, (AWARE,)),
-        Way("pruned, distilled, quantization-aware", "mnist_cnn", 3, (*HALF, TAUGHT, AWARE)),
     ],
     "cifar10": [
-        Way("teacher: cifar10_cnn", "cifar10_cnn", 3),
+        Way("cifar10_cnn", "cifar10_cnn", 3),
+        Way("teacher: cifar10_cnn, twice as many epochs", "cifar10_cnn", 2, ("trainer.max_epochs=16",)),
         Way("student: half the widths", "cifar10_cnn", 3, CNN),
-        Way("student, distilled", "cifar10_cnn", 3, (*CNN, TAUGHT, "model.teacher_weight=1")),
-        Way("teacher, 50 % pruned", "cifar10_cnn", 3, HALF),
-        Way("teacher, quantization-aware", "cifar10_cnn", 3, (AWARE,)),
-        Way("pruned, distilled, quantization-aware", "cifar10_cnn", 3, (*HALF, TAUGHT, AWARE)),
+        Way("student, distilled", "cifar10_cnn", 3, (*CNN, *TAUGHT, SHARP), 1),
+        Way("student, distilled, quantization-aware", "cifar10_cnn", 3, (*CNN, *TAUGHT, SHARP, AWARE), 1),
+        Way("cifar10_cnn, 50 % pruned", "cifar10_cnn", 3, HALF),
+        Way("cifar10_cnn, quantization-aware", "cifar10_cnn", 3, (AWARE,)),
     ],
     "sst2": [
         Way("teacher: sst2_bert", "sst2_bert", 3, ("optimizer.lr=0.0002",)),
         Way("student: 3 layers from scratch", "sst2_bert", 3, BERT),
-        Way("student, distilled", "sst2_bert", 3, (*BERT, TAUGHT)),
+        Way("student, distilled", "sst2_bert", 3, (*BERT, *TAUGHT, MASKED)),
+        Way("student, distilled, quantization-aware", "sst2_bert", 3, (*BERT, *TAUGHT, MASKED, AWARE)),
         Way("teacher, 50 % pruned", "sst2_bert", 3, ("optimizer.lr=0.0002", *HALF)),
         Way("teacher, quantization-aware", "sst2_bert", 3, ("optimizer.lr=0.0002", AWARE)),
     ],
@@ -96,19 +103,22 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", type=int, metavar="ROW", help="train only these rows, counted from 0")
     options = parser.parse_args()
     for name in options.names:
-        root, folders, teacher = options.root.resolve() / name, [], ""
+        root = options.root.resolve() / name
+        folders: list[list[Path]] = []  # of the runs of each way
         for i, way in enumerate(WAYS[name]):
             if options.only is None or i in options.only:
-                if i and not teacher:
-                    parser.error(f"--only {i}: there is no run of row 0 in {root}; train it first")
-                train(way, root, i, options.data, teacher, options.model)
-            runs = sorted(path.parent for path in (root / f"{i}").glob("*/*/metrics.json"))
-            teacher = teacher or (str(runs[0]) if runs else "")
-            folders.append(runs)
+                teachers = folders[way.teacher] if i else []
+                if not teachers and any("{teacher}" in option for option in way.options):
+                    parser.error(f"--only {i}: there is no run of row {way.teacher} in {root}; train it first")
+                train(way, root, i, options.data, str(teachers[0]) if teachers else "", options.model)
+            folders.append(sorted(path.parent for path in (root / f"{i}").glob("*/*/metrics.json")))
         rows = compare(WAYS[name], folders)
         (root / f"{name}.json").write_text(json.dumps(rows, indent=1), encoding="utf-8")
         draw(rows).image.save(root / f"{name}.png")
-        show(rows)
+        lines = table(rows)
+        print_table(lines[0], lines[1:])
+        text = "\n".join(f"| {' | '.join(cells)} |" for cells in [lines[0], ["---"] * len(lines[0]), *lines[1:]])
+        (root / f"{name}.md").write_text(text + "\n", encoding="utf-8")
 
 
 def train(way: Way, root: Path, number: int, data: Path, teacher: str, bert: str | None) -> None:
@@ -168,8 +178,8 @@ def interval(values: Sequence[float]) -> str:
     return f"{found.mean:.2%} ({found.low:.2%} to {found.high:.2%})"
 
 
-def show(rows: Sequence[dict[str, Any]]) -> None:
-    """Print a table."""
+def table(rows: Sequence[dict[str, Any]]) -> list[list[str]]:
+    """Return the cells of a table, the header first."""
     titles = ["model", "million multiply-adds", "MB, fp32 and int8", "rows per second: PyTorch", "ONNX", "int8"]
     cells = [
         [
@@ -181,7 +191,7 @@ def show(rows: Sequence[dict[str, Any]]) -> None:
         ]
         for row in rows
     ]  # fmt: skip
-    print_table([*titles, "accuracy", "accuracy of int8"], cells)
+    return [[*titles, "accuracy", "accuracy of int8"], *cells]
 
 
 def draw(rows: Sequence[dict[str, Any]]) -> Canvas:
