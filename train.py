@@ -19,6 +19,7 @@ from engine.config import schema
 from engine.config.config import Config
 from engine.contracts import DataError, DataSpec, UserError, is_lower_better
 from engine.inference.trained_run import find_trained_run
+from engine.memory import keep_freed_memory
 from engine.runs.run_folder import rank, restart_count, run_folder
 from engine.terminal import duration, prepare_output, print_line, quiet_lightning
 from engine.training.checkpoint_file import newest
@@ -91,6 +92,8 @@ def train(config: Config, folder: Path, signals: Signals, callbacks: Sequence["C
             trainer.limit_test_batches = 0  # folds choose a setting, which comes before the test
         signals.children = lambda: getattr(trainer.strategy.launcher, "procs", ())
         connect_again(trainer, restart_count(), config["run.timeout_minutes"])
+        if trainer.strategy.root_device.type == "cpu":
+            keep_freed_memory()  # after the data is loaded, which needs other sizes
         trainer.fit(model, datamodule, ckpt_path=checkpoint, weights_only=True)
         best = folder / "checkpoints/best.ckpt"  # on the disk of the first process, if there are several nodes
         tested = trainer.strategy.broadcast(best if best.is_file() else None)

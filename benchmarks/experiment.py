@@ -15,6 +15,7 @@ from benchmarks.measure import BenchmarkError
 from callbacks.throughput import flops_per_unit
 from datamodules.classification import ClassificationDataModule
 from engine.config.config import Config, load_config
+from engine.memory import keep_freed_memory
 from engine.runs.run_record import RunRecord
 from engine.training.clock import Clock
 from engine.training.hardware import matmul_flops, precision_for
@@ -140,6 +141,8 @@ def train_ours(
         times = TrainingTimes(target_accuracy, record.clock, sync_steps)
         trainer = make_trainer(experiment.config, Path(folder), record, Signals())
         trainer.callbacks.extend([*callbacks, times])  # type: ignore[attr-defined]
+        if experiment.device.type == "cpu":
+            keep_freed_memory()
         trainer.fit(model, experiment.make_datamodule())
     return times
 

@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from omegaconf import OmegaConf
+
 from benchmarks.accuracy import data_options
 from callbacks.pruning import count_multiply_adds
 from engine.config.signatures import PROJECT
@@ -102,6 +104,7 @@ def main() -> None:
     parser.add_argument("--root", type=Path, default=Path("runs/smaller_models"), help="folder of the studies")
     parser.add_argument("--only", nargs="+", type=int, metavar="ROW", help="train only these rows, counted from 0")
     options = parser.parse_args()
+    model = str(Path(options.model).resolve()) if options.model else None
     for name in options.names:
         root = options.root.resolve() / name
         folders: list[list[Path]] = []  # of the runs of each way
@@ -110,7 +113,7 @@ def main() -> None:
                 teachers = folders[way.teacher] if i else []
                 if not teachers and any("{teacher}" in option for option in way.options):
                     parser.error(f"--only {i}: there is no run of row {way.teacher} in {root}; train it first")
-                train(way, root, i, options.data, str(teachers[0]) if teachers else "", options.model)
+                train(way, root, i, options.data.resolve(), str(teachers[0]) if teachers else "", model)
             folders.append(sorted(path.parent for path in (root / f"{i}").glob("*/*/metrics.json")))
         rows = compare(WAYS[name], folders)
         (root / f"{name}.json").write_text(json.dumps(rows, indent=1), encoding="utf-8")
@@ -122,13 +125,22 @@ def main() -> None:
 
 
 def train(way: Way, root: Path, number: int, data: Path, teacher: str, bert: str | None) -> None:
-    """Train all seeds of a way."""
+    """Train all seeds of a way.
+
+    Raises:
+        SystemExit: if the data is missing, or if the folder has a study with other options.
+    """
     folder = root / str(number)
     if (overrides := data_options(way.config, data, bert)) is None:
         raise SystemExit(f"{way.config}: no data in {data}, or no --model")
     overrides += [option.replace("{teacher}", teacher).replace("{bert}", str(bert)) for option in way.options]
     command = ["--config", f"configs/{way.config}.yaml", *overrides, f"run.root={root}", "--seeds", str(way.num_seeds)]
-    command = ["--resume", str(folder)] if (folder / STUDY_FILE).is_file() else [*command, "--name", str(number)]
+    if (study := folder / STUDY_FILE).is_file():
+        if OmegaConf.load(study).overrides != overrides:
+            raise SystemExit(f"{study} has other options: delete this study, or give another --root")
+        command = ["--resume", str(folder)]
+    else:
+        command += ["--name", str(number)]
     subprocess.run([sys.executable, "study.py", *command], cwd=PROJECT, check=True)
 
 

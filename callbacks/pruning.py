@@ -69,7 +69,7 @@ class Pruning(Callback):
             raise OptionError(
                 f"callbacks.pruning.amount: {name} has no layer with units to remove (method prunable_layers)"
             )
-        random_state = rng_state()  # restored below, because only this process draws random numbers here
+        random_state = rng_state()  # restored below, because other processes draw no random numbers here
         batches = iter(plain_training_batches(trainer.datamodule))  # type: ignore[attr-defined]
         first = next(batches)
         if trainer.strategy.root_device.type == "cuda":
@@ -77,8 +77,8 @@ class Pruning(Callback):
         importance = measure_importance(model, layers, itertools.chain([first], batches))
         device = next(model.network.parameters()).device
         inputs = model.normalized(map_tensors(lambda values: values.to(device), first_rows(first[0], 1)))
-        set_rng_state(random_state)
         hparams, (before, after) = choose_sizes(model, layers, self.amount, inputs)
+        set_rng_state(random_state)
         if after == before:
             raise OptionError(f"callbacks.pruning.amount: {self.amount} is too small; no unit would be removed")
         sizes = [_get(hparams, layer.option) for layer in layers]
@@ -180,7 +180,7 @@ def choose_sizes(
         most = 1 - smaller[1] / before
         raise OptionError(
             f"callbacks.pruning.amount: {amount} is too large; with one unit in each layer, pruning removes"
-            f" {most:.0%} of the multiply-adds"
+            f" {most:.2%} of the multiply-adds"
         )
     low = 0.0
     for _ in range(BISECTIONS):

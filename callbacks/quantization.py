@@ -37,8 +37,7 @@ class Quantization(Callback):
     """Simulates int8 in the last epochs of the training, so that `export.py --int8` loses less accuracy.
 
     Validations in these epochs simulate int8, too. `best.ckpt` is chosen among these epochs only. The test does not simulate
-    int8.
-    Checkpoints have the same keys as without this callback.
+    int8. Checkpoints have the same keys as without this callback.
 
     Args:
         epochs: Number of epochs at the end of the training that simulate int8.

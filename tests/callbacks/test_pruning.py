@@ -219,8 +219,7 @@ def test_stopped_and_resumed(changes, first, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_two_processes_prune_the_same_units(first, tmp_path):
-    """Only the first process chooses them."""
+def test_with_two_processes_one_of_them_chooses_the_units(first, tmp_path):
     options = ["--config", IRIS, *processes.TWO, "trainer.max_epochs=3", f"model.start_from={first}"]
     done = processes.run(*options, "callbacks.pruning={}", "run.name=two", f"run.root={tmp_path}")
     assert done.returncode == 0, done.stderr
