@@ -78,7 +78,7 @@ WAYS: dict[str, list[Way]] = {
         Way("student: half the widths", "cifar10_cnn", 3, CNN),
         Way("student, distilled", "cifar10_cnn", 3, (*CNN, *TAUGHT, SHARP), 1),
         Way("student, distilled, quantization-aware", "cifar10_cnn", 3, (*CNN, *TAUGHT, SHARP, AWARE), 1),
-        Way("cifar10_cnn, 50 % pruned", "cifar10_cnn", 3, HALF),
+        Way("cifar10_cnn, 50 % pruned, distilled", "cifar10_cnn", 3, (*HALF, *TAUGHT, SHARP)),
         Way("cifar10_cnn, quantization-aware", "cifar10_cnn", 3, (AWARE,)),
     ],
     "sst2": [
