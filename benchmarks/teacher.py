@@ -54,8 +54,8 @@ def run(options: Namespace) -> list[Comparison]:
 def compare(name: str, option: str, teacher_name: str, data: str, num_steps: int, pairs: int) -> list[Comparison]:
     """Compare a step with a teacher with the sum of both parts, and with both parts in the same loop.
 
-    One loop shows what the distillation itself costs. For a small network, two separate loops are faster than one loop with both
-    parts, probably because the teacher replaces the data of the student in the caches of the CPU.
+    One loop shows what the distillation itself costs. For a small network, two separate loops are faster than one loop with
+    both parts, probably because the teacher replaces the data of the student in the caches of the CPU.
     """
     student = Experiment(f"configs/{name}.yaml", [data, option, *SHORT, f"trainer.limit_train_batches={num_steps}"])
     teacher = Teacher(Experiment(f"configs/{teacher_name}.yaml", [data]).make_model())
