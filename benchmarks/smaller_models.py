@@ -2,10 +2,10 @@
 
     python -m benchmarks.smaller_models mnist cifar10 sst2 --data DIR --model BERT_FOLDER
 
-Each way is a study of several seeds, which is resumed after an interruption. The models of the first seed are exported as
-ONNX and int8, and the speeds of all files of a data set are measured in turn. DIR has the layout of `data.root`, plus a
-folder `sst2` with train.tsv and dev.tsv. The results are in ROOT/DATASET/DATASET.json, .md (the table in
-docs/smaller_models.md) and .png; `--root` sets ROOT.
+Each row of the table is a study of several seeds. If the command is interrupted, start it again: it resumes the studies. The
+models of the first seed are exported as ONNX and int8, and the speeds of all files of a data set are measured in turn. DIR
+has the layout of `data.root`, plus a folder `sst2` with train.tsv and dev.tsv. The results are written to
+ROOT/DATASET/DATASET.json, .md (a table) and .png; `--root` sets ROOT.
 """
 
 import argparse
@@ -35,14 +35,14 @@ WIDTH, HEIGHT, LEFT, TOP, BOTTOM = 620, 360, 60, 24, 310  # of the picture, in p
 
 @dataclass(frozen=True)
 class Way:
-    """A way to make a model.
+    """A way to make a model, which is a row of the table.
 
     Attributes:
         title: Its name in the table.
         config: Name of the config.
         num_seeds: Number of seeds.
-        options: Overrides. ``{teacher}`` is the folder of the first run of the way `teacher`.
-        teacher: Number of that way.
+        options: Overrides. ``{teacher}`` is replaced by the folder of the first run of another row.
+        teacher: Number of that row, counted from 0.
     """
 
     title: str
@@ -173,7 +173,7 @@ def compare(ways: Sequence[Way], folders: Sequence[Sequence[Path]]) -> list[dict
 
 
 def exported(run: TrainedRun) -> tuple[Any, Path, Path, Any]:
-    """Return the model of a run, its ONNX file, its int8 file, and its data. Files of this checkpoint are used again."""
+    """Return the model of a run, its ONNX file, its int8 file, and its data. Files newer than the checkpoint are reused."""
     model, datamodule = export.load_model(run), export.load_data(run)
     fp32, int8 = run.folder / "model.onnx", run.folder / "model.int8.onnx"
     if not int8.exists() or int8.stat().st_mtime < run.checkpoint.stat().st_mtime:

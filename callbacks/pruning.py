@@ -29,9 +29,9 @@ from engine.training.training_state import rng_state, set_rng_state
 # B batch, N units of a layer, K classes
 
 MAX_SAMPLES = 1024  # training samples for the importance
-# Layers of at least this width keep a multiple of this number of units, because vectors of AVX-512 hold 16 numbers. With
-# half of the multiply-adds of mnist_cnn, widths that are multiples of 16 make the network 1.6 (PyTorch) and 1.9 (ONNX
-# Runtime) times as fast as before. Multiples of 8 make it 1.2 and 1.3 times as fast.
+# Layers of at least WIDE units keep a multiple of MULTIPLE units, because a vector of AVX-512 holds 16 numbers. Without half
+# of its multiply-adds, mnist_cnn is 1.6 (PyTorch) and 1.9 (ONNX Runtime) times as fast if the widths are multiples of 16,
+# and 1.2 and 1.3 times as fast if they are multiples of 8.
 WIDE, MULTIPLE = 32, 16
 BISECTIONS = 16
 
@@ -153,7 +153,7 @@ def _gates(network: nn.Module, layers: Sequence[PrunableLayer], batch_size: int)
 def choose_sizes(
     model: Classifier, layers: Sequence[PrunableLayer], amount: float, inputs: Any
 ) -> tuple[dict[str, Any], tuple[int, int]]:
-    """Choose the numbers of units of all layers, by bisection of the fraction that they keep.
+    """Choose how many units each layer keeps. Bisection finds the fraction that gives the wanted number of multiply-adds.
 
     Args:
         model: The model.
@@ -220,7 +220,7 @@ def _kept_units(count: int, fraction: float) -> int:
 
 
 def _slice(state: dict[str, Tensor], layers: Sequence[PrunableLayer], kept: Sequence[list[int]]) -> dict[str, Tensor]:
-    """Return the tensors of a network without the units that are not kept."""
+    """Return the tensors of a network with only the units that are kept."""
     state = dict(state)
     for layer, units in zip(layers, kept, strict=True):
         produced = [name for name in state if name.rpartition(".")[0] in layer.producers and state[name].ndim]

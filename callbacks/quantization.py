@@ -4,15 +4,15 @@ The last epochs round weights and activations as the int8 file does. Gradients p
 straight-through estimator), so the weights adapt to it. `engine.inference.quantization` writes these files:
 
 - Weights of linear layers and convolutions have 255 levels, symmetric, with a scale for each output channel. Folding a batch
-  normalization multiplies a channel and its scale by the same number, so training need not fold it.
+  normalization into a convolution multiplies a channel and its scale by the same number, so the training does not fold.
 - Inputs of these layers have 256 levels between the smallest and the largest value of the tensor.
 - In networks with convolutions, outputs of these layers are also rounded. If a batch normalization follows a convolution
   directly, it is folded, so its output is rounded instead.
 - In other networks, tables of embeddings are also rounded, with one scale for a table.
 
-The range of an activation is that of its batch, so this callback needs no state. The int8 file does the same if the network
-has no convolutions. Otherwise, its ranges are those of 512 training rows. Attention, and layers that are no `nn.Linear`,
-`nn.Embedding` or convolution, are not rounded.
+The range of an activation is that of its batch, so this callback needs no state. Without convolutions, the int8 model does
+the same. With convolutions, its ranges are those of at least 512 training rows. Attention, and layers other than
+`nn.Linear`, `nn.Embedding` and convolutions, are not rounded.
 """
 
 import itertools
@@ -143,7 +143,10 @@ def quantized_modules(network: nn.Module) -> list[tuple[nn.Module, tuple[type[nn
 
 
 def fake_quantize(values: Tensor, source: Tensor | None = None) -> Tensor:
-    """Round values to 256 levels between the smallest and the largest value of `source` (default: of `values`), and 0."""
+    """Round values to 256 levels between the smallest and the largest value of `source` (default: `values`).
+
+    The range of the levels is extended so that it contains 0.
+    """
     source = (values if source is None else source).detach()
     low, high = source.amin().float().clamp(max=0), source.amax().float().clamp(min=0)
     scale = ((high - low) / 255).clamp(min=SMALLEST)

@@ -110,7 +110,7 @@ class ClassificationDataModule(LightningDataModule):
 
     @property
     def is_augmented(self) -> bool:
-        """Whether `augment` changes training batches. The logits of a teacher are then computed for each batch."""
+        """Whether `augment` changes training batches. If not, a teacher can compute all logits before the first epoch."""
         is_own = type(self).augment is not ClassificationDataModule.augment
         return is_own and getattr(self, "augment_images", True)
 

@@ -79,8 +79,8 @@ class Text(ClassificationDataModule):
         eval_max_tokens: Maximum number of tokens in a validation or test batch per device, including padding.
         batch_size: Maximum number of rows in a training batch per device.
         eval_batch_size: Maximum number of rows in a validation or test batch per device.
-        mask_fraction: Fraction of the tokens of training texts that the mask token replaces. Each epoch replaces other
-            tokens. Special tokens are kept. Use it for distillation (Tang et al. 2019, https://arxiv.org/abs/1903.12136).
+        mask_fraction: Probability that the mask token replaces a token of a training text. Each epoch chooses other tokens.
+            Special tokens are kept. It helps distillation (Tang et al. 2019, https://arxiv.org/abs/1903.12136).
         pad_to_multiple_of: Batches are padded to a multiple of this number of tokens; null for 8 on GPUs, whose matrix units
             need it, a quarter of `max_length` on TPUs, which compile each length, and 1 on other devices.
         val_fraction: Fraction of the training set that is used for validation if `val` is null.
@@ -267,7 +267,7 @@ class Text(ClassificationDataModule):
         return LengthOrder(lengths, batch_size, max_tokens, shuffle, self.seed, rank, world_size)
 
     def augment(self, inputs: Any, context: AugmentContext) -> Any:
-        """Replace a random fraction of the tokens of a batch, except special tokens, by the mask token."""
+        """Replace random tokens of a batch, except special tokens, by the mask token."""
         if not self.mask_fraction:
             return inputs
         ids = inputs["input_ids"]  # (B, T)

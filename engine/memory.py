@@ -1,4 +1,4 @@
-"""How much main memory is free, and which freed memory a process keeps. This module does not import torch."""
+"""The free main memory, and the freed memory that a process keeps. This module does not import torch."""
 
 import ctypes
 import os
@@ -8,14 +8,14 @@ from pathlib import Path
 # Options of glibc's malloc, and their numbers in malloc.h. By default, glibc returns the memory of most large tensors to the
 # kernel as soon as they are freed. For the next tensor, the kernel then fills new pages with zeros.
 TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3
-KEPT_BYTES = 512 * 2**20  # free memory at the end of the heap above which it is returned
+KEPT_BYTES = 512 * 2**20  # free memory at the end of the heap is returned if there is more than this
 LARGE_BYTES = 128 * 2**20  # blocks of at least this size are returned as soon as they are freed
 LARGEST_IN_OLD_GLIBC = 32 * 2**20  # before version 2.35
 MALLOC_VARIABLES = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TOP_PAD_", "GLIBC_TUNABLES")
 
 
 def keep_freed_memory() -> None:
-    """Let this process use the memory of freed tensors again instead of returning it to the kernel. Only glibc can do this.
+    """Keep the memory of freed tensors in this process, so that new tensors can use it. Without glibc, do nothing.
 
     Variables of the environment that set options of malloc take precedence. The effect on training is in docs/speed.md.
     """
@@ -23,7 +23,7 @@ def keep_freed_memory() -> None:
         return
     with suppress(AttributeError, OSError, TypeError):  # another operating system or C library
         mallopt = ctypes.CDLL(None).mallopt
-        # if both calls are refused, the next one would make malloc slower
+        # the second option alone would end the automatic adjustment of the first one, and malloc would be slower
         if mallopt(MMAP_THRESHOLD, LARGE_BYTES) or mallopt(MMAP_THRESHOLD, LARGEST_IN_OLD_GLIBC):
             mallopt(TRIM_THRESHOLD, KEPT_BYTES)
 

@@ -32,7 +32,7 @@ class Teacher:
         identity: SHA-256 of its checkpoint; None if it is not from a checkpoint.
 
     Attributes:
-        logits: (N, K) for all training samples, if they are not augmented.
+        logits: (N, K) for all training samples; None if the teacher computes the logits of each batch.
     """
 
     def __init__(self, model: "LightningModule", folder: Path = Path(), identity: str | None = None) -> None:
@@ -57,7 +57,7 @@ class Teacher:
 
     @torch.no_grad()
     def __call__(self, inputs: Any) -> Tensor:
-        """Return the logits (B, K) of inputs in the units of the data, in float32 or float64."""
+        """Return the logits (B, K) of inputs that are not normalized, in float32 or float64."""
         return self.model(inputs)
 
 
@@ -67,8 +67,8 @@ def distillation_loss(logits: Tensor, teacher_logits: Tensor, temperature: float
     The factor temperature^2 keeps its gradient comparable with that of the cross-entropy.
 
     Args:
-        logits: Of the student (B, K).
-        teacher_logits: (B, K).
+        logits: Logits of the student (B, K).
+        teacher_logits: Logits of the teacher (B, K).
         temperature: Divides all logits. A higher temperature gives more weight to unlikely classes.
     """
     student, teacher = (values.div(temperature).log_softmax(1) for values in (logits, teacher_logits.to(logits.dtype)))
