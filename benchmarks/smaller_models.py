@@ -26,6 +26,7 @@ from engine.config.signatures import PROJECT
 from engine.drawing import BLUE, GREY, PALE, VERMILION, Canvas
 from engine.inference import export, quantization
 from engine.inference.trained_run import TrainedRun, find_trained_run
+from engine.memory import keep_freed_memory
 from engine.runs.run_index import STUDY_FILE
 from engine.runs.tables import print_table
 from engine.studies import statistics
@@ -146,6 +147,7 @@ def train(way: Way, root: Path, number: int, data: Path, teacher: str, bert: str
 
 def compare(ways: Sequence[Way], folders: Sequence[Sequence[Path]]) -> list[dict[str, Any]]:
     """Return a row for each way with runs: the accuracies of all runs, and size and speed of the first."""
+    keep_freed_memory()  # as `predict.py` does
     rows: list[dict[str, Any]] = []
     files: list[tuple[Any, Path, Path]] = []
     batches: Any = None
@@ -165,10 +167,11 @@ def compare(ways: Sequence[Way], folders: Sequence[Sequence[Path]]) -> list[dict
                 rows.append({"way": way.title, "multiply_adds": total / len(labels), "bytes": sizes})
         if runs:
             rows[-1]["accuracies"] = accuracies
-    functions = [function for model, *paths in files for function in (model, *(export.read(p, model) for p in paths))]
-    speeds = quantization.rows_per_second(functions, batches)
-    for i, row in enumerate(rows):
-        row["rows_per_second"] = dict(zip(("PyTorch", "fp32", "int8"), speeds[3 * i : 3 * i + 3], strict=True))
+    for row, (model, *paths) in zip(rows, files, strict=True):
+        # one by one, because the idle threads of an ONNX Runtime session use the cores for a while
+        functions = (model, *(export.read(path, model) for path in paths))
+        speeds = [quantization.rows_per_second([function], batches)[0] for function in functions]
+        row["rows_per_second"] = dict(zip(("PyTorch", "fp32", "int8"), speeds, strict=True))
     return rows
 
 

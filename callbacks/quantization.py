@@ -60,7 +60,11 @@ class Quantization(Callback):
         ):
             problem = f"is not possible with {type(strategy).__name__} on the device {strategy.root_device.type}"
             raise OptionError(f"{key}: {problem}; it needs a CPU or CUDA, and trainer.strategy=ddp for several devices")
-        self._first = max(0, trainer.max_epochs - self.epochs)
+        if self.epochs > trainer.max_epochs:
+            raise OptionError(f"{key}.epochs: {self.epochs} is more than trainer.max_epochs={trainer.max_epochs}")
+        self._first = trainer.max_epochs - self.epochs
+        if trainer.is_global_zero:
+            print_line(f"int8 is simulated from epoch {self._first + 1} on")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # a run that resumes within an epoch does not call `on_train_epoch_start`

@@ -15,6 +15,7 @@ from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from torch import Tensor
 
 from engine.contracts import OptionError
+from engine.terminal import print_line
 from engine.training.checkpoints import forget_best
 
 GROWTH = 0.75  # fraction of the epochs in which the sparsity grows; it is constant in the other epochs
@@ -49,6 +50,10 @@ class Sparsity(Callback):
         if any(isinstance(callback, WeightAveraging) for callback in trainer.callbacks):  # type: ignore[attr-defined]
             raise OptionError(f"{key}: cannot be combined with weight averaging; averaged weights are not zero")
         self._num_growing = max(1, math.floor(GROWTH * trainer.max_epochs))
+        if trainer.is_global_zero:
+            print_line(
+                f"sparsity grows until the end of epoch {self._num_growing}, to {self.amount:.0%} of the weights"
+            )
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._masks = {name: mask.to(pl_module.device) for name, mask in self._masks.items()}

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 
 from engine.contracts import UserError
+from engine.memory import keep_freed_memory
 from engine.terminal import prepare_output
 from engine.training.exits import FAILED, INTERRUPTED, REFUSED, RunEnded, explain_error, report_bug
 
@@ -14,6 +15,7 @@ from engine.training.exits import FAILED, INTERRUPTED, REFUSED, RunEnded, explai
 def run_command(main: Callable[[list[str]], int]) -> int:
     """Call `main` with the command line, and return the exit code."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    keep_freed_memory()
     gc.set_threshold(50_000, 20, 20)  # imports create a million objects; Python's default takes 10 % of their time
     prepare_output()
     try:

@@ -12,6 +12,7 @@ import torch
 from engine.contracts import InputPart
 from engine.inference.predictor import Predictions, Predictor
 from engine.inference.trained_run import find_trained_run
+from engine.memory import keep_freed_memory
 from engine.threads import available_cores, interrupts_blocked
 
 PARTS_PER_PROCESS = 2  # in memory: enough that no process waits for data
@@ -60,6 +61,7 @@ def predict_in_order(
 def _load(checkpoint: str, names: "multiprocessing.SimpleQueue[str]", num_threads: int) -> None:
     """Load the model in a new process."""
     global _predictor
+    keep_freed_memory()
     torch.set_num_threads(num_threads)
     _predictor = Predictor(find_trained_run(checkpoint, Path()), names.get())
 

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from engine.build import component_class
+from engine.contracts import COMMAND_LINE, ConfigError, OptionError
 from engine.inference.trained_run import find_trained_run
 
 if TYPE_CHECKING:
@@ -49,7 +50,10 @@ class Teacher:
         Raises:
             UserError: if there is no such run, or if its checkpoint is damaged.
         """
-        run = find_trained_run(name)
+        try:
+            run = find_trained_run(name)
+        except ConfigError as error:  # a resumed run whose teacher is gone
+            raise OptionError(f"model.teacher: {str(error).removeprefix(f'{COMMAND_LINE}: ')}") from None
         with run.checkpoint.open("rb") as file:
             identity = hashlib.file_digest(file, "sha256").hexdigest()
         model = component_class(run.config, "model").load_from_checkpoint(run.checkpoint, "cpu")

@@ -228,6 +228,7 @@ def test_evaluate_and_export_find_the_figures_of_a_run(tmp_path, small_data, mon
         ),
         ("callbacks.quantization.bits=4", "callbacks.quantization.bits: 4 is not accepted; accepts 8"),
         ("callbacks.quantization.epochs=0", "callbacks.quantization.epochs: 0 is out of range"),
+        ("callbacks.quantization.epochs=9", "callbacks.quantization.epochs: 9 is more than trainer.max_epochs="),
     ],
 )
 def test_mistakes_are_one_line(option, message, tmp_path, capsys):

@@ -113,6 +113,8 @@ def test_a_checkpoint_does_not_contain_the_teacher(teacher, tmp_path, monkeypatc
     model = LitMLP.load_from_checkpoint(student / "checkpoints/best.ckpt")
     assert model.teacher is None
     assert figures(student)["val/loss"] != figures(plain)["val/loss"]
+    with pytest.raises(OptionError, match=r"model\.teacher: .* matches no run"):
+        Teacher.load(str(lost))
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "64-true"])
