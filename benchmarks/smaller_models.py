@@ -11,6 +11,7 @@ ROOT/DATASET/DATASET.json, .md (a table) and .png; `--root` sets ROOT.
 import argparse
 import json
 import math
+import statistics
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -29,9 +30,10 @@ from engine.inference.trained_run import TrainedRun, find_trained_run
 from engine.memory import keep_freed_memory
 from engine.runs.run_index import STUDY_FILE
 from engine.runs.tables import print_table
-from engine.studies import statistics
+from engine.studies.statistics import summary
 
-WIDTH, HEIGHT, LEFT, TOP, BOTTOM = 620, 360, 60, 24, 310  # of the picture, in pixels
+WIDTH, LEFT, TOP, BOTTOM, LINE = 620, 60, 24, 310, 16  # of the picture, in pixels
+ROUNDS = 3  # measurements of each speed
 
 
 @dataclass(frozen=True)
@@ -167,11 +169,17 @@ def compare(ways: Sequence[Way], folders: Sequence[Sequence[Path]]) -> list[dict
                 rows.append({"way": way.title, "multiply_adds": total / len(labels), "bytes": sizes})
         if runs:
             rows[-1]["accuracies"] = accuracies
-    for row, (model, *paths) in zip(rows, files, strict=True):
-        # one by one, because the idle threads of an ONNX Runtime session use the cores for a while
-        functions = (model, *(export.read(path, model) for path in paths))
-        speeds = [quantization.rows_per_second([function], batches)[0] for function in functions]
-        row["rows_per_second"] = dict(zip(("PyTorch", "fp32", "int8"), speeds, strict=True))
+    speeds: list[list[float]] = [[] for _ in range(3 * len(files))]
+    for _ in range(ROUNDS):
+        functions = [
+            function for model, *paths in files for function in (model, *(export.read(p, model) for p in paths))
+        ]
+        for measured, function in zip(speeds, functions, strict=True):
+            # one by one, because the idle threads of an ONNX Runtime session use the cores for a while
+            measured += quantization.rows_per_second([function], batches)
+    for i, row in enumerate(rows):
+        medians = map(statistics.median, speeds[3 * i : 3 * i + 3])
+        row["rows_per_second"] = dict(zip(("PyTorch", "fp32", "int8"), medians, strict=True))
     return rows
 
 
@@ -187,7 +195,7 @@ def exported(run: TrainedRun) -> tuple[Any, Path, Path, Any]:
 
 def interval(values: Sequence[float]) -> str:
     """Return the mean and its 95 % interval as text."""
-    found = statistics.summary(values)
+    found = summary(values)
     if found.low is None or found.high is None:
         return f"{found.mean:.2%}"
     return f"{found.mean:.2%} ({found.low:.2%} to {found.high:.2%})"
@@ -211,15 +219,15 @@ def table(rows: Sequence[dict[str, Any]]) -> list[list[str]]:
 
 def draw(rows: Sequence[dict[str, Any]]) -> Canvas:
     """Return a picture of accuracy against speed, for fp32 (blue) and int8 (red)."""
-    canvas = Canvas(WIDTH, HEIGHT)
+    canvas = Canvas(WIDTH, BOTTOM + 60 + LINE * len(rows))
     points = [
-        (row["rows_per_second"][speed], sum(values) / len(values), row["way"], colour)
-        for row in rows
+        (row["rows_per_second"][speed], sum(values) / len(values), f"{i}", colour)
+        for i, row in enumerate(rows, 1)
         for speed, kind, colour in (("fp32", "PyTorch", BLUE), ("int8", "int8", VERMILION))
         for values in [row["accuracies"][kind]]
     ]
     speeds, heights = [math.log10(point[0]) for point in points], [point[1] for point in points]
-    low, high = min(speeds) - 0.1, max(speeds) + 0.5
+    low, high = min(speeds) - 0.1, max(speeds) + 0.1
     bottom, top = min(heights) - 0.002, max(heights) + 0.002
 
     def place(speed: float, accuracy: float) -> tuple[float, float]:
@@ -237,14 +245,20 @@ def draw(rows: Sequence[dict[str, Any]]) -> Canvas:
                 x = place(step * 10**exponent, bottom)[0]
                 canvas.pen.line([(x, TOP), (x, BOTTOM)], PALE)
                 canvas.write(x, BOTTOM + 6, f"{step * 10**exponent:,.0f}", GREY, anchor="ma")
-    canvas.write(
-        (LEFT + WIDTH) / 2, HEIGHT - 8, "rows per second with ONNX Runtime: fp32 (blue), int8 (red)", anchor="md"
-    )
+    title = "rows per second with ONNX Runtime: fp32 (blue), int8 (red)"
+    canvas.write((LEFT + WIDTH) / 2, BOTTOM + 36, title, anchor="mm")
     canvas.write(LEFT, 4, "test accuracy")
-    for speed, mean, title, colour in points:
+    taken: list[tuple[float, float]] = []  # places of the numbers
+    for speed, mean, number, colour in points:
         x, y = place(speed, mean)
         canvas.pen.ellipse([x - 4, y - 4, x + 4, y + 4], colour)
-        canvas.write(x + 8, y, title, colour, size=10, anchor="lm", halo=1)
+        y -= 11
+        while any(abs(x - other) < 10 and abs(y - above) < 11 for other, above in taken):
+            y -= 11
+        taken.append((x, y))
+        canvas.write(x, y, number, colour, size=11, anchor="mm", halo=1)
+    for i, row in enumerate(rows, 1):
+        canvas.write(LEFT, BOTTOM + 44 + LINE * i, f"{i}  {row['way']}", size=11, anchor="lm")
     return canvas
 
 
