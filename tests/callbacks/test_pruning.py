@@ -146,7 +146,7 @@ def test_at_least_one_unit_remains():
     model = LitMLP([4], 3, hidden_sizes=[4, 4])
     assert choose_sizes(model, model.prunable_layers(), 0.8, torch.zeros(1, 4))[0]["hidden_sizes"] == [1, 1]
     with pytest.raises(
-        OptionError, match=r"amount: 0.9 is too large; with one unit in each layer, pruning removes 82% of the"
+        OptionError, match=r"amount: 0.9 is too large; with one unit in each layer, pruning removes 81.82% of the"
     ):
         choose_sizes(model, model.prunable_layers(), 0.9, torch.zeros(1, 4))
 
