@@ -321,7 +321,7 @@ class ClassificationDataModule(LightningDataModule):
             inputs = inputs.to(torch.device("cpu"))
         self._splits[split] = inputs, labels = inputs, labels.to(device)
         order = self.order(inputs, batch_size, shuffle, rank, world_size)
-        return TensorBatches(inputs, labels, order, self.augment if shuffle else None)
+        return TensorBatches(inputs, labels, order, self.augment if shuffle and self.is_augmented else None)
 
     def _reserve_memory(self, size: int, device: torch.device) -> bool:
         """Return whether `size` more bytes fit on the device. If they fit, count them."""

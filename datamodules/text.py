@@ -268,8 +268,6 @@ class Text(ClassificationDataModule):
 
     def augment(self, inputs: Any, context: AugmentContext) -> Any:
         """Replace random tokens of a batch, except special tokens, by the mask token."""
-        if not self.mask_fraction:
-            return inputs
         ids = inputs["input_ids"]  # (B, T)
         is_masked = torch.rand(ids.shape, generator=context.generator, device=ids.device) < self.mask_fraction
         is_special = torch.isin(ids, to_device(self._special_ids, ids.device))
