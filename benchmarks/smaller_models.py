@@ -29,7 +29,7 @@ from engine.inference import export, quantization
 from engine.inference.trained_run import TrainedRun, find_trained_run
 from engine.memory import keep_freed_memory
 from engine.runs.run_index import STUDY_FILE
-from engine.runs.tables import print_table
+from engine.studies.rendering import Part, markdown_lines, text_lines
 from engine.studies.statistics import summary
 
 WIDTH, LEFT, TOP, BOTTOM, LINE = 620, 60, 24, 310, 16  # of the picture, in pixels
@@ -121,10 +121,9 @@ def main() -> None:
         rows = compare(WAYS[name], folders)
         (root / f"{name}.json").write_text(json.dumps(rows, indent=1), encoding="utf-8")
         draw(rows).image.save(root / f"{name}.png")
-        lines = table(rows)
-        print_table(lines[0], lines[1:])
-        text = "\n".join(f"| {' | '.join(cells)} |" for cells in [lines[0], ["---"] * len(lines[0]), *lines[1:]])
-        (root / f"{name}.md").write_text(text + "\n", encoding="utf-8")
+        part = table(name, rows)
+        print("\n".join(text_lines(part)))
+        (root / f"{name}.md").write_text("\n".join(markdown_lines(part, 0)) + "\n", encoding="utf-8")
 
 
 def train(way: Way, root: Path, number: int, data: Path, teacher: str, bert: str | None) -> None:
@@ -169,17 +168,15 @@ def compare(ways: Sequence[Way], folders: Sequence[Sequence[Path]]) -> list[dict
                 rows.append({"way": way.title, "multiply_adds": total / len(labels), "bytes": sizes})
         if runs:
             rows[-1]["accuracies"] = accuracies
-    speeds: list[list[float]] = [[] for _ in range(3 * len(files))]
+    speeds: list[dict[str, list[float]]] = [{"PyTorch": [], "fp32": [], "int8": []} for _ in files]
     for _ in range(ROUNDS):
-        functions = [
-            function for model, *paths in files for function in (model, *(export.read(p, model) for p in paths))
-        ]
-        for measured, function in zip(speeds, functions, strict=True):
-            # one by one, because the idle threads of an ONNX Runtime session use the cores for a while
-            measured += quantization.rows_per_second([function], batches)
-    for i, row in enumerate(rows):
-        medians = map(statistics.median, speeds[3 * i : 3 * i + 3])
-        row["rows_per_second"] = dict(zip(("PyTorch", "fp32", "int8"), medians, strict=True))
+        for of_row, (model, fp32, int8) in zip(speeds, files, strict=True):
+            functions = [model, export.read(fp32, model), export.read(int8, model)]
+            for measured, function in zip(of_row.values(), functions, strict=True):
+                # one by one, because the idle threads of an ONNX Runtime session use the cores for a while
+                measured += quantization.rows_per_second([function], batches)
+    for row, of_row in zip(rows, speeds, strict=True):
+        row["rows_per_second"] = {name: statistics.median(measured) for name, measured in of_row.items()}
     return rows
 
 
@@ -201,8 +198,8 @@ def interval(values: Sequence[float]) -> str:
     return f"{found.mean:.2%} ({found.low:.2%} to {found.high:.2%})"
 
 
-def table(rows: Sequence[dict[str, Any]]) -> list[list[str]]:
-    """Return the cells of a table, the header first."""
+def table(name: str, rows: Sequence[dict[str, Any]]) -> Part:
+    """Return the table of a data set."""
     titles = ["model", "million multiply-adds", "MB, fp32 and int8", "rows per second: PyTorch", "ONNX", "int8"]
     cells = [
         [
@@ -214,7 +211,7 @@ def table(rows: Sequence[dict[str, Any]]) -> list[list[str]]:
         ]
         for row in rows
     ]  # fmt: skip
-    return [[*titles, "accuracy", "accuracy of int8"], *cells]
+    return Part(f"Smaller models: {name}", titles=[*titles, "accuracy", "accuracy of int8"], rows=cells)
 
 
 def draw(rows: Sequence[dict[str, Any]]) -> Canvas:
