@@ -2,10 +2,10 @@
 
     python -m benchmarks.smaller_models mnist cifar10 sst2 --data DIR --model BERT_FOLDER
 
-Each row of the table is a study of several seeds. If the command is interrupted, start it again: it resumes the studies. The
-models of the first seed are exported as ONNX and int8, and the speeds of all files of a data set are measured in turn. DIR
-has the layout of `data.root`, plus a folder `sst2` with train.tsv and dev.tsv. The results are written to
-ROOT/DATASET/DATASET.json, .md (a table) and .png; `--root` sets ROOT.
+Each row of the table is a study of several seeds. If the command is interrupted, start it again: it resumes the studies. All
+models are exported as ONNX and int8. The speeds of those of the first seeds are measured in turn. DIR has the layout of
+`data.root`, plus a folder `sst2` with train.tsv and dev.tsv. The results are written to ROOT/DATASET/DATASET.json, .md (a
+table) and .png; `--root` sets ROOT.
 """
 
 import argparse
@@ -78,7 +78,7 @@ WAYS: dict[str, list[Way]] = {
     ],
     "cifar10": [
         Way("cifar10_cnn", "cifar10_cnn", 3),
-        Way("teacher: cifar10_cnn without label smoothing", "cifar10_cnn", 1, ("model.label_smoothing=0",)),
+        Way("teacher: cifar10_cnn without label smoothing", "cifar10_cnn", 3, ("model.label_smoothing=0",)),
         Way("student: a quarter of the multiply-adds", "cifar10_cnn", 3, CNN),
         Way("student, distilled", "cifar10_cnn", 3, (*CNN, *TAUGHT), 1),
         Way("student, distilled, quantization-aware", "cifar10_cnn", 3, (*CNN, *TAUGHT, AWARE), 1),
@@ -187,7 +187,9 @@ def exported(run: TrainedRun) -> tuple[Any, Path, Path, Any]:
     fp32, int8 = run.folder / "model.onnx", run.folder / "model.int8.onnx"
     if not int8.exists() or int8.stat().st_mtime < run.checkpoint.stat().st_mtime:
         export.write(model, export.first_inputs(datamodule.test_dataloader()), fp32, {})
-        quantization.quantize(fp32, int8, quantization.training_batches(datamodule, run.config["seed"]))
+        unfinished = run.folder / "model.unfinished.onnx"
+        quantization.quantize(fp32, unfinished, quantization.training_batches(datamodule, run.config["seed"]))
+        unfinished.replace(int8)
     return model, fp32, int8, datamodule
 
 

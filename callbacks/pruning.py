@@ -214,6 +214,8 @@ def count_multiply_adds(model: Classifier, hparams: dict[str, Any], inputs: Any)
 def _kept_units(count: int, fraction: float) -> int:
     """Return the number of units that a layer keeps, at least 1."""
     wanted = fraction * count
+    if wanted >= count:
+        return count
     if count >= WIDE and wanted >= MULTIPLE:
         return min(count, MULTIPLE * round(wanted / MULTIPLE))
     return max(1, round(wanted))

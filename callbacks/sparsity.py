@@ -99,4 +99,9 @@ class Sparsity(Callback):
 def weights_of(pl_module: LightningModule) -> dict[str, Tensor]:
     """Return the trained weights of a network by name, without biases and normalizations."""
     parameters = pl_module.network.named_parameters()  # type: ignore[union-attr]
-    return {name: weight for name, weight in parameters if weight.ndim > 1 and weight.requires_grad}
+    # the heads of an ensemble and the embeddings of numbers have biases with two dimensions
+    return {
+        name: weight
+        for name, weight in parameters
+        if weight.ndim > 1 and weight.requires_grad and not name.endswith("bias")
+    }

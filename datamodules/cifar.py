@@ -126,6 +126,10 @@ class CIFAR(ClassificationDataModule):
             return alternating_flip(shifted, context)
         return random_flip(shifted, context.generator)
 
+    @property
+    def is_augmented(self) -> bool:
+        return self.augment_images or type(self).augment is not CIFAR.augment
+
     def _is_complete(self) -> bool:
         return all((self.folder / name).is_file() for name in self._sizes())
 

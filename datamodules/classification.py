@@ -110,9 +110,8 @@ class ClassificationDataModule(LightningDataModule):
 
     @property
     def is_augmented(self) -> bool:
-        """Whether `augment` changes training batches. If not, a teacher can compute all logits before the first epoch."""
-        is_own = type(self).augment is not ClassificationDataModule.augment
-        return is_own and getattr(self, "augment_images", True)
+        """Whether `augment` may change training batches. If not, a teacher can compute all logits before the first epoch."""
+        return type(self).augment is not ClassificationDataModule.augment
 
     def save(self, folder: Path) -> None:
         """Write files that predictions need, such as a tokenizer, to a run's folder. By default, nothing is written."""
@@ -321,7 +320,7 @@ class ClassificationDataModule(LightningDataModule):
             inputs = inputs.to(torch.device("cpu"))
         self._splits[split] = inputs, labels = inputs, labels.to(device)
         order = self.order(inputs, batch_size, shuffle, rank, world_size)
-        return TensorBatches(inputs, labels, order, self.augment if shuffle and self.is_augmented else None)
+        return TensorBatches(inputs, labels, order, self.augment if shuffle else None)
 
     def _reserve_memory(self, size: int, device: torch.device) -> bool:
         """Return whether `size` more bytes fit on the device. If they fit, count them."""

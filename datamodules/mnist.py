@@ -116,6 +116,10 @@ class MNIST(ClassificationDataModule):
             return random_flip(random_crop(inputs, PADDING, context.generator), context.generator)
         return random_affine(inputs, DEGREES, SHIFT_FRACTION, SCALE_FRACTION, context.generator)
 
+    @property
+    def is_augmented(self) -> bool:
+        return self.augment_images or type(self).augment is not MNIST.augment
+
     def _find(self, name: str) -> Path | None:
         """Return the path of a file, compressed or not, in the first folder that contains it."""
         names = (name, name.removesuffix(".gz"))

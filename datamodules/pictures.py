@@ -173,6 +173,10 @@ class Pictures(ClassificationDataModule):
             return alternating_flip(inputs, context)
         return random_flip(inputs, context.generator) if self.flip == "random" else inputs
 
+    @property
+    def is_augmented(self) -> bool:
+        return self.augment_images or type(self).augment is not Pictures.augment
+
     def _list(self, key: str, source: Path) -> tuple[list[str], list[str]]:
         """Return the files of a source, and the label of each."""
         if not source.exists():

@@ -268,6 +268,8 @@ class Text(ClassificationDataModule):
 
     def augment(self, inputs: Any, context: AugmentContext) -> Any:
         """Replace random tokens of a batch, except special tokens, by the mask token."""
+        if self.mask_fraction == 0:
+            return inputs
         ids = inputs["input_ids"]  # (B, T)
         is_masked = torch.rand(ids.shape, generator=context.generator, device=ids.device) < self.mask_fraction
         is_special = torch.isin(ids, to_device(self._special_ids, ids.device))
@@ -275,8 +277,7 @@ class Text(ClassificationDataModule):
 
     @property
     def is_augmented(self) -> bool:
-        """Whether tokens are masked."""
-        return self.mask_fraction > 0
+        return self.mask_fraction > 0 or type(self).augment is not Text.augment
 
     def save(self, folder: Path) -> None:
         """Write the tokenizer to the folder ``tokenizer/``, for `transformers.AutoTokenizer.from_pretrained`."""

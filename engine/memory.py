@@ -61,9 +61,10 @@ def _number(path: Path) -> int:
 
 
 def _file_pages(folder: Path) -> int:
-    """Return the bytes of a cgroup that are pages of files, which the kernel drops if memory is needed."""
-    for line in (folder / "memory.stat").read_text(encoding="ascii").splitlines():
-        name, value = line.split()
-        if name in ("file", "total_cache"):
-            return int(value)
-    return 0
+    """Return the bytes of a cgroup that are pages of files, which the kernel drops if memory is needed.
+
+    The pages of shared memory and of tmpfs are among the pages of files, but the kernel cannot drop them.
+    """
+    lines = (folder / "memory.stat").read_text(encoding="ascii").splitlines()
+    sizes = {name: int(value) for name, value in map(str.split, lines)}
+    return sizes.get("file", sizes.get("total_cache", 0)) - sizes.get("shmem", sizes.get("total_shmem", 0))

@@ -155,11 +155,12 @@ class LitClassifier(LightningModule):
         if self.teacher is not None:
             self.teacher.model.to(self.device, self.input_mean.dtype)
             compute_logits = getattr(self.trainer.datamodule, "teacher_logits", None)  # type: ignore[attr-defined]
-            if compute_logits is not None:
+            # a trial run with a few batches does not need the logits of all samples
+            if compute_logits is not None and self.trainer.limit_train_batches == 1.0:
                 with self.trainer.precision_plugin.forward_context():
                     self.teacher.logits = compute_logits(self.teacher)
 
-    def on_train_start(self) -> None:
+    def on_train_epoch_start(self) -> None:
         if self.teacher is not None and hasattr(self.trainer.train_dataloader, "teacher_logits"):
             self.trainer.train_dataloader.teacher_logits = self.teacher.logits  # type: ignore[union-attr]
 
@@ -347,8 +348,9 @@ class LitClassifier(LightningModule):
             log_everywhere(self.trainer, {"train/loss_step": loss.item(), "train/lr": rate})
 
     def _absolute_weights(self) -> Tensor:
-        weights = (weight for weight in self.network.parameters() if weight.ndim > 1 and weight.requires_grad)
-        return torch.stack([weight.abs().sum() for weight in weights]).sum()
+        parameters = self.network.named_parameters()
+        weights = [weight for name, weight in parameters if weight.ndim > 1 and not name.endswith("bias")]
+        return torch.stack([weight.abs().sum() for weight in weights if weight.requires_grad]).sum()
 
 
 def mean_of_members(logits: Tensor) -> Tensor:

@@ -142,6 +142,13 @@ def test_the_amount_is_the_fraction_of_multiply_adds(amount):
     assert list(model.hparams["widths"]) == [32, 64, 128]
 
 
+def test_a_layer_can_keep_all_units():
+    """Also if their number is not a multiple of 16."""
+    model = LitMLP([4], 3, hidden_sizes=[40, 40])
+    hparams, (before, after) = choose_sizes(model, model.prunable_layers(), 0.05, torch.zeros(1, 4))
+    assert (hparams["hidden_sizes"], after) == ([40, 40], before)
+
+
 def test_at_least_one_unit_remains():
     model = LitMLP([4], 3, hidden_sizes=[4, 4])
     assert choose_sizes(model, model.prunable_layers(), 0.8, torch.zeros(1, 4))[0]["hidden_sizes"] == [1, 1]

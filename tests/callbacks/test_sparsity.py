@@ -78,6 +78,15 @@ def test_fixed_filters_are_not_removed():
     assert not any("whitening" in name for name in names)
 
 
+def test_biases_are_not_removed():
+    """Also those of the members of an ensemble, which are a matrix."""
+    model = LitMLP((4,), 3, hidden_sizes=[5], num_members=2)
+    names = weights_of(model)
+    assert any(parameter.ndim > 1 and name.endswith("bias") for name, parameter in model.network.named_parameters())
+    assert names
+    assert not any(name.endswith("bias") for name in names)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -122,6 +122,12 @@ def test_free_memory_is_limited_by_the_cgroup(limit, usage, expected, tmp_path):
     assert available_memory(tmp_path) == expected
 
 
+def test_shared_memory_is_not_free(tmp_path):
+    """It is counted among the pages of files, but cannot be dropped."""
+    write_memory(tmp_path, "8000", 7000, "anon 1\nfile 6000\nshmem 5500\n")
+    assert available_memory(tmp_path) == 1500
+
+
 def test_free_memory_of_this_machine():
     assert 10_000_000 < available_memory() < 1e14
 

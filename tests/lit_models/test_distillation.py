@@ -15,6 +15,8 @@ from datamodules.text import Text
 from engine.contracts import OptionError
 from engine.training import checkpoint_file
 from engine.training.same_data import check_same_data
+from lit_models.bert import LitBERT
+from lit_models.cnn import LitCNN
 from lit_models.mlp import LitMLP
 from lit_models.parts.distillation import Teacher, distillation_loss
 from tests.contracts import trainer
@@ -82,6 +84,31 @@ def test_augmented_batches_go_through_the_teacher(small_data):
     ones = torch.ones(1, 10)
     assert plain.teacher_logits(lambda inputs: ones.expand(len(inputs), -1)).shape == (plain.num_samples("train"), 10)
     assert augmented.teacher_logits(lambda inputs: pytest.fail("it was called")) is None
+
+
+class Noisy(MNIST):
+    def augment(self, inputs, context):
+        return inputs + 1
+
+
+def test_an_own_augmentation_is_used(small_data):
+    """Also if the option of the base class is off. The logits of a teacher are then not kept."""
+    plain, noisy = (kind(root=str(small_data), augment_images=False) for kind in (MNIST, Noisy))
+    for data in (plain, noisy):
+        data.setup()
+    assert (plain.is_augmented, noisy.is_augmented) == (False, True)
+    for (inputs, *_), (expected, *_) in zip(noisy.train_dataloader(), plain.train_dataloader(), strict=True):
+        assert torch.equal(inputs, expected + 1)
+    assert noisy.teacher_logits(lambda inputs: pytest.fail("it was called")) is None
+
+
+def test_the_logits_are_kept_by_reloaded_batches(teacher, tmp_path, monkeypatch):
+    sizes = []
+    forward = Teacher.__call__
+    monkeypatch.setattr(Teacher, "__call__", lambda self, inputs: sizes.append(len(inputs)) or forward(self, inputs))
+    argv = ["--config", IRIS, f"model.teacher={teacher}", "trainer.reload_dataloaders_every_n_epochs=1", *SHORT]
+    run(tmp_path, *argv)
+    assert sizes == [96]
 
 
 def test_another_family_teaches(small_data, tmp_path, monkeypatch):
@@ -161,6 +188,30 @@ def test_the_data_of_a_teacher_is_checked(teacher):
             check_same_data("model.teacher", teacher, same, {**same, **changes})
     with pytest.raises(OptionError, match="takes at most None tokens"):
         check_same_data("model.teacher", teacher, same, {**same, "max_length": 8})
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+def test_a_bert_and_a_cnn_teach_each_other(swapped):
+    models = [LitBERT((1, 28, 28), 10, hidden_size=8, num_layers=1, num_heads=2), LitCNN((1, 28, 28), 10, widths=[4])]
+    ours, theirs = reversed(models) if swapped else models
+    check_same_data("model.teacher", Path("run"), theirs.hparams, ours.hparams)
+
+
+def test_a_teacher_may_take_longer_texts():
+    ours, theirs = {"max_length": 64}, {"max_length": 128}
+    check_same_data("model.teacher", Path("run"), theirs, ours)
+    with pytest.raises(OptionError, match=r"^model\.teacher: run takes at most 64 tokens; set data\.max_length=64"):
+        check_same_data("model.teacher", Path("run"), ours, theirs)
+    with pytest.raises(OptionError, match="takes at most 128 tokens"):
+        check_same_data("model.start_from", Path("run"), theirs, ours)
+
+
+def test_the_order_of_many_classes_is_compared():
+    names = [f"class {i}" for i in range(10)]
+    with pytest.raises(OptionError, match="have another order, or other names"):
+        check_same_data(
+            "model.teacher", Path("run"), {"class_names": [*names[:8], *names[:7:-1]]}, {"class_names": names}
+        )
 
 
 def test_the_tokenizer_of_a_teacher_is_compared(tmp_path):
