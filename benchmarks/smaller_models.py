@@ -44,20 +44,19 @@ class Way:
         title: Its name in the table.
         config: Name of the config.
         num_seeds: Number of seeds.
-        options: Overrides. ``{teacher}`` is replaced by the folder of the first run of another row.
-        teacher: Number of that row, counted from 0.
+        options: Overrides. ``{0}`` is replaced by the folder of the first run of row 0, and so on.
     """
 
     title: str
     config: str
     num_seeds: int
     options: tuple[str, ...] = ()
-    teacher: int = 0
 
 
 AWARE = "callbacks.quantization={}"
-HALF = ("model.start_from={teacher}", "callbacks.pruning.amount=0.5")
-TAUGHT = ("model.teacher={teacher}", "model.teacher_weight=1")
+HALF = ("model.start_from={0}", "callbacks.pruning.amount=0.5")
+TAUGHT = ("model.teacher={0}", "model.teacher_weight=1")
+TAUGHT_BY_1 = ("model.teacher={1}", "model.teacher_weight=1", "model.teacher_temperature=1")
 MASKED = "data.mask_fraction=0.15"
 CNN = ("model.widths=[16, 64, 192]",)  # a quarter of the multiply-adds
 # half of the learning rates of the config, so that the pruned network does not lose what it has learned
@@ -78,11 +77,11 @@ WAYS: dict[str, list[Way]] = {
     ],
     "cifar10": [
         Way("cifar10_cnn", "cifar10_cnn", 3),
-        Way("teacher: cifar10_cnn without label smoothing", "cifar10_cnn", 3, ("model.label_smoothing=0",)),
+        Way("teacher: cifar10_cnn, twice as many epochs", "cifar10_cnn", 1, ("trainer.max_epochs=16",)),
         Way("student: a quarter of the multiply-adds", "cifar10_cnn", 3, CNN),
-        Way("student, distilled", "cifar10_cnn", 3, (*CNN, *TAUGHT), 1),
-        Way("student, distilled, quantization-aware", "cifar10_cnn", 3, (*CNN, *TAUGHT, AWARE), 1),
-        Way("teacher, 50 % pruned, distilled", "cifar10_cnn", 3, (*HALF, *TAUGHT, *FINE_TUNED), 1),
+        Way("student, distilled", "cifar10_cnn", 3, (*CNN, *TAUGHT_BY_1)),
+        Way("student, distilled, quantization-aware", "cifar10_cnn", 3, (*CNN, *TAUGHT_BY_1, AWARE)),
+        Way("cifar10_cnn, 50 % pruned, distilled", "cifar10_cnn", 3, (*HALF, *TAUGHT_BY_1, *FINE_TUNED)),
         Way("cifar10_cnn, quantization-aware", "cifar10_cnn", 3, (AWARE,)),
     ],
     "sst2": [
@@ -90,7 +89,7 @@ WAYS: dict[str, list[Way]] = {
         Way("student: 3 layers from scratch", "sst2_bert", 3, BERT),
         Way("student, distilled", "sst2_bert", 3, (*BERT, *TAUGHT, MASKED)),
         Way("student, distilled, quantization-aware", "sst2_bert", 3, (*BERT, *TAUGHT, MASKED, AWARE)),
-        Way("teacher, 50 % pruned", "sst2_bert", 3, ("optimizer.lr=0.0002", *HALF)),
+        Way("teacher, 50 % pruned", "sst2_bert", 2, ("optimizer.lr=0.0002", *HALF)),
         Way("teacher, quantization-aware", "sst2_bert", 3, ("optimizer.lr=0.0002", AWARE)),
     ],
 }
@@ -114,10 +113,7 @@ def main() -> None:
         folders: list[list[Path]] = []  # of the runs of each way
         for i, way in enumerate(WAYS[name]):
             if options.only is None or i in options.only:
-                teachers = folders[way.teacher] if i else []
-                if not teachers and any("{teacher}" in option for option in way.options):
-                    parser.error(f"--only {i}: there is no run of row {way.teacher} in {root}; train it first")
-                train(way, root, i, options.data.resolve(), str(teachers[0]) if teachers else "", model)
+                train(way, root, i, options.data.resolve(), folders, model)
             folders.append(sorted(path.parent for path in (root / f"{i}").glob("*/*/metrics.json")))
         rows = compare(WAYS[name], folders)
         (root / f"{name}.json").write_text(json.dumps(rows, indent=1), encoding="utf-8")
@@ -127,24 +123,44 @@ def main() -> None:
         (root / f"{name}.md").write_text("\n".join(markdown_lines(part, 0)) + "\n", encoding="utf-8")
 
 
-def train(way: Way, root: Path, number: int, data: Path, teacher: str, bert: str | None) -> None:
-    """Train all seeds of a way.
+def train(way: Way, root: Path, number: int, data: Path, folders: Sequence[Sequence[Path]], bert: str | None) -> None:
+    """Train all seeds of a way, as a study or, for one seed, as a run.
+
+    Args:
+        way: The way.
+        root: Folder of all ways.
+        number: Number of the way, which is the name of its folder.
+        data: Folder of the data sets.
+        folders: The runs of the ways before it.
+        bert: Folder of a pretrained BERT.
 
     Raises:
-        SystemExit: if the data is missing, or if the folder has a study with other options.
+        SystemExit: if data or runs are missing, or if the folder has a study with other options.
     """
-    folder = root / str(number)
     if (overrides := data_options(way.config, data, bert)) is None:
         raise SystemExit(f"{way.config}: no data in {data}, or no --model")
-    overrides += [option.replace("{teacher}", teacher).replace("{bert}", str(bert)) for option in way.options]
-    command = ["--config", f"configs/{way.config}.yaml", *overrides, f"run.root={root}", "--seeds", str(way.num_seeds)]
-    if (study := folder / STUDY_FILE).is_file():
-        if OmegaConf.load(study).overrides != overrides:
-            raise SystemExit(f"{study} has other options: delete this study, or give another --root")
-        command = ["--resume", str(folder)]
+    for option in way.options:
+        for i, runs in enumerate(folders):
+            if f"{{{i}}}" in option:
+                if not runs:
+                    raise SystemExit(f"--only {number}: there is no run of row {i} in {root}; train it first")
+                option = option.replace(f"{{{i}}}", str(runs[0]))
+        overrides.append(option.replace("{bert}", str(bert)))
+    folder = root / str(number)
+    command = ["--config", f"configs/{way.config}.yaml", *overrides]
+    if way.num_seeds == 1:
+        program, run = "train.py", folder / way.config / "seed-0"
+        if (run / "metrics.json").is_file():
+            return
+        command = ["--resume", str(run)] if run.exists() else [*command, f"run.root={folder}", f"run.name={run.name}"]
     else:
-        command += ["--name", str(number)]
-    subprocess.run([sys.executable, "study.py", *command], cwd=PROJECT, check=True)
+        program, study = "study.py", folder / STUDY_FILE
+        command += [f"run.root={root}", "--seeds", str(way.num_seeds), "--name", str(number)]
+        if study.is_file():
+            if OmegaConf.load(study).overrides != overrides:
+                raise SystemExit(f"{study} has other options: delete this study, or give another --root")
+            command = ["--resume", str(folder)]
+    subprocess.run([sys.executable, program, *command], cwd=PROJECT, check=True)
 
 
 def compare(ways: Sequence[Way], folders: Sequence[Sequence[Path]]) -> list[dict[str, Any]]:

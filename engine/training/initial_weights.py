@@ -29,13 +29,17 @@ def load_initial_weights(model: Any, run: TrainedRun, datamodule: Any, precision
     checkpoint = checkpoint_file.read(run.checkpoint)
     ours, theirs = model.hparams, checkpoint["hyper_parameters"]
     check_same_data("model.start_from", run.folder, theirs, ours, datamodule)
-    for name in [name for name in ours if name not in (*DATA_OPTIONS, *model.training_options)]:
+    names = [name for name in ours if name not in (*DATA_OPTIONS, *model.training_options)]
+    for name in sorted(names, key=lambda name: name != "architecture"):  # it decides which other options have an effect
         here, there = plain(ours[name]), plain(theirs.get(name))
         if name not in theirs or here == there:
             continue
         if name == "architecture":
-            problem = f"{run.folder} has another architecture than model.pretrained; leave out model.start_from"
-            raise OptionError(f"model.start_from: {problem}")
+            problem = f"{run.folder} has another architecture than model.pretrained"
+            pretrained = as_written(theirs.get("pretrained"))
+            is_same = pretrained == as_written(ours.get("pretrained"))  # the architecture of a pruned model differs
+            hint = "leave out model.start_from" if is_same else f"set model.pretrained={pretrained}"
+            raise OptionError(f"model.start_from: {problem}; {hint}")
         here, there = as_written(here), as_written(there)
         raise OptionError(f"model.{name}: is {here}, but {there} in {run.folder}; set model.{name}={there}")
     model.on_load_checkpoint(checkpoint)  # a run in 64-true has 64-bit weights
