@@ -53,10 +53,13 @@ class Way:
     options: tuple[str, ...] = ()
 
 
+def taught_by(row: int, temperature: float = 2) -> tuple[str, ...]:
+    """Return the options of a student of the first run of another row."""
+    return f"model.teacher={{{row}}}", "model.teacher_weight=1", f"model.teacher_temperature={temperature}"
+
+
 AWARE = "callbacks.quantization={}"
 HALF = ("model.start_from={0}", "callbacks.pruning.amount=0.5")
-TAUGHT = ("model.teacher={0}", "model.teacher_weight=1")
-TAUGHT_BY_1 = ("model.teacher={1}", "model.teacher_weight=1", "model.teacher_temperature=1")
 MASKED = "data.mask_fraction=0.15"
 CNN = ("model.widths=[16, 64, 192]",)  # a quarter of the multiply-adds
 # half of the learning rates of the config, so that the pruned network does not lose what it has learned
@@ -70,25 +73,26 @@ WAYS: dict[str, list[Way]] = {
         Way("teacher: mnist_cnn", "mnist_cnn", 3),
         Way("student: mnist_mlp", "mnist_mlp", 5),
         Way("student, twice as many epochs", "mnist_mlp", 5, ("trainer.max_epochs=20",)),
-        Way("student, distilled", "mnist_mlp", 5, TAUGHT),
-        Way("student, distilled, quantization-aware", "mnist_mlp", 5, (*TAUGHT, AWARE)),
+        Way("student, distilled", "mnist_mlp", 5, taught_by(0)),
+        Way("student, distilled, quantization-aware", "mnist_mlp", 5, (*taught_by(0), AWARE)),
         Way("teacher, 50 % pruned", "mnist_cnn", 3, HALF),
         Way("teacher, quantization-aware", "mnist_cnn", 3, (AWARE,)),
     ],
     "cifar10": [
         Way("cifar10_cnn", "cifar10_cnn", 3),
-        Way("teacher: cifar10_cnn, twice as many epochs", "cifar10_cnn", 1, ("trainer.max_epochs=16",)),
+        Way("teacher of the student: cifar10_cnn, no label smoothing", "cifar10_cnn", 1, ("model.label_smoothing=0",)),
+        Way("teacher of the pruned network: cifar10_cnn, 16 epochs", "cifar10_cnn", 1, ("trainer.max_epochs=16",)),
         Way("student: a quarter of the multiply-adds", "cifar10_cnn", 3, CNN),
-        Way("student, distilled", "cifar10_cnn", 3, (*CNN, *TAUGHT_BY_1)),
-        Way("student, distilled, quantization-aware", "cifar10_cnn", 3, (*CNN, *TAUGHT_BY_1, AWARE)),
-        Way("cifar10_cnn, 50 % pruned, distilled", "cifar10_cnn", 3, (*HALF, *TAUGHT_BY_1, *FINE_TUNED)),
+        Way("student, distilled", "cifar10_cnn", 3, (*CNN, *taught_by(1))),
+        Way("student, distilled, quantization-aware", "cifar10_cnn", 3, (*CNN, *taught_by(1), AWARE)),
+        Way("cifar10_cnn, 50 % pruned, distilled", "cifar10_cnn", 3, (*HALF, *taught_by(2, 1), *FINE_TUNED)),
         Way("cifar10_cnn, quantization-aware", "cifar10_cnn", 3, (AWARE,)),
     ],
     "sst2": [
         Way("teacher: sst2_bert", "sst2_bert", 3, ("optimizer.lr=0.0002",)),
         Way("student: 3 layers from scratch", "sst2_bert", 3, BERT),
-        Way("student, distilled", "sst2_bert", 3, (*BERT, *TAUGHT, MASKED)),
-        Way("student, distilled, quantization-aware", "sst2_bert", 3, (*BERT, *TAUGHT, MASKED, AWARE)),
+        Way("student, distilled", "sst2_bert", 3, (*BERT, *taught_by(0), MASKED)),
+        Way("student, distilled, quantization-aware", "sst2_bert", 3, (*BERT, *taught_by(0), MASKED, AWARE)),
         Way("teacher, 50 % pruned", "sst2_bert", 2, ("optimizer.lr=0.0002", *HALF)),
         Way("teacher, quantization-aware", "sst2_bert", 3, ("optimizer.lr=0.0002", AWARE)),
     ],
