@@ -50,7 +50,7 @@ class ClassificationDataModule(LightningDataModule):
 
     Args:
         batch_size: Number of training samples per step and device.
-        eval_batch_size: Number of samples per validation or test batch. Results depend on it only with callbacks.quantization.
+        eval_batch_size: Samples per validation or test batch. Results depend on it only with callbacks.quantization.
         val_fraction: Fraction of the training set that is used for validation.
         split_seed: Seed of the validation split.
         gpu_memory_gigabytes: Maximum GPU memory for the data; null for half of the free memory. Data that does not fit stays

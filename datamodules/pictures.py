@@ -56,7 +56,7 @@ class Pictures(ClassificationDataModule):
         padding: Maximum shift in pixels.
         min_crop_area: Smallest part that `crop=resized` cuts out, as a fraction of the area.
         flip: Mirror each image with probability 0.5 (random) or in every second epoch (alternating), or never (none).
-        eval_batch_size: Number of samples per validation or test batch. Results depend on it only with callbacks.quantization.
+        eval_batch_size: Samples per validation or test batch. Results depend on it only with callbacks.quantization.
         val_fraction: Fraction of the training set that is used for validation if `val` is null.
         test_fraction: Fraction of the training set that is used for the test if `test` is null.
         cache: Folder for decoded pictures. It can be deleted at any time.

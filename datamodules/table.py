@@ -57,7 +57,7 @@ class Table(ClassificationDataModule):
         numeric: Columns of numbers. Other values in them are missing values.
         group_column: Column whose rows with the same value stay in one split; null if rows are independent.
         batch_size: Number of training samples per step and device.
-        eval_batch_size: Number of samples per validation or test batch. Results depend on it only with callbacks.quantization.
+        eval_batch_size: Samples per validation or test batch. Results depend on it only with callbacks.quantization.
         val_fraction: Fraction of the training set that is used for validation if `val` is null.
         test_fraction: Fraction of the training set that is used for the test if `test` is null.
         split_seed: Seed of both splits and of the folds.
