@@ -268,13 +268,14 @@ def draw(rows: Sequence[dict[str, Any]]) -> Canvas:
     title = "rows per second with ONNX Runtime: fp32 (blue), int8 (red)"
     canvas.write((LEFT + WIDTH) / 2, BOTTOM + 36, title, anchor="mm")
     canvas.write(LEFT, 4, "test accuracy")
-    taken: list[tuple[float, float]] = []  # places of the numbers
+    taken = [place(speed, mean) for speed, mean, *_ in points]  # places without room for a number
     for speed, mean, number, colour in points:
         x, y = place(speed, mean)
         canvas.pen.ellipse([x - 4, y - 4, x + 4, y + 4], colour)
-        y -= 11
-        while any(abs(x - other) < 10 and abs(y - above) < 11 for other, above in taken):
-            y -= 11
+        spots = [
+            (x + dx * step, y + dy * step) for step in (11, 22, 33) for dx, dy in ((0, -1), (1, 0), (-1, 0), (0, 1))
+        ]
+        x, y = next((spot for spot in spots if not any(math.dist(spot, other) < 11 for other in taken)), spots[0])
         taken.append((x, y))
         canvas.write(x, y, number, colour, size=11, anchor="mm", halo=1)
     for i, row in enumerate(rows, 1):
