@@ -2,15 +2,16 @@
 
     python -m benchmarks.smaller_models mnist cifar10 sst2 --data DIR --model BERT_FOLDER
 
-Each row of the table is a study of several seeds. If the command is interrupted, start it again: it resumes the studies. All
-models are exported as ONNX and int8. The speeds of those of the first seeds are measured in turn. DIR has the layout of
-`data.root`, plus a folder `sst2` with train.tsv and dev.tsv. The results are written to ROOT/DATASET/DATASET.json, .md (a
-table) and .png; `--root` sets ROOT.
+Each row of the table is a study of several seeds, or a single run. If the command is interrupted, start it again: it resumes
+them. All models are exported as ONNX and int8. The speeds of those of the first seeds are measured in turn. DIR has the
+layout of `data.root`, plus a folder `sst2` with train.tsv and dev.tsv. The results are written to
+ROOT/DATASET/DATASET.json, .md (a table) and .png; `--root` sets ROOT.
 """
 
 import argparse
 import json
 import math
+import re
 import statistics
 import subprocess
 import sys
@@ -30,7 +31,7 @@ from engine.inference.trained_run import TrainedRun, find_trained_run
 from engine.memory import keep_freed_memory
 from engine.runs.run_index import STUDY_FILE
 from engine.studies.rendering import Part, markdown_lines, text_lines
-from engine.studies.statistics import summary
+from engine.studies.statistics import summary, within_range
 
 WIDTH, LEFT, TOP, BOTTOM, LINE = 620, 60, 24, 310, 16  # of the picture, in pixels
 ROUNDS = 3  # measurements of each speed
@@ -114,12 +115,10 @@ def main() -> None:
     model = str(Path(options.model).resolve()) if options.model else None
     for name in options.names:
         root = options.root.resolve() / name
-        folders: list[list[Path]] = []  # of the runs of each way
         for i, way in enumerate(WAYS[name]):
             if options.only is None or i in options.only:
-                train(way, root, i, options.data.resolve(), folders, model)
-            folders.append(sorted(path.parent for path in (root / f"{i}").glob("*/*/metrics.json")))
-        rows = compare(WAYS[name], folders)
+                train(way, root, i, options.data.resolve(), model)
+        rows = compare(WAYS[name], [runs_of(root, i) for i in range(len(WAYS[name]))])
         (root / f"{name}.json").write_text(json.dumps(rows, indent=1), encoding="utf-8")
         draw(rows).image.save(root / f"{name}.png")
         part = table(name, rows)
@@ -127,7 +126,12 @@ def main() -> None:
         (root / f"{name}.md").write_text("\n".join(markdown_lines(part, 0)) + "\n", encoding="utf-8")
 
 
-def train(way: Way, root: Path, number: int, data: Path, folders: Sequence[Sequence[Path]], bert: str | None) -> None:
+def runs_of(root: Path, row: int) -> list[Path]:
+    """Return the folders of the finished runs of a row, the first seed first."""
+    return sorted(path.parent for path in (root / f"{row}").glob("*/*/metrics.json"))
+
+
+def train(way: Way, root: Path, number: int, data: Path, bert: str | None) -> None:
     """Train all seeds of a way, as a study or, for one seed, as a run.
 
     Args:
@@ -135,7 +139,6 @@ def train(way: Way, root: Path, number: int, data: Path, folders: Sequence[Seque
         root: Folder of all ways.
         number: Number of the way, which is the name of its folder.
         data: Folder of the data sets.
-        folders: The runs of the ways before it.
         bert: Folder of a pretrained BERT.
 
     Raises:
@@ -143,13 +146,13 @@ def train(way: Way, root: Path, number: int, data: Path, folders: Sequence[Seque
     """
     if (overrides := data_options(way.config, data, bert)) is None:
         raise SystemExit(f"{way.config}: no data in {data}, or no --model")
-    for option in way.options:
-        for i, runs in enumerate(folders):
-            if f"{{{i}}}" in option:
-                if not runs:
-                    raise SystemExit(f"--only {number}: there is no run of row {i} in {root}; train it first")
-                option = option.replace(f"{{{i}}}", str(runs[0]))
-        overrides.append(option.replace("{bert}", str(bert)))
+
+    def first_run(row: re.Match[str]) -> str:
+        if not (runs := runs_of(root, int(row[1]))):
+            raise SystemExit(f"--only {number}: there is no run of row {row[1]} in {root}; train it first")
+        return str(runs[0])
+
+    overrides += [re.sub(r"\{(\d+)\}", first_run, option).replace("{bert}", str(bert)) for option in way.options]
     folder = root / str(number)
     command = ["--config", f"configs/{way.config}.yaml", *overrides]
     if way.num_seeds == 1:
@@ -215,7 +218,7 @@ def exported(run: TrainedRun) -> tuple[Any, Path, Path, Any]:
 
 def interval(values: Sequence[float]) -> str:
     """Return the mean and its 95 % interval as text."""
-    found = summary(values)
+    found = within_range(summary(values), 1.0)
     if found.low is None or found.high is None:
         return f"{found.mean:.2%}"
     return f"{found.mean:.2%} ({found.low:.2%} to {found.high:.2%})"

@@ -6,7 +6,7 @@ with it would not resume exactly.
 """
 
 import math
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from torch import Tensor
 
-from engine.contracts import OptionError
+from engine.contracts import Classifier, OptionError
 from engine.terminal import print_line
 from engine.training.checkpoints import forget_best
 
@@ -62,7 +62,7 @@ class Sparsity(Callback):
         if trainer.current_epoch >= self._num_growing:
             return
         progress = (trainer.current_epoch + 1) / self._num_growing
-        weights = weights_of(pl_module)
+        weights = cast(Classifier, pl_module).weight_tensors()
         sizes = torch.cat([weight.detach().abs().flatten() for weight in weights.values()])
         count = round(self.amount * (1 - (1 - progress) ** 3) * len(sizes))
         kept = torch.ones_like(sizes)
@@ -79,7 +79,7 @@ class Sparsity(Callback):
         self._apply(pl_module)
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        weights = weights_of(pl_module).values()
+        weights = cast(Classifier, pl_module).weight_tensors().values()
         num_zeros = sum(int((weight == 0).sum()) for weight in weights)
         self.run_metrics = {"sparsity": num_zeros / sum(weight.numel() for weight in weights)}
 
@@ -91,17 +91,6 @@ class Sparsity(Callback):
 
     @torch.no_grad()
     def _apply(self, pl_module: LightningModule) -> None:
-        weights = weights_of(pl_module) if self._masks else {}
+        weights = cast(Classifier, pl_module).weight_tensors() if self._masks else {}
         for name, mask in self._masks.items():
             weights[name].mul_(mask)
-
-
-def weights_of(pl_module: LightningModule) -> dict[str, Tensor]:
-    """Return the trained weights of a network by name, without biases and normalizations."""
-    parameters = pl_module.network.named_parameters()  # type: ignore[union-attr]
-    # the heads of an ensemble and the embeddings of numbers have biases with two dimensions
-    return {
-        name: weight
-        for name, weight in parameters
-        if weight.ndim > 1 and weight.requires_grad and not name.endswith("bias")
-    }

@@ -207,6 +207,9 @@ class Classifier(Protocol):
     def attribution_inputs(self, inputs: Any) -> "tuple[Tensor, Tensor, Callable[[Tensor], Tensor]]":
         """Return a sample (1, ...), a baseline of the same shape, and a function from (B, ...) to logits (B, K)."""
 
+    def weight_tensors(self) -> "dict[str, Tensor]":
+        """Return the trained weights of the network by name, without biases and normalization parameters."""
+
     def prunable_layers(self) -> list[PrunableLayer]:
         """Return the layers whose units can be removed."""
 

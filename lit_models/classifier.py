@@ -240,6 +240,16 @@ class LitClassifier(LightningModule):
             hook.remove()
         return layer_inputs[-1].flatten(1) if layer_inputs else None
 
+    def weight_tensors(self) -> dict[str, Tensor]:
+        """Return the trained weights of the network by name, without biases and normalization parameters."""
+        parameters = self.network.named_parameters()
+        # the heads of an ensemble and the embeddings of numbers have biases with two dimensions
+        return {
+            name: weight
+            for name, weight in parameters
+            if weight.ndim > 1 and weight.requires_grad and not name.endswith("bias")
+        }
+
     def prunable_layers(self) -> list[PrunableLayer]:
         """Return the layers whose units `callbacks.pruning` can remove; none unless a subclass overrides this method."""
         return []
@@ -348,9 +358,7 @@ class LitClassifier(LightningModule):
             log_everywhere(self.trainer, {"train/loss_step": loss.item(), "train/lr": rate})
 
     def _absolute_weights(self) -> Tensor:
-        parameters = self.network.named_parameters()
-        weights = [weight for name, weight in parameters if weight.ndim > 1 and not name.endswith("bias")]
-        return torch.stack([weight.abs().sum() for weight in weights if weight.requires_grad]).sum()
+        return torch.stack([weight.abs().sum() for weight in self.weight_tensors().values()]).sum()
 
 
 def mean_of_members(logits: Tensor) -> Tensor:

@@ -90,11 +90,9 @@ class Analysis:
         found = statistics.summary([*(statistics.mean_of_splits(values) if ratio else values).values()], ratio)
         if found.std is not None and found.std <= statistics.ROUNDING * abs(found.mean):
             return replace(found, std=0.0, low=None, high=None)
-        if found.low is None or found.high is None or metric not in METRICS:
+        if metric not in METRICS:
             return found
-        # an interval of few values can exceed the range of the metric
-        high = found.high if metric.endswith("/loss") else min(found.high, 1.0)
-        return replace(found, low=max(found.low, 0.0), high=high)
+        return statistics.within_range(found, math.inf if metric.endswith("/loss") else 1.0)
 
     @cached_property
     def ranked(self) -> list[SettingResult]:

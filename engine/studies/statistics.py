@@ -114,6 +114,16 @@ class Difference:
         return self.interval is not None and (self.interval[0] > 0 or self.interval[1] < 0)
 
 
+def within_range(found: Summary, largest: float) -> Summary:
+    """Return a summary whose interval does not exceed the range of its metric, 0 to `largest`.
+
+    The interval of few values can exceed it.
+    """
+    if found.low is None or found.high is None:
+        return found
+    return replace(found, low=max(found.low, 0.0), high=min(found.high, largest))
+
+
 def summary(values: Sequence[float], test_to_train: float = 0.0, level: float = LEVEL) -> Summary:
     """Return mean, standard deviation and interval of the mean of at least one value.
 

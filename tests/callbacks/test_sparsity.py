@@ -4,7 +4,6 @@ import pytest
 import torch
 
 import train
-from callbacks.sparsity import weights_of
 from engine.training import checkpoint_file
 from lit_models.cnn import LitCNN
 from lit_models.mlp import LitMLP
@@ -24,7 +23,7 @@ SHORT = [
 def test_the_fraction_of_zeros_is_the_amount(tmp_path):
     folder = run(tmp_path, *SHORT, "run.monitor=val/accuracy")
     model = LitMLP.load_from_checkpoint(folder / "checkpoints/last.ckpt")
-    weights = torch.cat([weight.flatten() for weight in weights_of(model).values()])
+    weights = torch.cat([weight.flatten() for weight in model.weight_tensors().values()])
     assert (weights == 0).float().mean().item() == pytest.approx(0.6, abs=1e-3)
     assert figures(folder)["sparsity"] == pytest.approx(0.6, abs=1e-3)
     assert figures(folder)["test/accuracy"] > 0.8
@@ -35,7 +34,7 @@ def test_the_best_checkpoint_has_all_zeros(tmp_path):
     """With this rate, the first validations are better than those of the sparse network."""
     folder = run(tmp_path, *SHORT, "callbacks.sparsity.amount=0.95", "optimizer.lr=0.03")
     model = LitMLP.load_from_checkpoint(folder / "checkpoints/best.ckpt")
-    weights = torch.cat([weight.flatten() for weight in weights_of(model).values()])
+    weights = torch.cat([weight.flatten() for weight in model.weight_tensors().values()])
     assert (weights == 0).float().mean().item() == pytest.approx(0.95, abs=1e-3) == figures(folder)["sparsity"]
 
 
@@ -44,7 +43,7 @@ def test_weights_are_removed_gradually_and_stay_zero(tmp_path, monkeypatch):
     step = LitMLP.training_step
 
     def record(self, batch, batch_idx):
-        zeros.append(torch.cat([weight.flatten() == 0 for weight in weights_of(self).values()]))
+        zeros.append(torch.cat([weight.flatten() == 0 for weight in self.weight_tensors().values()]))
         return step(self, batch, batch_idx)
 
     monkeypatch.setattr(LitMLP, "training_step", record)
@@ -73,7 +72,7 @@ def test_a_sparse_run_resumes_exactly(tmp_path, monkeypatch, step, precision):
 
 
 def test_fixed_filters_are_not_removed():
-    names = weights_of(LitCNN((3, 16, 16), 3, widths=[4], whitening=True))
+    names = LitCNN((3, 16, 16), 3, widths=[4], whitening=True).weight_tensors()
     assert names
     assert not any("whitening" in name for name in names)
 
@@ -81,7 +80,7 @@ def test_fixed_filters_are_not_removed():
 def test_biases_are_not_removed():
     """Also those of the members of an ensemble, which are a matrix."""
     model = LitMLP((4,), 3, hidden_sizes=[5], num_members=2)
-    names = weights_of(model)
+    names = model.weight_tensors()
     assert any(parameter.ndim > 1 and name.endswith("bias") for name, parameter in model.network.named_parameters())
     assert names
     assert not any(name.endswith("bias") for name in names)
